@@ -1,0 +1,92 @@
+"""The contract of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flowfactory.spec import AdapterSpec, Size
+from flowfactory.types import Conditions, Row
+
+SpecT = TypeVar("SpecT", bound=AdapterSpec)
+
+
+class Adapter(ABC, Generic[SpecT]):
+    """One model family, as flow matching sees it: `x = (1 - sigma) x0 + sigma noise`, `v = dx / dsigma`.
+
+    `sigma` is 1 at pure noise and 0 at data. Only `velocity` is called with gradients.
+    """
+
+    def __init__(self, spec: SpecT) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Read the checkpoint, every weight straight into `dtype`, onto `device`.
+
+        Raises:
+            ValueError: the checkpoint cannot be trained by this adapter; the message says why.
+        """
+
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The trainable networks by name, in a fixed order."""
+
+    @abstractmethod
+    def lora_targets(self) -> Sequence[str]:
+        """Module name endings that LoRA adapts by default."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row]) -> Conditions:
+        """Prompts, negative prompts and condition images as tensors `(B, …)`. Deterministic, so it can be cached."""
+
+    def collate(self, parts: Sequence[Conditions]) -> Conditions:
+        """Join conditions along the batch. Tensors of unequal length are zero-padded at the end of their axes."""
+        return {name: _join([part[name] for part in parts]) for name in parts[0]}
+
+    @abstractmethod
+    def drop_encoders(self) -> None:
+        """Release whatever only `encode` uses; called once all prompts are encoded."""
+
+    @abstractmethod
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Shape of one latent, without the batch axis.
+
+        Raises:
+            ValueError: the model cannot make that size; the message names the nearest it can.
+        """
+
+    @abstractmethod
+    def sigmas(self, steps: int, size: Size) -> Tensor:
+        """Noise levels `(steps+1,)`, float32 on the CPU, strictly falling to 0; bit-equal to the pipeline's own."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
+        """The guided velocity `(B, …)` at latents `x` `(B, …)` and noise levels `sigma` `(B,)`, which may differ."""
+
+    @abstractmethod
+    def decode(self, x: Tensor, size: Size) -> Tensor:
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1]."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, folder: Path) -> Path:
+        """Write a checkpoint of a few hundred KB: random weights, local tokenizers, the real architecture, no network."""
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    longest = [max(lengths) for lengths in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    return torch.cat([_pad(t, longest) for t in tensors])
+
+
+def _pad(tensor: Tensor, longest: Sequence[int]) -> Tensor:
+    if list(tensor.shape[1:]) == list(longest):
+        return tensor
+    padded = tensor.new_zeros(tensor.shape[0], *longest)
+    padded[(slice(None), *(slice(0, n) for n in tensor.shape[1:]))] = tensor
+    return padded

@@ -1,0 +1,54 @@
+"""The contract of a reward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from flowfactory.types import Sample
+
+T = TypeVar("T")
+
+Shared = Callable[[str, Callable[[], Any]], Any]
+"""`shared(key, factory)`: the one instance of a backbone, made by the first reward that asks for it."""
+
+Score = float | None
+"""Higher is better; `None` means the reward does not apply to the sample."""
+
+
+class Reward(ABC):
+    """Scores each sample on its own; sees batches of any size.
+
+    reads: what a score may depend on: "media", "prompt", "images", or names of metadata columns.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        """Load backbones onto `device`; called once, before the first score."""
+        return None
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        """One score per sample, in order."""
+
+
+class GroupReward(Reward):
+    """Scores the samples of one prompt against each other: `score` gets exactly one whole group."""
+
+
+class FunctionReward(Reward):
+    """A bare function `samples -> scores` as a reward."""
+
+    def __init__(self, function: Callable[[Sequence[Sample]], Sequence[Score]]) -> None:
+        super().__init__(None)
+        self.function = function
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        return self.function(samples)

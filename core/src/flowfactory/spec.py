@@ -1,0 +1,324 @@
+"""What the user writes: one attrs class per table, each key declared once with its doc, bounds and choices.
+
+Errors, the JSON Schema and the reference page all come from these declarations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NewType
+
+import attrs
+
+Location = NewType("Location", str)
+"""A file or folder: absolute, relative to the spec that names it, `package:resource`, or (models only) a hub id."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Density = Literal["gaussian", "squared-error", "none"]
+
+
+@attrs.frozen
+class Key:
+    """What a key's declaration says beyond its type and default; stored in the attribute's metadata."""
+
+    METADATA: ClassVar[str] = "flowfactory"
+
+    doc: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] | None = None
+    min_length: int | None = None
+
+    def check(self, instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        """The attrs validator of this key.
+
+        Raises:
+            ValueError: saying what was expected, without naming the key (the caller knows its line).
+        """
+        if value is None:
+            return
+        if self.choices is not None and value not in self.choices:
+            raise ValueError(f"expected one of {', '.join(map(repr, self.choices))}, not {value!r}")
+        if self.min_length is not None and len(value) < self.min_length:
+            raise ValueError(f"expected at least {self.min_length} entries, not {len(value)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            self._check_number(number)
+
+    def _check_number(self, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return
+        bounds: tuple[tuple[str, float | None, Callable[[float, float], bool]], ...] = (
+            ("at least", self.ge, lambda a, b: a >= b),
+            ("greater than", self.gt, lambda a, b: a > b),
+            ("at most", self.le, lambda a, b: a <= b),
+            ("less than", self.lt, lambda a, b: a < b),
+        )
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number, not {value!r}")
+        for words, bound, holds in bounds:
+            if bound is not None and not holds(value, bound):
+                raise ValueError(f"expected a number {words} {bound:g}, not {value!r}")
+
+
+def key(
+    doc: str,
+    *,
+    default: Any = attrs.NOTHING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[Any] | None = None,
+    min_length: int | None = None,
+) -> Any:
+    """Declare one key of a spec class.
+
+    Args:
+        doc: one sentence, with the unit where there is one.
+        default: the value when the key is absent; without it the key is required.
+        ge, gt, le, lt: bounds of a number, or of each number of a tuple.
+        choices: the allowed values, when the type alone does not say.
+        min_length: the least number of entries of a string or tuple.
+    """
+    declared = Key(doc, ge, gt, le, lt, None if choices is None else tuple(choices), min_length)
+    return attrs.field(default=default, validator=declared.check, metadata={Key.METADATA: declared})
+
+
+# --- what plugins extend -------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class AdapterSpec:
+    """Keys every `[model]` table takes."""
+
+    path: Location = key("Checkpoint: a hub id, a folder, or `package:resource`.")
+    revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)
+
+
+@attrs.frozen(kw_only=True)
+class Needs:
+    """What a trainer asks of core.
+
+    trajectory: "final" keeps the last latents only; "steps" also keeps the stochastic steps and their log-probabilities.
+    rollout: the weights that sample, "current" or "old" (see `sets`).
+    density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
+    reference: whether `Policy.using("reference")` will be asked for.
+    sets: further weight sets to keep in float32, moved only by the trainer itself.
+    """
+
+    trajectory: Literal["final", "steps"] = "final"
+    rollout: Literal["current", "old"] = "current"
+    density: Literal["gaussian", "any", "none"] = "none"
+    reference: bool = False
+    sets: frozenset[str] = frozenset()
+
+
+@attrs.frozen(kw_only=True)
+class TrainerSpec:
+    """Keys every `[trainer]` table takes."""
+
+    aggregate: Literal["sum", "gdpo"] = key(
+        "How several rewards become one advantage: weighted sum, or GDPO (each reward normalised in its group first).",
+        default="sum",
+    )
+    std: Literal["group", "global"] = key(
+        "Whose standard deviation divides a centred reward: its group's or the whole epoch's.", default="group"
+    )
+
+    @property
+    def needs(self) -> Needs:
+        """What core must provide; may depend on the keys."""
+        return Needs()
+
+
+@attrs.frozen(kw_only=True)
+class Window:
+    """Which steps of a trajectory are stochastic, and so trained. The last step never is."""
+
+    rule: Literal["all", "list", "random"] = key(
+        "`all` but the last step; the given `list`; `random`: `size` neighbouring steps, drawn anew each epoch.",
+        default="all",
+    )
+    steps: tuple[int, ...] | None = key("Step indices from 0, for rule `list`.", default=None, ge=0, min_length=1)
+    size: int | None = key("Number of stochastic steps, for rule `random`.", default=None, ge=1)
+    range: tuple[int, int] | None = key(
+        "First and last step the window may hold, both inclusive; all but the last step when absent.",
+        default=None,
+        ge=0,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SchedulerSpec:
+    """Base of every `[scheduler]` table: a deterministic dynamics, which has no log-probability."""
+
+    density: ClassVar[Density] = "none"
+
+
+@attrs.frozen(kw_only=True)
+class StochasticSpec(SchedulerSpec):
+    """Keys every stochastic `[scheduler]` table takes."""
+
+    density: ClassVar[Density] = "gaussian"
+
+    window: Window = key("Which steps are stochastic.", default=Window())
+
+
+# --- core's own tables ---------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Size:
+    """Pixels of one sample; `frames` is 1 for images."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class RunTable:
+    """`[run]`"""
+
+    name: str = key("Name of the run and of its folder.", min_length=1)
+    epochs: int = key("Epochs to train; one is a round of sampling, scoring and updates.", ge=0)
+    seed: int = key("Every random number of the run follows from it.", default=0, ge=0)
+    precision: Precision = key("Arithmetic of the networks; trained weights stay float32.", default="fp32")
+
+
+@attrs.frozen(kw_only=True)
+class Lora:
+    """`[lora]`: train low-rank adapters (peft); the reference policy costs no memory."""
+
+    rank: int = key("Rank of each adapter.", default=32, ge=1)
+    alpha: float = key("Adapter outputs are scaled by alpha / rank.", default=64.0, gt=0)
+    targets: tuple[str, ...] | None = key(
+        "Module name endings to adapt; the model's own choice when absent.", default=None, min_length=1
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Full:
+    """`[full]`: train every weight of the networks."""
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """`[data]`"""
+
+    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv.")
+    eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None)
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """`[sampling]`"""
+
+    size: Size = key("Pixels: a number (square), [height, width] or [height, width, frames].")
+    steps: int = key("Denoising steps of one sample.", ge=1)
+    prompts: int = key("Prompts per epoch, over all processes.", ge=1)
+    group: int = key("Samples per prompt; advantages compare them with each other.", ge=2)
+    micro_batch: int = key("Samples that pass the network together.", default=8, ge=1)
+    guidance: float = key("Guidance scale, embedded or classifier-free as the model has it.", default=1.0, ge=0)
+    shared_noise: bool = key("Start all samples of a group from the same noise.", default=False)
+    storage: Precision = key("Number format trajectories are kept in.", default="fp32")
+
+
+@attrs.frozen(kw_only=True)
+class Optimizer:
+    """`[optimizer]`: AdamW."""
+
+    lr: float = key("Learning rate.", gt=0)
+    betas: tuple[float, float] = key("Decay of the first and second moments.", default=(0.9, 0.999), ge=0, lt=1)
+    eps: float = key("Added to the root of the second moment.", default=1e-8, gt=0)
+    weight_decay: float = key("Decoupled weight decay.", default=1e-4, ge=0)
+    clip_norm: float = key("Largest norm of the whole gradient.", default=1.0, gt=0)
+    updates: int = key("Optimizer steps per epoch; the epoch's groups are divided evenly among them.", default=1, ge=1)
+    micro_batch: int = key("Samples that pass the network together, with gradients.", default=8, ge=1)
+    lr_schedule: Literal["constant", "linear", "cosine"] = key(
+        "How the learning rate falls to zero over the run, after the warm-up.", default="constant"
+    )
+    warmup: int = key("Optimizer steps over which the learning rate rises from zero.", default=0, ge=0)
+    ema: float = key(
+        "Largest decay of the averaged weights that are evaluated and exported; 0 turns averaging off.",
+        default=0.9,
+        ge=0,
+        lt=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Memory:
+    """`[memory]`"""
+
+    gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """`[checkpoint]`"""
+
+    every: int = key("Epochs between checkpoints; the last epoch is always saved. 0: only the last.", default=10, ge=0)
+    keep: int = key("How many of the latest checkpoints to keep.", default=2, ge=1)
+
+
+@attrs.frozen(kw_only=True)
+class Track:
+    """`[track]`"""
+
+    to: tuple[str, ...] = key("Trackers by accelerate's names, e.g. `tensorboard`, `wandb`.", default=())
+    project: str = key("Project name the trackers show.", default="flowfactory", min_length=1)
+
+
+@attrs.frozen(kw_only=True)
+class Component:
+    """A plugin's table: `[model]`, `[scheduler]` or `[trainer]`. `spec` is an instance of the plugin's own class."""
+
+    name: str = key("Which plugin: its public name, or `name@distribution` where two share one.", min_length=1)
+    spec: Any
+
+
+@attrs.frozen(kw_only=True)
+class RewardEntry:
+    """`[[reward]]`: core's keys, and the plugin's own in `spec`."""
+
+    name: str = key("Which reward plugin.", min_length=1)
+    label: str = key("Name in metrics; the plugin's name when absent.", min_length=1)
+    weight: float = key("Factor in the aggregation.", default=1.0)
+    spec: Any
+
+
+@attrs.frozen(kw_only=True)
+class Eval:
+    """`[eval]`: fixed prompts and fixed noise, deterministic sampling, averaged weights."""
+
+    every: int = key("Epochs between evaluations; before the first and after the last too. 0: never.", default=10, ge=0)
+    steps: int | None = key("Denoising steps; as in `[sampling]` when absent.", default=None, ge=1)
+    size: Size | None = key("Pixels; as in `[sampling]` when absent.", default=None)
+    seed: int = key("Seed of the evaluation noise.", default=0, ge=0)
+    micro_batch: int | None = key("Samples at a time; as in `[sampling]` when absent.", default=None, ge=1)
+    rewards: tuple[RewardEntry, ...] = ()
+    """`[[eval.reward]]`; the training rewards when none is given."""
+
+
+@attrs.frozen(kw_only=True)
+class Spec:
+    """A whole spec, structured and checked."""
+
+    run: RunTable
+    model: Component
+    tuning: Lora | Full
+    data: Data
+    sampling: Sampling
+    scheduler: Component
+    trainer: Component
+    rewards: tuple[RewardEntry, ...]
+    optimizer: Optimizer
+    memory: Memory
+    eval: Eval
+    checkpoint: Checkpoint
+    track: Track
+    plugins: tuple[str, ...] = ()
