@@ -1,0 +1,72 @@
+"""Sampling trajectories: the velocity field of a policy and the steps of a scheduler, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from flowfactory.scheduler import Scheduler, StochasticScheduler, to_storage
+from flowfactory.seeds import Draws, Key
+from flowfactory.trainer import Policy
+from flowfactory.types import Conditions, Rollout
+
+
+@attrs.frozen(eq=False)
+class Noise:
+    """Everything random about some trajectories: `start` `(B, …)` and, per stochastic step, `steps` `(B, n, …)`."""
+
+    start: Tensor
+    steps: Tensor
+
+
+def draw_noise(start: Sequence[Key], steps: Sequence[Key], shape: tuple[int, ...], count: int) -> Noise:
+    """Noise for samples named by their keys, `count` stochastic steps each."""
+    return Noise(Draws(start).normal(*shape), Draws(steps).normal(count, *shape))
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    scheduler: Scheduler,  # type: ignore[type-arg]
+    sigmas: Tensor,
+    steps: tuple[int, ...],
+    noise: Noise,
+    conditions: Conditions,
+    storage: torch.dtype,
+    trajectory: bool = True,
+) -> Rollout:
+    """Sample from noise to data.
+
+    The chain always continues from the stored (rounded) latents, so a stored transition is exactly what happened.
+
+    Args:
+        sigmas: noise levels `(T+1,)`, float32, on the CPU.
+        steps: the stochastic steps; all others are deterministic.
+        noise: on the device of the conditions.
+        storage: the dtype latents are kept in.
+        trajectory: whether to keep the stochastic steps; otherwise only the final latents.
+    """
+    x = to_storage(noise.start, storage)
+    levels = sigmas.to(x.device)[:, None].expand(-1, len(x))
+    ceiling, state = float(sigmas[1]), scheduler.start()
+    latents: dict[int, Tensor] = {}
+    logprobs: dict[int, Tensor] = {}
+    for i in range(len(sigmas) - 1):
+        sigma, sigma_next = levels[i], levels[i + 1]
+        v = policy.velocity(x, sigma, conditions)
+        if i not in steps:
+            moved, state = scheduler.advance(state, v, x, sigma, sigma_next)
+            x = to_storage(moved, storage)
+            continue
+        if not isinstance(scheduler, StochasticScheduler):
+            raise TypeError(f"{type(scheduler).__name__} has no stochastic steps")
+        step = scheduler.step(v, x, sigma, sigma_next, ceiling, noise.steps[:, steps.index(i)], storage)
+        if trajectory:
+            latents |= {i: x, i + 1: step.x}
+            logprobs[i] = step.logprob
+        x = step.x
+    latents[len(sigmas) - 1] = x
+    return Rollout(sigmas, steps if trajectory else (), latents, logprobs)
