@@ -5,21 +5,14 @@ So results depend on neither batch size, worker count nor world size, and resumi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Key = tuple[int | str, ...]
-"""What a draw is for, e.g. `(seed, "noise", epoch, slot, replica)`."""
+from flowfactory.digest import Key, seed_of
 
-
-def seed_of(*key: int | str) -> int:
-    """A 63-bit seed that is a pure function of `key`."""
-    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+__all__ = ["Draws", "Key", "generator", "seed_of"]
 
 
 def generator(*key: int | str) -> torch.Generator:
