@@ -1,4 +1,4 @@
-"""Flow-SDE: the stochastic sampler of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470, eq. 9).
+"""Flow-SDE: the stochastic sampler of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470).
 
     dx = (v + g² / (2 sigma) X1) dsigma + g dw,   g = eta sqrt(sigma / (1 - sigma)),   X1 = x + (1 - sigma) v
 
