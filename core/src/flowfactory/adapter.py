@@ -76,7 +76,7 @@ class Adapter(ABC, Generic[SpecT]):
     @classmethod
     @abstractmethod
     def tiny(cls, folder: Path) -> Path:
-        """Write a checkpoint of a few hundred KB: random weights, local tokenizers, the real architecture, no network."""
+        """Write a checkpoint of a few hundred KB offline: random weights, local tokenizers, the real architecture."""
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

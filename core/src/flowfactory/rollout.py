@@ -21,6 +21,10 @@ class Noise:
     start: Tensor
     steps: Tensor
 
+    def to(self, device: torch.device) -> Noise:
+        """The same noise on `device`."""
+        return Noise(self.start.to(device, non_blocking=True), self.steps.to(device, non_blocking=True))
+
 
 def draw_noise(start: Sequence[Key], steps: Sequence[Key], shape: tuple[int, ...], count: int) -> Noise:
     """Noise for samples named by their keys, `count` stochastic steps each."""

@@ -102,7 +102,7 @@ class AdapterSpec:
 class Needs:
     """What a trainer asks of core.
 
-    trajectory: "final" keeps the last latents only; "steps" also keeps the stochastic steps and their log-probabilities.
+    trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities.
     rollout: the weights that sample, "current" or "old" (see `sets`).
     density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
     reference: whether `Policy.using("reference")` will be asked for.
@@ -186,6 +186,9 @@ class RunTable:
     name: str = key("Name of the run and of its folder.", min_length=1)
     epochs: int = key("Epochs to train; one is a round of sampling, scoring and updates.", ge=0)
     seed: int = key("Every random number of the run follows from it.", default=0, ge=0)
+    save_samples: int = key(
+        "How many samples of each epoch and evaluation to write to the run's folder.", default=16, ge=0
+    )
     precision: Precision = key("Arithmetic of the networks; trained weights stay float32.", default="fp32")
 
 

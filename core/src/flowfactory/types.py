@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -68,11 +69,21 @@ class Rollout:
         """The second noise level: see `Scheduler`."""
         return float(self.sigmas[1])
 
-    def __getitem__(self, rows: slice) -> Rollout:
+    def __getitem__(self, samples: slice | Tensor) -> Rollout:
         return attrs.evolve(
             self,
-            latents={i: x[rows] for i, x in self.latents.items()},
-            logprobs={i: x[rows] for i, x in self.logprobs.items()},
+            latents={i: x[samples] for i, x in self.latents.items()},
+            logprobs={i: x[samples] for i, x in self.logprobs.items()},
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Rollout]) -> Rollout:
+        """Join rollouts over the same noise levels and steps."""
+        first = parts[0]
+        return attrs.evolve(
+            first,
+            latents={i: torch.cat([part.latents[i] for part in parts]) for i in first.latents},
+            logprobs={i: torch.cat([part.logprobs[i] for part in parts]) for i in first.logprobs},
         )
 
 

@@ -1,6 +1,6 @@
 """The trained weights and the named sets they are exchanged with.
 
-Trained weights, their averages and old policies are float32. Computing with another set exchanges tensors, it copies none.
+Trained weights, their averages and old policies are float32. Computing with another set exchanges tensors, copying none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ class Weights:
     """
 
     def __init__(
-        self, networks: Mapping[str, nn.Module], tuning: Lora | Full, targets: Sequence[str], sets: Sequence[str], seed: int
+        self,
+        networks: Mapping[str, nn.Module],
+        tuning: Lora | Full,
+        targets: Sequence[str],
+        sets: Sequence[str],
+        seed: int,
     ) -> None:
         self.networks = networks
         self._lora_layers: list[BaseTunerLayer] = []
@@ -54,7 +59,7 @@ class Weights:
         self.sets: dict[str, list[Tensor]] = {
             name: [p.detach().clone() for p in self.parameters.values()] for name in sorted(copied)
         }
-        self._exchanged = False
+        self._exchanges = 0
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -72,15 +77,17 @@ class Weights:
             if name not in self.sets:
                 raise KeyError(f"no weight set {name!r}; there are {', '.join(['current', *self.sets])}")
             self._exchange(name)
+            self._exchanges += 1
             try:
                 yield
             finally:
                 self._exchange(name)
+                self._exchanges -= 1
 
     @torch.no_grad()
     def move(self, name: str, decay: float) -> None:
         """`set <- decay * set + (1 - decay) * current`."""
-        if self._exchanged:
+        if self._exchanges:
             raise RuntimeError(f"weight set {name!r} cannot move while another set is in use")
         torch._foreach_lerp_(self.sets[name], [p.data for p in self.parameters.values()], 1.0 - decay)
 
@@ -99,7 +106,6 @@ class Weights:
         stored = self.sets[name]
         for i, parameter in enumerate(self.parameters.values()):
             parameter.data, stored[i] = stored[i], parameter.data
-        self._exchanged = not self._exchanged
 
     @contextmanager
     def _without_lora(self) -> Iterator[None]:

@@ -1,0 +1,132 @@
+"""Putting a run together: from the plan to loaded parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from flowfactory.adapter import Adapter
+from flowfactory.cache import ConditionStore
+from flowfactory.data import load_rows
+from flowfactory.distributed import DTYPES, Processes
+from flowfactory.metrics import Clock
+from flowfactory.plan import Plan
+from flowfactory.policy import ModelPolicy
+from flowfactory.registry import Registry
+from flowfactory.scheduler import Scheduler
+from flowfactory.scoring import Judge
+from flowfactory.spec import Full, Spec
+from flowfactory.trainer import Trainer
+from flowfactory.types import Row
+from flowfactory.ui import Ui
+from flowfactory.weights import Weights
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """A run, as event hooks see it."""
+
+    folder: Path
+    plan: Plan
+
+
+@attrs.frozen(eq=False)
+class Parts:
+    """Everything a run is made of, loaded."""
+
+    spec: Spec
+    folder: Path
+    registry: Registry
+    ui: Ui
+    clock: Clock
+    processes: Processes
+    adapter: Adapter[Any]
+    scheduler: Scheduler[Any]
+    trainer: Trainer[Any]
+    weights: Weights
+    policy: ModelPolicy
+    optimizer: torch.optim.Optimizer
+    judge: Judge
+    data: Prompts
+    held_out: Prompts | None
+    held_out_judge: Judge
+
+
+@attrs.frozen(eq=False)
+class Prompts:
+    """Rows of the data and their conditions."""
+
+    rows: Sequence[Row]
+    conditions: ConditionStore
+
+
+def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
+    """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards."""
+    spec = plan.spec
+    rows = load_rows(Path(spec.data.prompts))
+    held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
+    processes = Processes(spec.run.precision)
+    device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
+    trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
+    scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)
+    adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
+    with ui.phase("loading the model"), clock("load"):
+        adapter.load(device, dtype)
+    with ui.phase("encoding prompts", total=len(rows) + len(held_out_rows)) as bar, clock("encode"), torch.no_grad():
+        data = Prompts(rows, ConditionStore(adapter, rows, bar.advance))
+        held_out = (
+            Prompts(held_out_rows, ConditionStore(adapter, held_out_rows, bar.advance)) if held_out_rows else None
+        )
+        adapter.drop_encoders()
+    weights = _weights(spec, adapter, trainer)
+    judge, held_out_judge = _judges(spec, registry)
+    with ui.phase("loading the rewards"), clock("load"):
+        judge.load(device, dtype)
+        held_out_judge.load(device, dtype)
+    return Parts(
+        spec=spec,
+        folder=folder,
+        registry=registry,
+        ui=ui,
+        clock=clock,
+        processes=processes,
+        adapter=adapter,
+        scheduler=scheduler,
+        trainer=trainer,
+        weights=weights,
+        policy=ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size),
+        optimizer=processes.prepare(_optimizer(spec, weights)),
+        judge=judge,
+        data=data,
+        held_out=held_out,
+        held_out_judge=held_out_judge,
+    )
+
+
+def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> Weights:
+    needs = trainer.needs
+    sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
+    targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
+    weights = Weights(adapter.networks(), spec.tuning, targets, sets, spec.run.seed)
+    if spec.memory.gradient_checkpointing:
+        for network in weights.networks.values():
+            network.enable_gradient_checkpointing()
+    return weights
+
+
+def _judges(spec: Spec, registry: Registry) -> tuple[Judge, Judge]:
+    """The judge of training, and the one of evaluation: the same unless `[[eval.reward]]` says otherwise."""
+    shared: dict[str, Any] = {}
+    judge = Judge(spec.rewards, registry, shared)
+    return judge, Judge(spec.eval.rewards, registry, shared) if spec.eval.rewards else judge
+
+
+def _optimizer(spec: Spec, weights: Weights) -> torch.optim.Optimizer:
+    table = spec.optimizer
+    return torch.optim.AdamW(
+        weights.parameters.values(), lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay
+    )

@@ -1,0 +1,88 @@
+"""The processes of a run, through accelerate. Nothing else knows how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from flowfactory.spec import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Processes:
+    """One process among `world`, with its device and arithmetic."""
+
+    def __init__(self, precision: Precision) -> None:
+        self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0; 0 is the main one."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return torch.device(self.accelerator.device)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return bool(self.accelerator.is_main_process)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed-precision arithmetic, as `[run] precision` asks."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; scaled where float16 needs it."""
+        self.accelerator.backward(loss)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up gradients over all processes, in one message."""
+        if self.world == 1:
+            return
+        with_gradient = [p for p in parameters if p.requires_grad]
+        flat = torch.cat([_gradient(p).flatten() for p in with_gradient])
+        total = self.accelerator.reduce(flat, reduction="sum")
+        for parameter, part in zip(with_gradient, total.split([p.numel() for p in with_gradient]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenate equally shaped tensors of all processes, by rank."""
+        gathered: Tensor = self.accelerator.gather(values.to(self.device))
+        return gathered.to(values.device)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        return bool(self.gather(torch.tensor([flag])).any()) if self.world > 1 else flag
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer with accelerate's loss scaling around its steps."""
+        prepared: torch.optim.Optimizer = self.accelerator.prepare(optimizer)
+        return prepared
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
+        """Scale the gradient down to `norm` where it is longer; returns its length before."""
+        length: Tensor = self.accelerator.clip_grad_norm_(list(parameters), norm)
+        return length
+
+    def wait(self) -> None:
+        """Go on when every process has come this far."""
+        self.accelerator.wait_for_everyone()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

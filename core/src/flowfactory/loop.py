@@ -1,0 +1,87 @@
+"""The training loop: sample, score, compare, update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowfactory import checkpoint
+from flowfactory.assembly import Parts, Run, assemble
+from flowfactory.checkpoint import Progress
+from flowfactory.collect import collect
+from flowfactory.evaluate import evaluate
+from flowfactory.metrics import MetricsFile
+from flowfactory.optimise import optimise
+from flowfactory.plan import Plan
+from flowfactory.registry import Registry
+from flowfactory.stop import Stopped, StopRequest, listening
+from flowfactory.ui import Ui
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+
+
+def run(plan: Plan, registry: Registry, folder: Path, ui: Ui, resume: bool = False) -> None:
+    """Train as planned, writing into `folder`; with `resume`, from the last checkpoint there.
+
+    Raises:
+        Stopped: a signal ended the run; a checkpoint was saved.
+        DataError: a prompt file cannot be used.
+        RewardError: a reward failed.
+    """
+    told, outcome = Run(folder, plan), "failed"
+    try:
+        with listening() as stop:
+            train(assemble(plan, registry, folder, ui), told, stop, resume)
+        outcome = "done"
+    except Stopped as stopped:
+        outcome = stopped.outcome
+        raise
+    finally:
+        registry.events.run_finished(run=told, outcome=outcome)
+
+
+def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
+    """Every epoch still to be done."""
+    spec, progress = parts.spec, Progress()
+    saved = checkpoint.checkpoints(parts.folder / CHECKPOINTS)
+    if resume and saved:
+        progress = checkpoint.load(saved[-1], parts.weights, parts.optimizer)
+    parts.registry.events.run_started(run=told, plan=told.plan)
+    metrics_file = MetricsFile(parts.folder / METRICS, progress.epoch, write=parts.processes.main)
+    if progress.epoch == 0:
+        report(parts, told, metrics_file, 0, evaluate(parts, 0))
+    for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
+        try:
+            made = collect(parts, told, epoch, stop)
+        except Stopped:
+            # No weight has changed since the last epoch ended: this is its checkpoint.
+            save(parts, told, progress)
+            raise
+        progress, trained = optimise(parts, progress, epoch, made)
+        metrics = made.metrics | trained
+        last = epoch == spec.run.epochs
+        if last or (spec.eval.every and epoch % spec.eval.every == 0):
+            metrics |= evaluate(parts, epoch)
+        # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
+        report(parts, told, metrics_file, epoch, metrics)
+        if last or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
+            save(parts, told, progress)
+
+
+def report(parts: Parts, told: Run, file: MetricsFile, epoch: int, metrics: dict[str, float]) -> None:
+    """Put the metrics of an epoch where people look."""
+    metrics = metrics | parts.clock.read()
+    file.write(epoch, metrics)
+    parts.ui.epoch_line(epoch, parts.spec.run.epochs, metrics)
+    parts.registry.events.epoch_finished(run=told, epoch=epoch, metrics=metrics)
+
+
+def save(parts: Parts, told: Run, progress: Progress) -> None:
+    """Write a checkpoint of a finished epoch, unless it lies there already."""
+    folder = parts.folder / CHECKPOINTS
+    if parts.processes.main and checkpoint.name(progress.epoch) not in [c.name for c in checkpoint.checkpoints(folder)]:
+        facts = {"digest": told.plan.digest, "versions": told.plan.versions}
+        with parts.clock("checkpoint"):
+            path = checkpoint.save(folder, progress, parts.weights, parts.optimizer, parts.spec.checkpoint.keep, facts)
+        parts.registry.events.checkpoint_saved(run=told, epoch=progress.epoch, path=path)
+    parts.processes.wait()

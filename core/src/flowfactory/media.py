@@ -1,0 +1,67 @@
+"""Writing samples to disk: images as PNG, and the table that belongs to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
+
+from flowfactory.types import Sample
+
+TABLE = "samples.jsonl"
+
+
+def to_image(media: Tensor) -> Image.Image:
+    """An image `(3, H, W)` in [0, 1] as a picture; of frames `(F, 3, H, W)`, all of them side by side."""
+    frames = media if media.dim() == 4 else media[None]
+    strip = torch.cat(list(frames), dim=-1)
+    return Image.fromarray((strip.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
+    """Write `0000.png …` and `samples.jsonl` with the prompt and the scores of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / TABLE).open("w", encoding="utf-8") as table:
+        for number, sample in enumerate(samples):
+            name = f"{number:04d}.png"
+            to_image(sample.media).save(folder / name)
+            line = {
+                "file": name,
+                "prompt": sample.row.prompt,
+                "slot": sample.slot,
+                "replica": sample.replica,
+                "scores": {label: values[number] for label, values in scores.items()},
+            }
+            table.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) -> Image.Image:
+    """A sheet of two folders that `save_samples` wrote: the same prompts and noise, side by side under each prompt."""
+    margin, caption = 8, 34
+    cell_width, cell_height = 2 * width + 3 * margin, width + caption + margin
+    pairs = list(zip(_listed(before), _listed(after), strict=True))
+    sheet = Image.new("RGB", (columns * cell_width, -(-len(pairs) // columns) * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, pair in enumerate(pairs):
+        left, top = number % columns * cell_width + margin, number // columns * cell_height
+        draw.text((left, top + 3), _short(pair[0][0], 2 * width // 6), fill="black")
+        for side, (word, (_, file)) in enumerate(zip(("before", "after"), pair, strict=True)):
+            x = left + side * (width + margin)
+            draw.text((x, top + 17), word, fill="gray")
+            with Image.open(file) as picture:
+                sheet.paste(ImageOps.contain(picture, (width, width), Image.Resampling.BICUBIC), (x, top + caption))
+    return sheet
+
+
+def _listed(folder: Path) -> list[tuple[str, Path]]:
+    """Prompt and picture of each sample in a folder."""
+    lines = (folder / TABLE).read_text(encoding="utf-8").splitlines()
+    return [(line["prompt"], folder / line["file"]) for line in map(json.loads, lines)]
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

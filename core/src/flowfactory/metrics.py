@@ -1,0 +1,93 @@
+"""What a run measures: rewards, losses, and the seconds of every phase."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Clock:
+    """Seconds spent per phase since the last `read`. On CUDA a phase ends when its kernels have."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._seconds[phase] += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """`time/<phase>` in seconds; starts again from zero."""
+        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        self._seconds.clear()
+        return seconds
+
+
+class Means:
+    """Weighted means of named scalars. Values stay on their device until read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = defaultdict(float)
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Take note of `values`, each a scalar."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value.detach())) + value.detach() * weight
+            self._weights[name] += weight
+
+    def read(self) -> dict[str, float]:
+        """The mean of each name."""
+        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+
+
+def score_metrics(prefix: str, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """`<prefix>/<label>/mean` and `/std` of scores `(N,)`, leaving out NaN."""
+    metrics = {}
+    for label, values in scores.items():
+        known = values[~values.isnan()]
+        if len(known):
+            metrics[f"{prefix}/{label}/mean"] = float(known.mean())
+            metrics[f"{prefix}/{label}/std"] = float(known.std(correction=0))
+    return metrics
+
+
+def zero_std_groups(advantages: Tensor, groups: Tensor) -> float:
+    """Share of the groups in which no sample is better than another, so that nothing can be learned from them."""
+    names = groups.unique()
+    return sum(float(not advantages[groups == g].nan_to_num().any()) for g in names) / len(names)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line per epoch.
+
+    Args:
+        epochs_done: lines of later epochs are dropped; a resumed run makes them again.
+        write: whether this process writes at all.
+    """
+
+    def __init__(self, path: Path, epochs_done: int, write: bool) -> None:
+        self._path, self._write = path, write
+        if write:
+            lines = path.read_text().splitlines(keepends=True) if path.exists() and epochs_done else []
+            path.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= epochs_done))
+
+    def write(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Append the line of one epoch."""
+        if self._write:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")

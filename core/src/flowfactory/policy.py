@@ -1,0 +1,47 @@
+"""The policy that trainers and the rollout see: an adapter, its weight sets, and how it is asked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactory.adapter import Adapter
+from flowfactory.distributed import Processes
+from flowfactory.spec import Size
+from flowfactory.types import Conditions
+from flowfactory.weights import Weights
+
+
+class ModelPolicy:
+    """`flowfactory.trainer.Policy` over an adapter, at one guidance and size; counts its network calls."""
+
+    def __init__(
+        self,
+        adapter: Adapter[Any],
+        weights: Weights,
+        processes: Processes,
+        dtype: torch.dtype,
+        guidance: float,
+        size: Size,
+    ) -> None:
+        self._adapter, self._weights, self._processes = adapter, weights, processes
+        self._dtype, self._guidance, self._size = dtype, guidance, size
+        self.samples_forwarded = 0
+
+    def at(self, size: Size) -> ModelPolicy:
+        """The same policy for samples of another size."""
+        return ModelPolicy(self._adapter, self._weights, self._processes, self._dtype, self._guidance, size)
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        self.samples_forwarded += len(x)
+        with self._processes.autocast():
+            return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
+
+    def using(self, weights: str) -> AbstractContextManager[None]:
+        return self._weights.using(weights)
+
+    def move(self, weights: str, decay: float) -> None:
+        self._weights.move(weights, decay)
