@@ -1,13 +1,19 @@
-"""What core itself contributes, through the same hooks as everyone else: sampling dynamics. Imports no torch."""
+"""What core itself contributes, through the same hooks as everyone else. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import attrs
 
 from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import SchedulerSpec, StochasticSpec, key
+from flowfactory.spec import Density, SchedulerSpec, StochasticSpec, key
+
+
+@attrs.frozen(kw_only=True)
+class PipelineSpec(AdapterSpec):
+    """Any flow-matching diffusers pipeline."""
 
 
 @attrs.frozen(kw_only=True)
@@ -18,12 +24,48 @@ class FlowSDESpec(StochasticSpec):
 
 
 @attrs.frozen(kw_only=True)
+class DanceSDESpec(StochasticSpec):
+    """DanceGRPO's stochastic sampler: a constant diffusion coefficient."""
+
+    eta: float = key("Noise per root of sigma; 0.3 for FLUX, 0.25 for HunyuanVideo.", default=0.3, gt=0)
+
+
+@attrs.frozen(kw_only=True)
+class CPSSpec(StochasticSpec):
+    """FlowCPS's stochastic sampler: the noise of a step replaces as much predicted noise."""
+
+    density: ClassVar[Density] = "squared-error"
+
+    eta: float = key("Share of the noise drawn anew: an angle, 1 is a right one.", default=0.8, gt=0, le=1)
+
+
+@attrs.frozen(kw_only=True)
 class ODESpec(SchedulerSpec):
     """Euler steps of the probability-flow ODE."""
+
+
+@attrs.frozen(kw_only=True)
+class DPMSolverSpec(SchedulerSpec):
+    """DPM-Solver++(2M): second order, one network call per step."""
+
+
+@attrs.frozen(kw_only=True)
+class UniPCSpec(SchedulerSpec):
+    """UniPC: second order predictor and corrector, one network call per step."""
+
+
+@hookimpl
+def flowfactory_adapters() -> Iterable[Provides]:
+    target = "flowfactory.pipeline:PipelineAdapter"
+    yield Provides("diffusers", PipelineSpec, target, "Any flow-matching diffusers pipeline, through its own call.")
 
 
 @hookimpl
 def flowfactory_schedulers() -> Iterable[Provides]:
     home = "flowfactory.dynamics"
     yield Provides("flow-sde", FlowSDESpec, f"{home}.flow_sde:FlowSDE", "Flow-GRPO's SDE; keeps the marginals.")
+    yield Provides("dance-sde", DanceSDESpec, f"{home}.dance_sde:DanceSDE", "DanceGRPO's SDE; constant noise.")
+    yield Provides("cps", CPSSpec, f"{home}.cps:CPS", "FlowCPS: fresh noise replaces predicted noise.")
     yield Provides("ode", ODESpec, f"{home}.ode:ODE", "Euler steps: deterministic, for decoupled trainers.")
+    yield Provides("dpm-solver", DPMSolverSpec, f"{home}.dpm_solver:DPMSolver", "DPM-Solver++(2M); deterministic.")
+    yield Provides("unipc", UniPCSpec, f"{home}.unipc:UniPC", "UniPC of second order; deterministic.")
