@@ -1,6 +1,7 @@
 """The trained weights and the named sets they are exchanged with.
 
-Trained weights, their averages and old policies are float32. Computing with another set exchanges tensors, copying none.
+Trained weights, their averages and old policies are float32. Computing with another set exchanges tensors, it copies
+none.
 """
 
 from __future__ import annotations

@@ -1,0 +1,35 @@
+# `make quickstart` and `make test` each do everything from a fresh clone; they need Python 3.11, pip and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := $(shell sed -n 's/^packages = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test lint types dist clean
+
+quickstart: $(STAMP)
+	$(BIN)/flowfactory run plugins/shapes/examples/shapes-grpo.toml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+dist: $(STAMP)
+	for package in $(PACKAGES); do $(BIN)/python -m build --wheel --outdir dist $$package || exit 1; done
+
+# Everything editable, in one resolution, with the pins of constraints.txt.
+$(STAMP): constraints.txt requirements-dev.txt pyproject.toml $(addsuffix /pyproject.toml,$(PACKAGES))
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt \
+		$(addprefix --editable ./,$(PACKAGES))
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist runs .pytest_cache .mypy_cache .ruff_cache
