@@ -8,7 +8,7 @@ from typing import ClassVar
 import attrs
 
 from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import Density, SchedulerSpec, StochasticSpec, key
+from flowfactory.spec import AdapterSpec, Density, SchedulerSpec, StochasticSpec, key
 
 
 @attrs.frozen(kw_only=True)

@@ -6,6 +6,7 @@ Errors, the JSON Schema and the reference page all come from these declarations.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NewType
 
@@ -13,6 +14,9 @@ import attrs
 
 Location = NewType("Location", str)
 """A file or folder: absolute, relative to the spec that names it, `package:resource`, or (models only) a hub id."""
+
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+"""What may be part of a file name and of a metric's."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Density = Literal["gaussian", "squared-error", "none"]
@@ -31,6 +35,8 @@ class Key:
     lt: float | None = None
     choices: tuple[Any, ...] | None = None
     min_length: int | None = None
+    pattern: str | None = None
+    exists: bool = False
 
     def check(self, instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         """The attrs validator of this key.
@@ -43,7 +49,10 @@ class Key:
         if self.choices is not None and value not in self.choices:
             raise ValueError(f"expected one of {', '.join(map(repr, self.choices))}, not {value!r}")
         if self.min_length is not None and len(value) < self.min_length:
-            raise ValueError(f"expected at least {self.min_length} entries, not {len(value)}")
+            unit = "characters" if isinstance(value, str) else "entries"
+            raise ValueError(f"expected {self.min_length} or more {unit}, not {len(value)}")
+        if self.pattern is not None and re.fullmatch(self.pattern, value) is None:
+            raise ValueError(f"expected a string that matches {self.pattern}, not {value!r}")
         for number in value if isinstance(value, tuple) else (value,):
             self._check_number(number)
 
@@ -73,6 +82,8 @@ def key(
     lt: float | None = None,
     choices: Sequence[Any] | None = None,
     min_length: int | None = None,
+    pattern: str | None = None,
+    exists: bool = False,
 ) -> Any:
     """Declare one key of a spec class.
 
@@ -81,9 +92,11 @@ def key(
         default: the value when the key is absent; without it the key is required.
         ge, gt, le, lt: bounds of a number, or of each number of a tuple.
         choices: the allowed values, when the type alone does not say.
-        min_length: the least number of entries of a string or tuple.
+        min_length: the least number of characters of a string or entries of a tuple.
+        pattern: the regular expression a string must match as a whole.
+        exists: a `Location` must be a file or folder here, never a hub id.
     """
-    declared = Key(doc, ge, gt, le, lt, None if choices is None else tuple(choices), min_length)
+    declared = Key(doc, ge, gt, le, lt, None if choices is None else tuple(choices), min_length, pattern, exists)
     return attrs.field(default=default, validator=declared.check, metadata={Key.METADATA: declared})
 
 
@@ -183,7 +196,7 @@ class Size:
 class RunTable:
     """`[run]`"""
 
-    name: str = key("Name of the run and of its folder.", min_length=1)
+    name: str = key("Name of the run and of its folder.", pattern=NAME)
     epochs: int = key("Epochs to train; one is a round of sampling, scoring and updates.", ge=0)
     seed: int = key("Every random number of the run follows from it.", default=0, ge=0)
     save_samples: int = key(
@@ -212,8 +225,8 @@ class Full:
 class Data:
     """`[data]`"""
 
-    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv.")
-    eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None)
+    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv.", exists=True)
+    eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None, exists=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -289,7 +302,7 @@ class RewardEntry:
     """`[[reward]]`: core's keys, and the plugin's own in `spec`."""
 
     name: str = key("Which reward plugin.", min_length=1)
-    label: str = key("Name in metrics; the plugin's name when absent.", min_length=1)
+    label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
     weight: float = key("Factor in the aggregation.", default=1.0)
     spec: Any
 
