@@ -14,7 +14,7 @@ import attrs
 import pluggy
 
 if TYPE_CHECKING:
-    from flowfactory.loop import Run
+    from flowfactory.assembly import Run
     from flowfactory.plan import Plan
     from flowfactory.track import Tracker
     from flowfactory.types import Sample

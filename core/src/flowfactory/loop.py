@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowfactory import checkpoint
@@ -14,6 +15,7 @@ from flowfactory.optimise import optimise
 from flowfactory.plan import Plan
 from flowfactory.registry import Registry
 from flowfactory.stop import Stopped, StopRequest, listening
+from flowfactory.track import Tracker, tracking
 from flowfactory.ui import Ui
 
 CHECKPOINTS = "checkpoints"
@@ -46,32 +48,35 @@ def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
     saved = checkpoint.checkpoints(parts.folder / CHECKPOINTS)
     if resume and saved:
         progress = checkpoint.load(saved[-1], parts.weights, parts.optimizer)
-    parts.registry.events.run_started(run=told, plan=told.plan)
-    metrics_file = MetricsFile(parts.folder / METRICS, progress.epoch, write=parts.processes.main)
-    if progress.epoch == 0:
-        report(parts, told, metrics_file, 0, evaluate(parts, 0))
-    for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
-        try:
-            made = collect(parts, told, epoch, stop)
-        except Stopped:
-            # No weight has changed since the last epoch ended: this is its checkpoint.
-            save(parts, told, progress)
-            raise
-        progress, trained = optimise(parts, progress, epoch, made)
-        metrics = made.metrics | trained
-        last = epoch == spec.run.epochs
-        if last or (spec.eval.every and epoch % spec.eval.every == 0):
-            metrics |= evaluate(parts, epoch)
-        # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
-        report(parts, told, metrics_file, epoch, metrics)
-        if last or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
-            save(parts, told, progress)
+    file = MetricsFile(parts.folder / METRICS, progress.epoch, write=parts.processes.main)
+    names = spec.track.to if parts.processes.main else ()
+    with tracking(names, spec.track.project, told, parts.registry) as trackers:
+        trackers.append(file)
+        parts.registry.events.run_started(run=told, plan=told.plan)
+        if progress.epoch == 0:
+            report(parts, told, trackers, 0, evaluate(parts, 0))
+        for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
+            try:
+                made = collect(parts, told, epoch, stop)
+            except Stopped:
+                # No weight has changed since the last epoch ended: this is its checkpoint.
+                save(parts, told, progress)
+                raise
+            progress, metrics = optimise(parts, progress, epoch, made)
+            last = epoch == spec.run.epochs
+            if last or (spec.eval.every and epoch % spec.eval.every == 0):
+                metrics |= evaluate(parts, epoch)
+            # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
+            report(parts, told, trackers, epoch, made.metrics | metrics)
+            if last or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
+                save(parts, told, progress)
 
 
-def report(parts: Parts, told: Run, file: MetricsFile, epoch: int, metrics: dict[str, float]) -> None:
+def report(parts: Parts, told: Run, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
     """Put the metrics of an epoch where people look."""
     metrics = metrics | parts.clock.read()
-    file.write(epoch, metrics)
+    for tracker in trackers:
+        tracker.log(metrics, epoch)
     parts.ui.epoch_line(epoch, parts.spec.run.epochs, metrics)
     parts.registry.events.epoch_finished(run=told, epoch=epoch, metrics=metrics)
 

@@ -73,7 +73,7 @@ def zero_std_groups(advantages: Tensor, groups: Tensor) -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one line per epoch.
+    """`metrics.jsonl`: one line per epoch. A `flowfactory.track.Tracker`.
 
     Args:
         epochs_done: lines of later epochs are dropped; a resumed run makes them again.
@@ -86,8 +86,11 @@ class MetricsFile:
             lines = path.read_text().splitlines(keepends=True) if path.exists() and epochs_done else []
             path.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= epochs_done))
 
-    def write(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Append the line of one epoch."""
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append the line of epoch `step`."""
         if self._write:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+                file.write(json.dumps({"epoch": step, **metrics}) + "\n")
+
+    def finish(self) -> None:
+        """Nothing is left to be done: every line is written when it is made."""
