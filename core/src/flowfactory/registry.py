@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -194,7 +195,7 @@ class Registry:
         found = [kind for kind in kinds if any(entry.name == name for entry in self.entries(kind))]
         self._load(self._choose(found[0] if found else OBSERVERS, "plugins", wanted))
 
-    def load_file(self, path: Path, written: str) -> None:
+    def load_file(self, path: Path) -> None:
         """Load a local file as a hook module; its names are then as good as installed ones.
 
         Raises:
@@ -202,7 +203,7 @@ class Registry:
         """
         if not path.is_file():
             raise PluginError("plugin-file-missing", f"there is no file {shown(path)}")
-        source = Source(written, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        source = Source(path.name, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
         name = f"flowfactory_local_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         if name in self._modules:
             return
@@ -213,8 +214,8 @@ class Registry:
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise _broken(f"plugin file {written}", f"running it failed: {_cause(error)}") from error
-        provided = self._register(module, source, f"plugin file {written}")
+            raise _broken(f"plugin file {shown(path)}", f"running it failed: {_cause(error)}") from error
+        provided = self._register(module, source, f"plugin file {shown(path)}")
         self._loaded[name, source] = provided
         self._entries += [Entry(kind, public, name, source) for kind, public in provided]
 
@@ -397,6 +398,12 @@ def _check_record(record: Any, kind: Kind, who: str) -> None:
     if not (inspect.isclass(record.spec) and attrs.has(record.spec) and issubclass(record.spec, kind.base)):
         expected = "an attrs class" if kind.base is object else f"an attrs class that extends `{kind.base.__name__}`"
         raise _broken(who, f"the spec of {kind.name} `{record.name}` is {record.spec!r}, not {expected}")
+    try:
+        typing.get_type_hints(record.spec)
+    except Exception as error:
+        raise _broken(
+            who, f"the types of {kind.name} `{record.name}`'s spec cannot be read: {_cause(error)}"
+        ) from error
     taken = sorted({field.alias or field.name for field in attrs.fields(record.spec)} & kind.reserved)
     if taken:
         raise _broken(

@@ -1,0 +1,149 @@
+"""What must hold between the tables of a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flowfactory import window
+from flowfactory.problems import Place, Problem, listed
+from flowfactory.registry import Registry
+from flowfactory.spec import (
+    Component,
+    Data,
+    Density,
+    Eval,
+    Optimizer,
+    RewardEntry,
+    RunTable,
+    Sampling,
+    SchedulerSpec,
+    StochasticSpec,
+    TrainerSpec,
+)
+from flowfactory.toml import Node
+
+ACCEPTED: Mapping[str, tuple[Density, ...]] = {"gaussian": ("gaussian",), "any": ("gaussian", "squared-error")}
+"""Which densities of a scheduler satisfy what a trainer needs; any at all where it needs none."""
+
+
+def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[Problem]:
+    """Contradictions between the parts that are sound in themselves.
+
+    Args:
+        parts: what could be structured, by the names of `Spec`'s attributes.
+    """
+    rules: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
+        (("trainer", "scheduler"), _density),
+        (("sampling", "scheduler"), _window),
+        (("sampling", "scheduler"), _shared_noise),
+        (("sampling", "optimizer"), _updates),
+        (("run", "optimizer"), _warmup),
+        (("rewards",), _rewards),
+        (("eval",), _eval_rewards),
+        (("data", "eval"), _evaluation),
+    )
+    found: list[Problem] = []
+    for names, rule in rules:
+        if all(name in parts for name in names):
+            found += rule(_Where(root, registry), *(parts[name] for name in names))
+    return found
+
+
+class _Where:
+    """Finds the places to point at."""
+
+    def __init__(self, root: Node, registry: Registry) -> None:
+        self.root, self.registry = root, registry
+
+    def __call__(self, *address: str | int) -> Place:
+        """The value at an address, or else the nearest table above it."""
+        for end in range(len(address), 0, -1):
+            node = self.root.at(*address[:end])
+            if node is not None:
+                return node.place
+        return self.root.place
+
+
+def _density(where: _Where, trainer: Component, scheduler: Component) -> Iterator[Problem]:
+    own: TrainerSpec = trainer.spec
+    needs, density = own.needs, scheduler.spec.density
+    accepted = ACCEPTED.get(needs.density, ("gaussian", "squared-error", "none"))
+    if needs.trajectory == "steps" and not isinstance(scheduler.spec, StochasticSpec):
+        accepted = tuple(d for d in accepted if d != "none")
+    if density in accepted:
+        return
+    fitting = [c.provides.name for c in where.registry.loaded("schedulers") if density_of(c.provides.spec) in accepted]
+    has = "is deterministic" if density == "none" else f"has only a surrogate for it ({density})"
+    wants = "a Gaussian probability" if needs.density == "gaussian" else "a probability"
+    what = f"trainer `{trainer.name}` needs {wants} of each step, but scheduler `{scheduler.name}` {has}"
+    yield Problem(
+        "density", what, where("scheduler", "name"), f"set [scheduler] name to one of {listed(sorted(fitting))}"
+    )
+
+
+def density_of(spec: type) -> Density:
+    """The density a scheduler's spec class declares."""
+    assert issubclass(spec, SchedulerSpec)
+    return spec.density
+
+
+def _window(where: _Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
+    if isinstance(scheduler.spec, StochasticSpec):
+        for key, what in window.problems(scheduler.spec.window, sampling.steps):
+            yield Problem("window", f"[scheduler] window `{key}`: {what}", where("scheduler", "window", key))
+
+
+def _shared_noise(where: _Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
+    if sampling.shared_noise and not isinstance(scheduler.spec, StochasticSpec):
+        what = f"scheduler `{scheduler.name}` is deterministic, so shared noise would make all samples of a group equal"
+        yield Problem("shared-noise", what, where("sampling", "shared_noise"), "set it to false")
+
+
+def _updates(where: _Where, sampling: Sampling, optimizer: Optimizer) -> Iterator[Problem]:
+    prompts, updates = sampling.prompts, optimizer.updates
+    if prompts % updates:
+        fitting = [n for n in range(1, prompts + 1) if prompts % n == 0]
+        near = sorted(sorted(fitting, key=lambda n: abs(n - updates))[:3])
+        what = f"[optimizer] updates = {updates} does not divide [sampling] prompts = {prompts} into whole groups"
+        hint = f"the nearest that do are {', '.join(map(str, near))}"
+        yield Problem("updates", what, where("optimizer", "updates"), hint)
+
+
+def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Problem]:
+    total = run.epochs * optimizer.updates
+    if total and optimizer.warmup >= total:
+        made = f"{run.epochs} epochs x {optimizer.updates} updates = {total} steps"
+        what = f"the warm-up of {optimizer.warmup} steps never ends: the run makes {made}"
+        yield Problem("warmup", what, where("optimizer", "warmup"))
+
+
+def _rewards(where: _Where, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
+    yield from _labels(where, rewards, ("reward",))
+    if not rewards:
+        yield Problem("no-reward", "there is nothing to train for: at least one [[reward]] is needed", where("reward"))
+    elif all(entry.weight == 0 for entry in rewards):
+        yield Problem(
+            "weights", "every [[reward]] has weight 0, so nothing would be learned", where("reward", 0, "weight")
+        )
+
+
+def _eval_rewards(where: _Where, table: Eval) -> Iterator[Problem]:
+    yield from _labels(where, table.rewards, ("eval", "reward"))
+
+
+def _labels(where: _Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]) -> Iterator[Problem]:
+    labels = [entry.label for entry in rewards]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            key = "label" if where.root.at(*at, i, "label") else "name"
+            what = f"two rewards have the label `{label}`, which names their metrics"
+            yield Problem("labels", what, where(*at, i, key), "give one of them another `label`")
+
+
+def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:
+    """Without held-out prompts nothing is evaluated; asking for it all the same is a mistake, not asking is not."""
+    written = where.root.at("eval")
+    if written is not None and table.every > 0 and data.eval_prompts is None:
+        what = f"[eval] asks for an evaluation every {table.every} epochs, but [data] has no `eval_prompts`"
+        yield Problem("no-eval-prompts", what, where("eval", "every"), "add them, or set [eval] every = 0")
