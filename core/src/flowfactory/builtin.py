@@ -15,6 +15,15 @@ from flowfactory.spec import AdapterSpec, Density, SchedulerSpec, StochasticSpec
 class PipelineSpec(AdapterSpec):
     """Any flow-matching diffusers pipeline."""
 
+    max_sequence_length: int | None = key(
+        "Text tokens of a prompt, padding included; the pipeline's own number when absent.", default=None, ge=1
+    )
+    true_cfg: float = key(
+        "Classifier-free guidance, away from the negative prompt, of a model that embeds `guidance`; 1 is none.",
+        default=1.0,
+        ge=1,
+    )
+
 
 @attrs.frozen(kw_only=True)
 class FlowSDESpec(StochasticSpec):

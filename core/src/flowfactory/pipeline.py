@@ -1,0 +1,286 @@
+"""Any flow-matching pipeline of diffusers as an adapter, driven through the pipeline's own `__call__`: the tap.
+
+The pipeline computes everything itself. The tap only decides what its scheduler answers, and stops the call once it has
+what it came for, so whatever a pipeline does before and inside a step is done here too, bit for bit.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import load_image
+from torch import Tensor, nn
+
+from flowfactory import tap
+from flowfactory.adapter import Adapter
+from flowfactory.builtin import PipelineSpec
+from flowfactory.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes
+from flowfactory.spec import Size
+from flowfactory.types import Conditions, Row
+
+SpecT = TypeVar("SpecT", bound=PipelineSpec)
+
+GUIDED = 5.0
+"""A guidance scale at which every pipeline encodes negative prompts."""
+
+
+@attrs.frozen(eq=False)
+class Survey:
+    """What was learnt about a size when it was first asked for.
+
+    shape: of one latent. handed: the pipeline takes latents in that shape; otherwise they replace what its
+    `prepare_latents` returns. sigmas, timesteps: a schedule of 1000 steps.
+    """
+
+    shape: tuple[int, ...]
+    handed: bool
+    sigmas: Tensor
+    timesteps: Tensor
+
+
+class PipelineAdapter(Adapter[SpecT]):
+    """A diffusers pipeline, found by `path` alone: text-to-image or text-to-video, with or without condition images.
+
+    `guidance` is the pipeline's `guidance_scale`. Pipelines with a `true_cfg_scale` take it for that, except where the
+    network is distilled to embed guidance: there `true_cfg_scale` is the spec's `true_cfg`. A row without a negative
+    prompt has the pipeline's own default, or else the empty one.
+    """
+
+    pipe: DiffusionPipeline
+
+    def __init__(self, spec: SpecT) -> None:
+        super().__init__(spec)
+        self._networks: dict[str, nn.Module] = {}
+        self._suffixes: dict[str, str] = {}
+        self._sample: Conditions | None = None
+        self._surveys: dict[Size, Survey] = {}
+        self._schedules: dict[tuple[int, Size], Tensor] = {}
+        self._timesteps: dict[Size, dict[float, float]] = {}
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.pipe = tap.read(self.spec.path, self.spec.revision, dtype).to(device)
+        tap.refuse_unless_flow_matching(self.pipe)
+        self.pipe.set_progress_bar_config(disable=True)
+        self._parameters = tap.parameters(self.pipe)
+        self._networks = tap.networks(self.pipe)
+        for module in self._others().values():
+            module.requires_grad_(False).eval()
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return self._networks
+
+    def lora_targets(self) -> Sequence[str]:
+        """Every linear layer of every attention, named from its attention module on."""
+        found = set()
+        for network in self._networks.values():
+            for name, module in network.named_modules():
+                *above, _ = parts = name.split(".")
+                attention = [i for i, part in enumerate(above) if "attn" in part or "attention" in part]
+                if attention and isinstance(module, nn.Linear):
+                    found.add(".".join(parts[attention[-1] :]))
+        return sorted(found)
+
+    @torch.no_grad()
+    def encode(self, rows: Sequence[Row]) -> Conditions:
+        """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
+        if not self._suffixes:
+            self._suffixes = suffixes(self._record([rows[0]]), self._record([rows[0], rows[0]]))
+        encoded = [flatten(self._record([row]), self._suffixes) for row in rows]
+        self._sample = self._sample or encoded[0]
+        return self.collate(encoded)
+
+    def drop_encoders(self) -> None:
+        self._stand_in()
+        for name in self._others():
+            if not name.startswith("vae"):
+                setattr(self.pipe, name, None)
+        gc.collect()
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        return self._survey(size).shape
+
+    def sigmas(self, steps: int, size: Size) -> Tensor:
+        if (steps, size) not in self._schedules:
+            sigmas, timesteps = self._schedule(steps, size)
+            self._schedules[steps, size] = sigmas
+            self._timesteps.setdefault(size, {}).update(zip(sigmas.tolist(), timesteps.tolist(), strict=False))
+        return self._schedules[steps, size]
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
+        """One call of the pipeline for each distinct noise level and prompt length."""
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for row, key in enumerate(zip(sigma.float().tolist(), map(tuple, conditions[SHAPES].tolist()), strict=True)):
+            alike.setdefault(key, []).append(row)
+        if len(alike) == 1:
+            return self._reach(x, float(sigma[0]), conditions, guidance, size).model_output
+        parts = [
+            self._reach(x[rows], level, {name: t[rows] for name, t in conditions.items()}, guidance, size).model_output
+            for (level, _), rows in alike.items()
+        ]
+        order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
+        return torch.cat(parts)[order.to(x.device)]
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, size: Size) -> Tensor:
+        """By the pipeline, which is given a schedule without steps."""
+        conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in self._stand_in().items()}
+        finished = tap.scheduler(self.pipe.scheduler, [0.0], [])
+        media: Tensor = self._run(conditions, 1.0, size, finished, x, 2)[0].float()
+        return media[:, 0] if media.dim() == 5 and size.frames == 1 else media
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Path:
+        """Stable Diffusion 3."""
+        from flowfactory.tiny import stable_diffusion_3
+
+        stable_diffusion_3().save_pretrained(folder)
+        return folder
+
+    def guidance_scales(self, guidance: float) -> dict[str, float]:
+        """The pipeline's own names for `guidance` and the spec's `true_cfg`."""
+        if "true_cfg_scale" not in self._parameters:
+            return {"guidance_scale": guidance}
+        if tap.embeds_guidance(self.pipe):
+            return {"guidance_scale": guidance, "true_cfg_scale": self.spec.true_cfg}
+        return {"true_cfg_scale": guidance}
+
+    # --- how the pipeline is called ----------------------------------------------------------------------------------
+
+    def _others(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in tap.modules(self.pipe).items() if name not in self._networks}
+
+    def _arguments(self, guidance: float, size: Size | None, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What this pipeline's `__call__` takes of what can be said to any."""
+        scales = self.guidance_scales(guidance)
+        arguments = arguments | scales | {"output_type": "pt", "return_dict": False, "use_resolution_binning": False}
+        if size is not None:
+            arguments |= {"height": size.height, "width": size.width, "num_frames": size.frames}
+            arguments |= {"max_area": size.height * size.width}
+        if self.spec.max_sequence_length is not None:
+            arguments |= {"max_sequence_length": self.spec.max_sequence_length}
+        if scales.get("true_cfg_scale", GUIDED) <= 1:
+            del arguments["negative_prompt"]
+        return {name: value for name, value in arguments.items() if name in self._parameters}
+
+    def _record(self, rows: Sequence[Row]) -> list[Call]:
+        """What the `encode_*` methods return for `rows` before the network is first called."""
+        default = self._parameters["negative_prompt"].default if "negative_prompt" in self._parameters else None
+        negatives = [default or "" if row.negative_prompt is None else row.negative_prompt for row in rows]
+        arguments: dict[str, Any] = {"prompt": [row.prompt for row in rows], "negative_prompt": negatives}
+        if images := [load_image(str(path)) for row in rows for path in row.images]:
+            arguments["image"] = images
+        recorder = Recorder()
+        members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
+        with tap.stopping_at(self._networks.values()):
+            tap.run(self.pipe, members, self._arguments(GUIDED, None, arguments))
+        return recorder.calls
+
+    def _stand_in(self) -> Conditions:
+        """Conditions of any one row, for calls whose result does not depend on them."""
+        return self._sample or self.encode([Row("")])
+
+    def _run(
+        self, conditions: Conditions, guidance: float, size: Size, scheduler: Any, x: Tensor | None, steps: int
+    ) -> Any:
+        replay = Replay(conditions)
+        batch = len(conditions[SHAPES])
+        members: dict[str, Any] = {name: replay.method(name) for name in tap.encode_methods(self.pipe)}
+        members["scheduler"] = scheduler
+        arguments: dict[str, Any] = {
+            "prompt": [""] * batch,
+            "negative_prompt": [""] * batch,
+            "num_inference_steps": steps,
+        }
+        if any(name.startswith("_encode_vae_image") for name in conditions):
+            arguments["image"] = [tap.blank_image()] * batch
+        if x is not None and self._survey(size).handed:
+            arguments["latents"] = x
+        elif x is not None:
+            members["prepare_latents"] = tap.replacing_latents(self.pipe, x)
+        return tap.run(self.pipe, members, self._arguments(guidance, size, arguments))
+
+    # --- what the calls are for --------------------------------------------------------------------------------------
+
+    def _reach(self, x: Tensor, level: float, conditions: Conditions, guidance: float, size: Size) -> tap.Reached:
+        pinned = tap.scheduler(self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)])
+        return self._reached(self._run(conditions, guidance, size, pinned, x, 2))
+
+    def _reached(self, outcome: Any) -> tap.Reached:
+        if not isinstance(outcome, tap.Reached):
+            raise self._refusal("it never calls its scheduler's step")
+        return outcome
+
+    def _refusal(self, why: str) -> ValueError:
+        return ValueError(f"{self.spec.path} ({type(self.pipe).__name__}) cannot be trained here: {why}")
+
+    def _timestep(self, level: float, size: Size) -> float:
+        """What the pipeline tells its network at a noise level: a schedule's own entry, or what lies between."""
+        if level in (known := self._timesteps.get(size, {})):
+            return known[level]
+        survey = self._survey(size)
+        scale = self.pipe.scheduler.config.num_train_timesteps
+        if (survey.timesteps - scale * survey.sigmas[:-1]).abs().max() < 1:
+            return float(np.float32(level) * np.float32(scale))
+        return float(np.interp(level, survey.sigmas[:-1].flip(0), survey.timesteps.flip(0)))
+
+    @torch.no_grad()
+    def _schedule(self, steps: int, size: Size) -> tuple[Tensor, Tensor]:
+        """The pipeline's own noise levels `(steps+1,)` and what it tells its network `(steps,)`."""
+        scheduler = tap.scheduler(self.pipe.scheduler)
+        with tap.stopping_at(self._networks.values()):
+            self._run(self._stand_in(), 1.0, size, scheduler, None, steps)
+        sigmas, timesteps = scheduler.sigmas.float().cpu(), scheduler.timesteps.cpu()
+        if (len(sigmas), len(timesteps)) != (steps + 1, steps) or sigmas[-1] != 0 or (sigmas.diff() >= 0).any():
+            raise self._refusal(f"it does not go from noise to data in {steps} falling noise levels")
+        return sigmas, timesteps
+
+    def _survey(self, size: Size) -> Survey:
+        """Look at a size once, and refuse what could not be trained correctly."""
+        if size not in self._surveys:
+            cuda = [self.pipe.device] if self.pipe.device.type == "cuda" else []
+            with torch.no_grad(), torch.random.fork_rng(cuda):
+                try:
+                    self._look_at(size)
+                except BaseException:
+                    self._surveys.pop(size, None)
+                    raise
+        return self._surveys[size]
+
+    def _look_at(self, size: Size) -> None:
+        own = tap.scheduler(self.pipe.scheduler)
+        sample = self._reached(self._run(self._stand_in(), 1.0, size, own, None, 2)).sample
+        look = Survey(tuple(sample.shape[1:]), True, *self._schedule(1000, size))
+        self._surveys[size] = look
+        x = torch.randn_like(sample)
+        if not self._keeps(x, size):
+            self._surveys[size] = attrs.evolve(look, handed=False)
+        level, conditions = float(look.sigmas[0]), self._stand_in()
+        torch.manual_seed(0)
+        one = self._reach(x, level, conditions, 1.0, size)
+        torch.manual_seed(1)
+        two = self._reach(x, level, conditions, 1.0, size)
+        if not torch.equal(one.sample, x):
+            raise self._refusal("it changes the latents it is given")
+        if not torch.allclose(one.model_output, two.model_output, rtol=1e-3, atol=1e-6):
+            raise self._refusal("it adds fresh noise in every call")
+        frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
+        if (made := Size(height, width, frames)) != size:
+            raise ValueError(f"{self.spec.path} cannot make {_words(size)}; the nearest it can is {_words(made)}")
+
+    def _keeps(self, x: Tensor, size: Size) -> bool:
+        """Whether the pipeline, handed `x` as `latents`, steps from just that; some want another shape and pack it."""
+        try:
+            return torch.equal(self._reach(x, 1.0, self._stand_in(), 1.0, size).sample, x)
+        except (ValueError, RuntimeError, TypeError):
+            return False
+
+
+def _words(size: Size) -> str:
+    return f"{size.height}x{size.width}" + (f" with {size.frames} frames" if size.frames > 1 else "")

@@ -1,0 +1,169 @@
+"""How a diffusers pipeline is made to stop where the tap wants it: stand-ins for its scheduler and its methods."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+
+class Stop(Exception):
+    """Ends a pipeline's call early; `run` returns it."""
+
+
+class Reached(Stop):
+    """The scheduler's step was called: what the network predicted `(B, …)`, and the latents `(B, …)` it was for."""
+
+    def __init__(self, model_output: Tensor, sample: Tensor) -> None:
+        super().__init__()
+        self.model_output = model_output
+        self.sample = sample
+
+
+def read(path: str, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline at `path`, a folder or hub id, with every weight in `dtype`.
+
+    Raises:
+        ValueError: there is no pipeline there.
+    """
+    try:
+        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype)
+    except OSError as error:
+        raise ValueError(f"{path} is not a diffusers pipeline, neither a folder nor on the hub: {error}") from error
+
+
+def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:
+    """The pipeline's `__call__` as written, without `torch.no_grad`."""
+    call: Callable[..., Any] = inspect.unwrap(type(pipe).__call__)
+    return call
+
+
+def refuse_unless_flow_matching(pipe: DiffusionPipeline) -> None:
+    """Raises:
+    ValueError: the pipeline's scheduler or arguments show that it does not carry noise to data along a velocity.
+    """
+    scheduler = pipe.scheduler
+    name, config = type(scheduler).__name__, scheduler.config
+    flow = name.startswith("FlowMatch") or (
+        config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
+    )
+    reasons = {
+        f"its scheduler {name} is not set up for flow matching": not flow,
+        f"its scheduler {name} calls the network several times a step": scheduler.order != 1,
+        "its noise levels rise": config.get("invert_sigmas", False),
+        "it starts from an image instead of noise": {"strength", "mask_image"} & parameters(pipe).keys(),
+        "it has no transformer to train": not networks(pipe),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"{type(pipe).__name__} cannot be trained here: {reason}")
+
+
+def parameters(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
+    """What the pipeline's `__call__` takes."""
+    return inspect.signature(undecorated(pipe)).parameters
+
+
+def networks(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The networks that predict velocities; usually one, two where each has its own range of noise levels."""
+    return {name: module for name, module in modules(pipe).items() if name.startswith("transformer")}
+
+
+def embeds_guidance(pipe: DiffusionPipeline) -> bool:
+    """Whether the network is distilled: told the guidance scale instead of being called with and without a prompt."""
+    configs: list[Any] = [network.config for network in networks(pipe).values()]
+    return any(config.get("guidance_embeds", False) for config in configs)
+
+
+def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """Everything with weights, by name."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def encode_methods(pipe: DiffusionPipeline) -> dict[str, Callable[..., Any]]:
+    """The pipeline's own methods that turn prompts and images into tensors."""
+    return {name: getattr(pipe, name) for name in dir(type(pipe)) if re.match("_?encode_", name)}
+
+
+def scheduler(original: Any, sigmas: Sequence[float] | None = None, timesteps: Sequence[float] | None = None) -> Any:
+    """A copy of `original` whose `step` raises `Reached`, and whose schedule, if given, is always this one."""
+    tapped = copy.copy(original)
+    base: Any = type(original)
+    tapped.__class__ = _tapped(base)
+    tapped.pinned = None if sigmas is None else (torch.tensor(sigmas), torch.tensor(timesteps, dtype=torch.float64))
+    return tapped
+
+
+@functools.cache
+def _tapped(base: Any) -> Any:
+    class Tapped(base):  # type: ignore[misc]
+        sigmas: Tensor
+        timesteps: Tensor
+
+        @functools.wraps(base.set_timesteps)  # pipelines look at its signature
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            super().set_timesteps(*args, **kwargs)
+            if self.pinned is not None:
+                sigmas, timesteps = self.pinned
+                self.sigmas, self.timesteps = sigmas.to(self.sigmas), timesteps.to(self.timesteps)
+
+        def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> None:
+            raise Reached(model_output, sample)
+
+    return Tapped
+
+
+def run(pipe: DiffusionPipeline, members: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+    """Call the pipeline with some of its members replaced: the `Stop` that ended it, or what it returned."""
+    kept = {name: vars(pipe)[name] for name in members if name in vars(pipe)}
+    vars(pipe).update(members)
+    try:
+        return undecorated(pipe)(pipe, **arguments)
+    except Stop as stop:
+        return stop.with_traceback(None)
+    finally:
+        for name in members:
+            del vars(pipe)[name]
+        vars(pipe).update(kept)
+
+
+@contextmanager
+def stopping_at(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Stop the pipeline before the first call of any of `networks`."""
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    hooks = [network.register_forward_pre_hook(stop) for network in networks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def replacing_latents(pipe: DiffusionPipeline, x: Tensor) -> Callable[..., Any]:
+    """The pipeline's `prepare_latents`, with `x` for the latents it returns first."""
+    original = pipe.prepare_latents
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        latents, *rest = made if isinstance(made, tuple) else (made,)
+        given = x.to(latents.device, latents.dtype)
+        return (given, *rest) if isinstance(made, tuple) else given
+
+    return prepare_latents
+
+
+def blank_image() -> Image.Image:
+    """A condition image for calls in which its encoding is replayed."""
+    return Image.new("RGB", (64, 64))
