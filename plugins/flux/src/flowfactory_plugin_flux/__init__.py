@@ -1,0 +1,19 @@
+"""FLUX.1 for flowfactory: what the spec may say, and where the adapter is. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+from flowfactory.builtin import PipelineSpec
+from flowfactory.hooks import Provides, hookimpl
+
+
+@attrs.frozen(kw_only=True)
+class FluxSpec(PipelineSpec):
+    """FLUX.1 dev and schnell. `guidance` is the embedded guidance of dev; schnell has none and ignores it."""
+
+
+@hookimpl
+def flowfactory_adapters() -> Iterable[Provides]:
+    yield Provides("flux", FluxSpec, "flowfactory_plugin_flux.flux:Flux", "FLUX.1 dev and schnell.")

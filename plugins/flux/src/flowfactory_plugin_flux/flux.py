@@ -1,0 +1,93 @@
+"""FLUX.1: the tap's answers, in one call of the transformer however many noise levels a batch has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from flowfactory.pipeline import PipelineAdapter
+from flowfactory.spec import Size
+from flowfactory.types import Conditions
+from torch import Tensor
+
+from flowfactory_plugin_flux import FluxSpec
+from flowfactory_plugin_flux.checkpoint import tiny_flux
+
+EMBEDS, POOLED, TEXT_IDS = "encode_prompt.{}.0", "encode_prompt.{}.1", "encode_prompt.{}.2:shared"
+"""Names of what the pipeline's `encode_prompt` returned: its call 0 is for prompts, 1 for negative prompts."""
+
+TARGETS = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+)  # fmt: skip
+"""What Flow-GRPO's LoRA adapts: attention, and the feed-forward layers of the double-stream blocks."""
+
+
+class Flux(PipelineAdapter[FluxSpec]):
+    """FLUX.1 dev and schnell.
+
+    `guidance` is dev's embedded guidance. `true_cfg` above 1 also steers away from the negative prompts, at twice the
+    cost: `v = v_negative + true_cfg (v_positive - v_negative)`. A row without a negative prompt has the empty one.
+    """
+
+    def __init__(self, spec: FluxSpec) -> None:
+        super().__init__(spec)
+        self._image_ids: dict[tuple[Size, torch.device, torch.dtype], Tensor] = {}
+
+    def lora_targets(self) -> Sequence[str]:
+        return TARGETS
+
+    def guidance_scales(self, guidance: float) -> dict[str, float]:
+        return {"guidance_scale": guidance, "true_cfg_scale": self.spec.true_cfg}
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
+        """One call; positive and negative prompts share it."""
+        calls = (0, 1) if self.spec.true_cfg > 1 else (0,)
+        prompts = torch.cat([conditions[EMBEDS.format(call)] for call in calls])
+        pooled = torch.cat([conditions[POOLED.format(call)] for call in calls])
+        x = x.to(prompts.dtype)
+        timestep = (sigma.to(x.device, torch.float32) * 1000).to(x.dtype) / 1000
+        v: Tensor = self.pipe.transformer(
+            hidden_states=torch.cat([x] * len(calls)),
+            timestep=torch.cat([timestep] * len(calls)),
+            guidance=self._guidance(guidance, len(prompts), x.device),
+            pooled_projections=pooled,
+            encoder_hidden_states=prompts,
+            txt_ids=conditions[TEXT_IDS.format(0)][0],
+            img_ids=self._ids(size, x.device, prompts.dtype),
+            return_dict=False,
+        )[0]
+        if len(calls) == 1:
+            return v
+        positive, negative = v.chunk(2)
+        return negative + self.spec.true_cfg * (positive - negative)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, size: Size) -> Tensor:
+        pipe, config = self.pipe, self.pipe.vae.config
+        latents = pipe._unpack_latents(x.to(pipe.vae.dtype), size.height, size.width, pipe.vae_scale_factor)
+        latents = latents / config.scaling_factor + config.shift_factor
+        images: Tensor = pipe.vae.decode(latents, return_dict=False)[0]
+        return (images * 0.5 + 0.5).clamp(0, 1).float()
+
+    @classmethod
+    def tiny(cls, folder: Path, dev: bool = True) -> Path:
+        """Like FLUX.1 dev, or like schnell."""
+        tiny_flux(dev).save_pretrained(folder)
+        return folder
+
+    def _guidance(self, guidance: float, batch: int, device: torch.device) -> Tensor | None:
+        if not self.pipe.transformer.config.guidance_embeds:
+            return None
+        return torch.full((batch,), guidance, device=device, dtype=torch.float32)
+
+    def _ids(self, size: Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Row and column of each image token, `(tokens, 3)`."""
+        key = (size, device, dtype)
+        if key not in self._image_ids:
+            pixels = 2 * self.pipe.vae_scale_factor
+            height, width = size.height // pixels, size.width // pixels
+            self._image_ids[key] = self.pipe._prepare_latent_image_ids(1, height, width, device, dtype)
+        return self._image_ids[key]
