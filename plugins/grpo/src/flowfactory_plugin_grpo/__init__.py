@@ -41,6 +41,22 @@ class GRPOSpec(ClippedSpec):
     )
 
 
+@attrs.frozen(kw_only=True)
+class GRPOGuardSpec(ClippedSpec):
+    """GRPO-Guard."""
+
+    clip_low: float = key("The ratio is clipped below 1 - clip_low.", default=2e-6, gt=0, le=1)
+    clip_high: float = key("The ratio is clipped above 1 + clip_high.", default=2e-6, gt=0)
+    reweight: bool = key("Divide each step's loss by how far sigma falls in it, as the authors do.", default=True)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(trajectory="steps", density="gaussian", reference=self.kl_beta > 0)
+
+
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:
     yield Provides("grpo", GRPOSpec, "flowfactory_plugin_grpo.grpo:GRPO", "Flow-GRPO: clipped policy gradients.")
+    yield Provides(
+        "grpo-guard", GRPOGuardSpec, "flowfactory_plugin_grpo.guard:GRPOGuard", "GRPO-Guard: ratios centred per step."
+    )
