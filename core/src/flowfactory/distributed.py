@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from flowfactory.spec import Precision
@@ -64,6 +65,10 @@ class Processes:
         """Concatenate equally shaped tensors of all processes, by rank."""
         gathered: Tensor = self.accelerator.gather(values.to(self.device))
         return gathered.to(values.device)
+
+    def gather_objects(self, values: list[Any]) -> list[Any]:
+        """Concatenate short lists of small plain values of all processes, by rank."""
+        return list(gather_object(values)) if self.world > 1 else values
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,9 +51,19 @@ class Means:
             self._sums[name] = self._sums.get(name, torch.zeros_like(value.detach())) + value.detach() * weight
             self._weights[name] += weight
 
-    def read(self) -> dict[str, float]:
-        """The mean of each name."""
-        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """Weighted sum and weight of each name."""
+        return {name: (float(total), self._weights[name]) for name, total in self._sums.items()}
+
+
+def merge(totals: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
+    """The mean of each name over the totals of several processes, which need not all have it."""
+    names = list(dict.fromkeys(name for one in totals for name in one))
+    means = {}
+    for name in names:
+        values, weights = zip(*(one[name] for one in totals if name in one), strict=True)
+        means[name] = math.fsum(values) / math.fsum(weights)
+    return means
 
 
 def score_metrics(prefix: str, scores: Mapping[str, Tensor]) -> dict[str, float]:

@@ -8,22 +8,22 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
 
 from flowfactory.assembly import Parts
 from flowfactory.checkpoint import Progress
 from flowfactory.collect import Collected, chunks
-from flowfactory.metrics import Means
+from flowfactory.metrics import Means, merge
 from flowfactory.seeds import Draws
 from flowfactory.spec import Spec
 from flowfactory.types import Batch, Update
 
 
 @attrs.frozen(eq=False)
-class Prepared:
-    """A micro-batch and its terms."""
+class MicroBatch:
+    """The numbers of some of a process's samples, and what their trainer wants to train on."""
 
-    batch: Batch
+    samples: Sequence[int]
+    on_policy: bool
     terms: Sequence[Any]
 
 
@@ -41,53 +41,65 @@ def optimise(parts: Parts, progress: Progress, epoch: int, made: Collected) -> t
     ):
         for index, batches in enumerate(updates):
             step += 1
-            gradient_norm = accumulate(parts, batches, means, bar.advance)
-            means.add({"train/gradient_norm": gradient_norm}, 1.0)
-            take_step(parts, step)
+            if accumulate(parts, made, batches, means, bar.advance):
+                take_step(parts, step, means)
             parts.trainer.after_update(parts.policy, Update(epoch, index, step, last=index == len(updates) - 1))
-    return Progress(epoch, step), {**means.read(), "lr": learning_rate(spec, step)}
+    metrics = merge(parts.processes.gather_objects([means.totals()]))
+    return Progress(epoch, step), metrics | {"lr": learning_rate(spec, step)}
 
 
-def prepare(parts: Parts, epoch: int, made: Collected, update: int) -> list[Prepared]:
-    """The micro-batches of one update with what their trainer wants to train on."""
+def prepare(parts: Parts, epoch: int, made: Collected, update: int) -> list[MicroBatch]:
+    """The micro-batches of one update. Samples without an advantage are left out."""
     size = len(made.members) // parts.spec.optimizer.updates
     usable = [i for i in range(update * size, (update + 1) * size) if not math.isnan(made.advantages[i])]
     on_policy = update == 0 and parts.trainer.needs.rollout == "current"
-    prepared = []
+    batches = []
     for chunk in chunks(usable, parts.spec.optimizer.micro_batch):
-        members, chosen = [made.members[i] for i in chunk], torch.tensor(chunk)
-        batch = Batch(
-            made.rollout[chosen],
-            parts.data.conditions.batch([m.group.row for m in members], parts.processes.device),
-            made.advantages[chosen].to(parts.processes.device),
-            on_policy,
-            parts.scheduler,
-        )
+        members = [made.members[i] for i in chunk]
         draws = Draws([(parts.spec.run.seed, "terms", epoch, m.group.slot, m.replica) for m in members])
-        prepared.append(Prepared(batch, parts.trainer.terms(parts.policy, batch, draws)))
-    return prepared
+        terms = parts.trainer.terms(parts.policy, batch_of(parts, made, chunk, on_policy), draws)
+        batches.append(MicroBatch(chunk, on_policy, terms))
+    return batches
 
 
-def accumulate(parts: Parts, batches: Sequence[Prepared], means: Means, advance: Callable[[int], None]) -> Tensor:
-    """Gradients of one update: the mean over all its samples, on all processes, and over each one's terms."""
+def batch_of(parts: Parts, made: Collected, samples: Sequence[int], on_policy: bool) -> Batch:
+    """What the trainer sees of some samples; made anew when needed, since conditions are large."""
+    device, chosen = parts.processes.device, torch.tensor(samples)
+    return Batch(
+        made.rollout[chosen],
+        parts.data.conditions.batch([made.members[i].group.row for i in samples], device),
+        made.advantages[chosen].to(device),
+        on_policy,
+        parts.scheduler,
+    )
+
+
+def accumulate(
+    parts: Parts, made: Collected, batches: Sequence[MicroBatch], means: Means, advance: Callable[[int], None]
+) -> bool:
+    """Gradients of one update: the mean over all its samples, on all processes, and over each one's terms.
+
+    Returns whether there was any sample to learn from.
+    """
     parts.optimizer.zero_grad()
-    own = sum(len(prepared.batch.advantages) for prepared in batches)
-    total = int(parts.processes.gather(torch.tensor([own])).sum())
-    for prepared in batches:
-        batch, terms = prepared.batch, prepared.terms
-        weight = len(batch.advantages) / total / len(terms)
-        for term in terms:
+    total = int(parts.processes.gather(torch.tensor([sum(len(micro.samples) for micro in batches)])).sum())
+    for micro in batches:
+        batch = batch_of(parts, made, micro.samples, micro.on_policy)
+        weight = len(micro.samples) / total / len(micro.terms)
+        for term in micro.terms:
             loss = parts.trainer.loss(parts.policy, batch, term)
-            parts.processes.backward(sum(loss.parts.values()) * weight)  # type: ignore[arg-type]
+            parts.processes.backward(torch.stack(list(loss.parts.values())).sum() * weight)
             means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
             means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
-        advance(len(batch.advantages))
+        advance(len(micro.samples))
     parts.processes.sum_gradients(parts.weights.parameters.values())
-    return parts.processes.clip(parts.weights.parameters.values(), parts.spec.optimizer.clip_norm)
+    return total > 0
 
 
-def take_step(parts: Parts, step: int) -> None:
+def take_step(parts: Parts, step: int, means: Means) -> None:
     """One optimizer step, and the average after it."""
+    norm = parts.processes.clip(parts.weights.parameters.values(), parts.spec.optimizer.clip_norm)
+    means.add({"train/gradient_norm": norm}, 1.0)
     for group in parts.optimizer.param_groups:
         group["lr"] = learning_rate(parts.spec, step)
     parts.optimizer.step()
