@@ -73,23 +73,23 @@ class Reader:
             return None
         return self._make(cls, values, node, title)
 
-    def value(self, node: Node, kind: Any, key: Key) -> Any:
-        """A typed value from a node, or `FAILED`."""
+    def value(self, node: Node, kind: Any, key: Key, name: str) -> Any:
+        """A typed value from a node, or `FAILED`; messages call it `name`."""
         arms = [arm for arm in arms_of(kind) if arm is not type(None)]
         if len(arms) > 1:
-            return self._first_that_fits(node, arms, key)
+            return self._first_that_fits(node, arms, key, name)
         (kind,) = arms
         if kind is Size:
-            return self._size(node)
+            return self._size(node, name)
         if attrs.has(kind):
-            made = self.table(node, kind, f"`{node.key.text[node.key.column : node.key.end]}`")
+            made = self.table(node, kind, f"`{name}`")
             return FAILED if made is None else made
         if get_origin(kind) is tuple:
-            return self._tuple(node, get_args(kind), key)
-        return self._leaf(node, kind, key)
+            return self._tuple(node, get_args(kind), key, name)
+        return self._leaf(node, kind, key, name)
 
     def _attribute(self, node: Node, cls: type, field: attrs.Attribute[Any]) -> Any:
-        value = self.value(node, hints(cls)[field.name], declared(field))
+        value = self.value(node, hints(cls)[field.name], declared(field), field.alias or field.name)
         if value is not FAILED:
             try:
                 declared(field).check(None, field, value)
@@ -125,56 +125,60 @@ class Reader:
             "unknown-key", f"unknown key `{name}` in {title}", node.key, "; ".join(filter(None, [near, all_keys]))
         )
 
-    def _first_that_fits(self, node: Node, arms: list[Any], key: Key) -> Any:
+    def _first_that_fits(self, node: Node, arms: list[Any], key: Key, name: str) -> Any:
         before = list(self.problems)
         for arm in arms:
             self.problems = list(before)
-            value = self.value(node, arm, key)
+            value = self.value(node, arm, key, name)
             if value is not FAILED:
                 return value
         self.problems = before
         expected = " or ".join(words(arm) for arm in arms)
-        self.note("wrong-type", f"expected {expected}, not {shown_value(node.value)}", node.place)
+        self.note("wrong-type", f"`{name}`: expected {expected}, not {shown_value(node.value)}", node.place)
         return FAILED
 
-    def _tuple(self, node: Node, kinds: tuple[Any, ...], key: Key) -> Any:
+    def _tuple(self, node: Node, kinds: tuple[Any, ...], key: Key, name: str) -> Any:
         if not node.is_array:
-            self.note("wrong-type", f"expected an array, not {shown_value(node.value)}", node.place)
+            self.note("wrong-type", f"`{name}`: expected an array, not {shown_value(node.value)}", node.place)
             return FAILED
         many = len(kinds) == 2 and kinds[1] is Ellipsis
         if not many and len(node.value) != len(kinds):
-            self.note("wrong-type", f"expected an array of {len(kinds)}, not of {len(node.value)}", node.place)
+            self.note(
+                "wrong-type", f"`{name}`: expected an array of {len(kinds)}, not of {len(node.value)}", node.place
+            )
             return FAILED
         each = kinds[:1] * len(node.value) if many else kinds
-        values = tuple(self.value(child, kind, key) for child, kind in zip(node.value, each, strict=True))
+        values = tuple(
+            self.value(*pair, key, f"{name}[{i}]") for i, pair in enumerate(zip(node.value, each, strict=True))
+        )
         return FAILED if any(value is FAILED for value in values) else values
 
-    def _size(self, node: Node) -> Any:
+    def _size(self, node: Node, name: str) -> Any:
         numbers = [child.value for child in node.value] if node.is_array else [node.value] * 2
         if 2 <= len(numbers) <= 3 and all(type(n) is int and n > 0 for n in numbers):
             return Size(*numbers)
         expected = "expected pixels: a positive whole number, [height, width] or [height, width, frames]"
-        self.note("wrong-type", f"{expected}, not {shown_value(node.plain())}", node.place)
+        self.note("wrong-type", f"`{name}`: {expected}, not {shown_value(node.plain())}", node.place)
         return FAILED
 
-    def _leaf(self, node: Node, kind: Any, key: Key) -> Any:
+    def _leaf(self, node: Node, kind: Any, key: Key, name: str) -> Any:
         try:
             value = self._converter.structure(node.plain(), kind)
         except cattrs.StructureHandlerNotFoundError:
-            self.note("unreadable-type", f"its plugin declares the type {kind}, which TOML cannot give", node.key)
+            self.note("unreadable-type", f"`{name}` is declared with the type {kind}, which TOML cannot give", node.key)
             return FAILED
         except (ValueError, TypeError) as error:
             near = ""
             if is_literal(kind) and isinstance(node.value, str):
                 near = did_you_mean(node.value, [choice for choice in get_args(kind) if isinstance(choice, str)])
-            self.note("wrong-type", str(error), node.place, near)
+            self.note("wrong-type", f"`{name}`: {error}", node.place, near)
             return FAILED
         if kind is not Location:
             return value
         try:
             return locate(value, node.place.folder, key.exists)
         except ValueError as error:
-            self.note("no-such-location", str(error), node.place)
+            self.note("no-such-location", f"`{name}`: {error}", node.place)
             return FAILED
 
 

@@ -397,15 +397,16 @@ def _table_lines(table: Mapping[str, Any], above: tuple[str, ...]) -> list[str]:
             for entry in value:
                 nested += ["", f"[[{header}]]", *_table_lines(entry, path)]
         else:
-            lines.append(f"{_key_text(key)} = {_value_text(value)}")
+            lines.append(f"{_key_text(key)} = {value_text(value)}")
     return lines + nested
 
 
 def _key_text(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value_text(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else value_text(key)
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """One value as TOML, inline."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
@@ -413,7 +414,7 @@ def _value_text(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key_text(k)} = {_value_text(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_key_text(k)} = {value_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value_text, value)) + "]"
+        return "[" + ", ".join(map(value_text, value)) + "]"
     return str(value.isoformat())

@@ -1,0 +1,168 @@
+"""Everything a person sees. Progress and diagnostics go to stderr, data to stdout; nothing else in core prints.
+
+On a terminal there are progress bars; elsewhere plain lines without control characters, one per epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+
+class Phase:
+    """A stretch of work, as it goes on."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more items are done."""
+
+    def note(self, **fields: float) -> None:
+        """Numbers to show beside the bar, e.g. the reward so far."""
+
+
+class Ui:
+    """Talks to a person.
+
+    Args:
+        stderr, stdout: where to; the process's own when absent.
+        quiet: say nothing but errors and data, as processes other than the main one do.
+    """
+
+    def __init__(self, stderr: TextIO | None = None, stdout: TextIO | None = None, quiet: bool = False) -> None:
+        self._err = Console(file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False)
+        self._out = stdout or sys.stdout
+        self._quiet = quiet
+        self._live = self._err.is_terminal and not self._err.is_dumb_terminal and not quiet
+
+    # --- lines
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self._quiet:
+            self._line(text)
+
+    def error(self, text: str) -> None:
+        """A line that is shown in any case."""
+        self._line(text, style="bold red" if self._err.is_terminal else None)
+
+    def trace(self, text: str) -> None:
+        """A line of the hook trace."""
+        self._line(text.rstrip("\n"), style="dim" if self._err.is_terminal else None)
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        self._err.print(Text(text, style=style or ""), soft_wrap=True)
+
+    # --- data
+
+    def data(self, text: str) -> None:
+        """Data, to stdout, as it is."""
+        print(text, file=self._out)
+
+    def json(self, value: Any) -> None:
+        """Data as JSON, to stdout."""
+        self.data(json.dumps(value, indent=2))
+
+    def rows(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table, to stdout: aligned columns, ruled on a terminal."""
+        console = Console(file=self._out, highlight=False, emoji=False, markup=False)
+        if not console.is_terminal:
+            return self.data("\n".join(_aligned([head, *rows])))
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in head:
+            table.add_column(title, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    # --- a run
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Phase]:
+        """Show what is happening while the block runs, how far it is and how fast.
+
+        Args:
+            total: how many items there are; unknown when absent. unit: what they are, e.g. "samples".
+        """
+        if not self._live:
+            yield Phase()
+            return
+        columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
+        if total is not None:
+            columns += [BarColumn(), MofNCompleteColumn(), _Speed(unit)]
+        progress = Progress(*columns, _Notes(), TimeElapsedColumn(), console=self._err, transient=True)
+        with progress:
+            yield _Bar(progress, name, total)
+
+    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """One line on a finished epoch."""
+        self.say(epoch_text(epoch, epochs, metrics))
+
+
+class _Bar(Phase):
+    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, notes={})
+
+    def advance(self, n: int = 1) -> None:
+        self._progress.advance(self._task, n)
+
+    def note(self, **fields: float) -> None:
+        self._progress.update(self._task, notes=fields)
+
+
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{_number(speed)} {self._unit}/s".replace(" /", "/"))
+
+
+class _Notes(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("  ".join(f"{name} {_number(value)}" for name, value in task.fields["notes"].items()))
+
+
+def epoch_text(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
+    """`epoch 3/60  reward 0.512  eval 0.610  loss 0.0012  12.3 s (sample 8.0, train 4.3)`."""
+    parts = [f"epoch {epoch}/{epochs}"]
+    for group in ("reward", "eval"):
+        named = [(name.split("/"), value) for name, value in metrics.items()]
+        means = {path[1]: value for path, value in named if path[0] == group and path[-1] == "mean"}
+        parts += [f"{group}{f' {label}' if len(means) > 1 else ''} {_number(v)}" for label, v in means.items()]
+    parts += [f"{name} {_number(value)}" for name, value in metrics.items() if name.startswith("loss/")]
+    times = {name.removeprefix("time/"): v for name, v in metrics.items() if name.startswith("time/")}
+    if times:
+        longest = sorted(times.items(), key=lambda item: -item[1])[:3]
+        parts.append(f"{sum(times.values()):.1f} s ({', '.join(f'{name} {v:.1f}' for name, v in longest)})")
+    return "  ".join(parts)
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.3f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.2e}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
