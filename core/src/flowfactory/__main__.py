@@ -1,0 +1,7 @@
+"""`python -m flowfactory`."""
+
+import sys
+
+from flowfactory.cli import main
+
+sys.exit(main())

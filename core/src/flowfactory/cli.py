@@ -1,0 +1,308 @@
+"""The command line. Imports torch only to run.
+
+Exit codes: 0 done; 1 the run failed; 2 bad usage or spec; 3 plugin missing, conflicting or broken;
+75 stopped by SIGTERM with a checkpoint; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowfactory import environment, launch
+from flowfactory.describe import describe
+from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
+from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, SpecError, did_you_mean, shown
+from flowfactory.registry import KINDS, OBSERVERS, Contribution, Entry, Registry, installed_entries, noun, tracing
+from flowfactory.schema import spec_schema, table_schema
+from flowfactory.structure import load_spec
+from flowfactory.ui import Ui
+
+DONE, FAILED, TERMINATED, INTERRUPTED = 0, 1, 75, 130
+
+changes = (
+    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a key, e.g. optimizer.lr=1e-4."),
+    click.option("--unset", "unsets", multiple=True, metavar="KEY", help="Remove a key or table, e.g. lora."),
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    ui = Ui(quiet=launch.rank() > 0)
+    try:
+        code = cli.main(arguments, "flowfactory", standalone_mode=False, obj=ui)
+    except SpecError as error:
+        ui.error(report(error))
+        return error.code
+    except PluginError as error:
+        ui.error(str(error))
+        return BAD_PLUGIN
+    except click.ClickException as error:
+        error.show()
+        return BAD_SPEC
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    return int(code or DONE)
+
+
+def report(error: SpecError) -> str:
+    """Every problem, and how many there are."""
+    count = len(error.problems)
+    return "\n".join([*map(str, error.problems), f"{count} problem{'s' if count > 1 else ''}"])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("flowfactory"), prog_name="flowfactory")
+def cli() -> None:
+    """Fine-tune flow-matching image and video models by reinforcement learning."""
+
+
+def with_changes(command: Any) -> Any:
+    """The options `--set` and `--unset`."""
+    for option in reversed(changes):
+        command = option(command)
+    return command
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@with_changes
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--folder", type=click.Path(path_type=Path), help="The run's own folder, instead of one in --runs.")
+@click.pass_obj
+def run(
+    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
+) -> int:
+    """Train as SPEC says, into a new folder under --runs."""
+    world = launch.world_size()
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry, world or processes)
+    folder = folder or free_folder(runs, plan.spec.run.name)
+    if world is None and processes > 1:
+        options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
+        return launch.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
+    if launch.rank() == 0:
+        plan.write(folder)
+        text = json.dumps(environment.metadata(registry.entries()), indent=2)
+        (folder / "env.json").write_text(text + "\n", encoding="utf-8")
+    return train(ui, plan, registry, folder, resume=False)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.pass_obj
+def resume(ui: Ui, run: Path, processes: int) -> int:
+    """Go on with the run in folder RUN from its last checkpoint."""
+    if not (run / PLAN_FILE).is_file():
+        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    world = launch.world_size()
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(run / SPEC_FILE, registry), registry, world or processes)
+    before = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
+    if before["digest"] != plan.digest:
+        what = f"{shown(run / SPEC_FILE)} or a file it names was changed since the run began"
+        raise click.UsageError(f"{what}; start a new run with it instead")
+    for name, version in before["versions"].items():
+        if plan.versions[name] != version:
+            ui.say(f"{name} was {version} when the run began and is {plan.versions[name]} now")
+    if world is None and processes > 1:
+        return launch.launch(processes, ["resume", str(run)])
+    return train(ui, plan, registry, run, resume=True)
+
+
+def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) -> int:
+    """Run the loop; what goes wrong there is told here."""
+    _log_to(folder, quiet=launch.rank() > 0)
+    with ui.phase("loading torch"):
+        from flowfactory import loop
+        from flowfactory.data import DataError
+        from flowfactory.scoring import RewardError
+        from flowfactory.stop import Stopped
+    try:
+        loop.run(plan, registry, folder, ui, resume=resume)
+    except Stopped as stopped:
+        ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
+        return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
+    except DataError as error:
+        ui.error(str(error))
+        return BAD_SPEC
+    except RewardError as error:
+        ui.error(str(error))
+        return FAILED
+    except (PluginError, SpecError):
+        raise
+    except Exception:
+        last = f"the run failed; go on from its last checkpoint: flowfactory resume {folder}"
+        ui.error(traceback.format_exc() + last)
+        return FAILED
+    return DONE
+
+
+def free_folder(runs: Path, name: str) -> Path:
+    """`runs/name`, or the first of `name-2`, `name-3`, … that does not exist yet."""
+    numbered = (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 1_000_000))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+def _log_to(folder: Path, quiet: bool) -> None:
+    log = logging.getLogger("flowfactory")
+    log.setLevel(logging.INFO)
+    if not quiet and not log.handlers:
+        to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_stderr = logging.StreamHandler()
+        to_stderr.setLevel(logging.WARNING)
+        log.addHandler(to_file)
+        log.addHandler(to_stderr)
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("specs", metavar="SPEC...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@with_changes
+@as_json
+@click.pass_obj
+def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[str], as_json: bool) -> int:
+    """Find every mistake in each SPEC, without loading anything heavy."""
+    entries, code, found = installed_entries(), DONE, []
+    for spec in specs:
+        registry = new_registry(ui, entries)
+        try:
+            make_plan(load_spec(spec, registry, sets, unsets), registry)
+        except SpecError as error:
+            code = max(code, error.code)
+            found += [problem.as_json() for problem in error.problems]
+            if not as_json:
+                ui.error(report(error))
+        else:
+            ui.say(f"{shown(spec)}: ok")
+    if as_json:
+        ui.json(found)
+    return code
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@with_changes
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
+@as_json
+@click.pass_obj
+def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
+    """Show what SPEC would run: every number with its reason, versions, and the digest."""
+    registry = new_registry(ui)
+    made = make_plan(load_spec(spec, registry, sets, unsets), registry, launch.world_size() or processes)
+    if as_json:
+        ui.json(made.as_json())
+        return
+    ui.rows(("number", "value", "because"), [(n.name, str(n.value), n.reason) for n in made.numbers])
+    ui.data("")
+    ui.rows(("plugin", "version"), list(made.versions.items()))
+    ui.data(f"\ndigest {made.digest}")
+
+
+@cli.command()
+@click.pass_obj
+def schema(ui: Ui) -> None:
+    """Print the JSON Schema of specs, for editors; every installed plugin is in it."""
+    made, broken = spec_schema(new_registry(ui))
+    for error in broken:
+        ui.say(f"left out: {error}")
+    ui.json(made)
+
+
+@cli.group()
+def plugins() -> None:
+    """Look at installed plugins."""
+
+
+@plugins.command("list")
+@as_json
+@click.pass_obj
+def list_plugins(ui: Ui, as_json: bool) -> None:
+    """List every name plugins provide. No plugin code runs."""
+    rows = [(noun(e.kind), e.name, e.source.name, e.source.version) for e in installed_entries()]
+    head = ("kind", "name", "distribution", "version")
+    if as_json:
+        ui.json([dict(zip(head, row, strict=True)) for row in rows])
+    else:
+        ui.rows(head, rows)
+
+
+@plugins.command("show")
+@click.argument("name")
+@as_json
+@click.pass_obj
+def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
+    """Show what NAME (or NAME@DISTRIBUTION) is and the keys its table takes."""
+    registry = new_registry(ui)
+    found = [registry.find(e.kind, f"{e.name}@{e.source.name}") for e in _named(registry, name)]
+    if as_json:
+        ui.json([_contribution_json(contribution) for contribution in found])
+        return
+    for contribution in found:
+        ui.data(f"{contribution.title}\n{contribution.provides.summary}\n")
+        ui.rows(("key", "type", "default", ""), [(k.name, k.type, k.default, k.doc) for k in _keys_of(contribution)])
+
+
+def _named(registry: Registry, wanted: str) -> list[Entry]:
+    name, _, chosen = wanted.partition("@")
+    entries = [entry for entry in registry.entries() if entry.kind != OBSERVERS]
+    found = [e for e in entries if e.name == name and (not chosen or e.source.answers_to(chosen))]
+    if not found:
+        hint = did_you_mean(name, [e.name for e in entries]) or "see: flowfactory plugins list"
+        raise PluginError("plugin-missing", f"no plugin `{wanted}` is installed", hint)
+    return found
+
+
+def _contribution_json(contribution: Contribution) -> dict[str, Any]:
+    provides, source = contribution.provides, contribution.source
+    return {
+        "kind": KINDS[contribution.kind].name,
+        "name": provides.name,
+        "distribution": source.name,
+        "version": source.version,
+        "summary": provides.summary,
+        "target": provides.target if isinstance(provides.target, str) else repr(provides.target),
+        "schema": table_schema(provides.spec),
+    }
+
+
+def _keys_of(contribution: Contribution) -> Sequence[Any]:
+    return describe(contribution.provides.spec)
+
+
+@cli.command()
+@click.option("--devices", is_flag=True, help="Also ask torch what it can compute on.")
+@as_json
+@click.pass_obj
+def env(ui: Ui, devices: bool, as_json: bool) -> None:
+    """Show versions and the machine, for reports."""
+    facts = environment.metadata(installed_entries())
+    if devices:
+        facts |= environment.devices()
+    if as_json:
+        ui.json(facts)
+        return
+    flat = [(n, v) for n, v in facts.items() if not isinstance(v, dict)]
+    flat += [(n, v) for table in ("packages", "plugins") for n, v in facts[table].items()]
+    ui.rows(("what", "version"), [(name, "not installed" if value is None else str(value)) for name, value in flat])
+
+
+def new_registry(ui: Ui, entries: Sequence[Entry] | None = None) -> Registry:
+    """A registry that traces hook calls when the environment asks for it."""
+    return Registry(entries, ui.trace if tracing() else None)

@@ -1,0 +1,68 @@
+"""Declared keys in words, for the command line and the reference pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args, get_origin
+
+import attrs
+
+from flowfactory import toml
+from flowfactory.reader import arms_of, declared, hints, is_literal, keys
+from flowfactory.spec import Key, Location, RewardEntry, Size
+from flowfactory.structure import plain
+
+_NAMES = {bool: "bool", int: "int", float: "float", str: "string", Location: "path", Size: "size"}
+
+
+@attrs.frozen
+class KeyDescription:
+    """One key: `default` is TOML, "required", or empty when its absence means something."""
+
+    name: str
+    type: str
+    default: str
+    doc: str
+
+
+def describe(cls: type) -> Sequence[KeyDescription]:
+    """Every key of an attrs class; those of a nested table follow it as `window.rule`."""
+    rows = []
+    types = hints(cls)
+    for name, field in keys(cls).items():
+        kind, key = types[field.name], declared(field)
+        if kind is Any or RewardEntry in get_args(kind):
+            continue  # read from another table
+        if attrs.has(kind) and kind is not Size:
+            rows.append(KeyDescription(name, "table", "", key.doc))
+            rows += [attrs.evolve(row, name=f"{name}.{row.name}") for row in describe(kind)]
+        else:
+            rows.append(KeyDescription(name, type_words(kind, key), _default(field.default), key.doc))
+    return rows
+
+
+def type_words(kind: Any, key: Key) -> str:
+    """A type and its bounds: `int >= 1`, `"sum" or "gdpo"`, `[float, float]`."""
+    arms = [arm for arm in arms_of(kind) if arm is not type(None)]
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">=", key.ge), (">", key.gt), ("<=", key.le), ("<", key.lt))
+        if bound is not None
+    ]
+    return " ".join([" or ".join(map(_type, arms)), ", ".join(bounds)]).strip()
+
+
+def _type(kind: Any) -> str:
+    if is_literal(kind):
+        return " or ".join(toml.value_text(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "[" + ", ".join("…" if arm is Ellipsis else _type(arm) for arm in get_args(kind)) + "]"
+    return _NAMES[kind] if kind in _NAMES else str(kind)
+
+
+def _default(default: Any) -> str:
+    if default is attrs.NOTHING:
+        return "required"
+    if default is None or isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return ""
+    return toml.value_text(plain(default))

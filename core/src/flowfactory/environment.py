@@ -1,0 +1,43 @@
+"""What a run depends on beside its spec: versions, the machine, and, when asked, its devices."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from flowfactory.registry import Entry
+
+
+def metadata(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Versions of Python, core, what core requires, and every plugin. Imports none of them."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("flowfactory") or ()]
+    return {
+        "flowfactory": importlib.metadata.version("flowfactory"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {r.name: _version(r.name) for r in sorted(requirements, key=lambda r: r.name) if not r.marker},
+        "plugins": {entry.source.name: entry.source.version for entry in entries},
+    }
+
+
+def devices() -> dict[str, Any]:
+    """What torch can compute on. Imports torch."""
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
