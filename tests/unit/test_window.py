@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
+
 import pytest
 from flowfactory.spec import Window
 from flowfactory.window import candidates, problems, stochastic_steps
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Case, each
 
-EPOCHS = range(300)
+EPOCHS = range(1, 301)
 
 
 def windows(window: Window, steps: int, seed: int = 0) -> set[tuple[int, ...]]:
@@ -69,6 +72,69 @@ def test_seed_and_epoch_both_matter() -> None:
     assert len(set(one)) > 5
 
 
+@each("sde_windows", lambda case: case["name"] == "ff_sde_steps_[1, 2, 3, 4, 5]_k2")
+def test_subsets_are_flow_factorys(case: Case) -> None:
+    """Its own draws are torch's; what must agree is what can be drawn. We put the steps in order."""
+    window = Window(rule="subset", steps=tuple(case["inputs"]["sde_steps"]), size=case["inputs"]["num_sde_steps"])
+    ours = windows(window, case["inputs"]["N"])
+    assert {tuple(sorted(steps)) for steps in case["outputs"]["current_sde_steps"]} <= ours
+    assert ours == set(combinations(window.steps or (), 2))
+
+
+@each("sde_windows", lambda case: case["name"] == "ff_sde_steps_[0, 2, 5]_k5")
+def test_a_subset_larger_than_its_choice_is_refused(case: Case) -> None:
+    """Flow-Factory silently takes all there are; for us it is a contradiction."""
+    window = Window(rule="subset", steps=tuple(case["inputs"]["sde_steps"]), size=case["inputs"]["num_sde_steps"])
+    ((key, message),) = problems(window, case["inputs"]["N"])
+    assert (key, message) == ("size", "expected at most 3, the number of steps it may choose from")
+
+
+def test_subsets_are_drawn_evenly_and_need_not_touch() -> None:
+    drawn = [stochastic_steps(Window(rule="subset", size=2), 6, 0, epoch) for epoch in range(2000)]
+    assert all(abs(drawn.count(pair) - 200) < 60 for pair in combinations(range(5), 2))
+
+
+PACES = {"progressive": "constant", "decay": "linear", "exp_decay": "exponential"}
+
+
+@each("sde_windows", lambda case: case["name"].startswith("mixgrpo"))
+def test_progressive_windows_are_mixgrpos(case: Case) -> None:
+    """Past the end MixGRPO's window is empty and nothing is trained; ours stays where it was last."""
+    given = case["inputs"]
+    window = Window(
+        rule="progressive",
+        size=given["group_size"],
+        range=(0, given["max_timesteps"] - 1),
+        every=given["iters_per_group"],
+        stride=given["prog_overlap_step"] if given.get("prog_overlap") else given["group_size"],
+        pace=PACES[given["sample_strategy"]],
+        least=given.get("min_iters_per_group"),
+    )
+    assert problems(window, 25) == []
+    epoch, last = 0, ()
+    for steps, stay in case["outputs"]["windows_run_length"]:
+        last = tuple(steps) or last
+        for _ in range(stay):
+            epoch += 1
+            assert stochastic_steps(window, 25, 0, epoch) == last
+    assert epoch == case["outputs"]["iterations"]
+
+
+def test_exponential_pace_hurries_after_its_step() -> None:
+    """`ceil(every exp(-rate max(0, step - after)))` epochs at each position."""
+    window = Window(rule="progressive", size=2, every=10, pace="exponential", rate=0.5, after=1)
+    starts = [stochastic_steps(window, 6, 0, epoch)[0] for epoch in range(1, 60)]
+    assert [starts.count(start) for start in range(4)] == [10, 10, math.ceil(10 * math.exp(-0.5)), 4]
+    assert starts[-1] == 4
+
+
+def test_restarting_begins_again() -> None:
+    window = Window(rule="progressive", size=3, every=2, stride=3, restart=True)
+    seen = [stochastic_steps(window, 9, 0, epoch) for epoch in range(1, 15)]
+    assert seen[:6] == [(0, 1, 2)] * 2 + [(3, 4, 5)] * 2 + [(6, 7)] * 2
+    assert seen[6:12] == seen[:6]
+
+
 @pytest.mark.parametrize(
     ("window", "steps", "key", "words"),
     [
@@ -81,6 +147,12 @@ def test_seed_and_epoch_both_matter() -> None:
         (Window(range=(3, 9)), 10, "range", "step 9 cannot be stochastic"),
         (Window(range=(4, 3)), 10, "range", "first <= last"),
         (Window(rule="random", size=4, range=(1, 3)), 10, "size", "at most 3"),
+        (Window(rule="progressive", size=2), 10, "every", "needs it"),
+        (Window(rule="random", size=2, every=2), 10, "every", "has no meaning for rule 'random'"),
+        (Window(rule="progressive", size=2, every=3, least=1), 10, "least", "has no meaning for pace 'constant'"),
+        (Window(rule="progressive", size=2, every=3, pace="linear", rate=0.2), 10, "rate", "for pace 'linear'"),
+        (Window(rule="progressive", size=9, every=3, range=(0, 4)), 10, "size", "at most 5"),
+        (Window(rule="subset", size=2, steps=(1, 2, 3), range=(0, 4)), 10, "range", "either the steps or their range"),
         (Window(), 1, "rule", "the last step never is"),
     ],
 )

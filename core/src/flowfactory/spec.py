@@ -151,17 +151,30 @@ class TrainerSpec:
 class Window:
     """Which steps of a trajectory are stochastic, and so trained. The last step never is."""
 
-    rule: Literal["all", "list", "random"] = key(
-        "`all` but the last step; the given `list`; `random`: `size` neighbouring steps, drawn anew each epoch.",
+    rule: Literal["all", "list", "random", "subset", "progressive"] = key(
+        "`all` but the last step; the given `list`; `random`: `size` neighbouring steps, drawn anew each epoch; "
+        "`subset`: any `size` steps, drawn anew each epoch; `progressive`: `size` neighbouring steps that move on "
+        "every few epochs, from noise to data.",
         default="all",
     )
-    steps: tuple[int, ...] | None = key("Step indices from 0, for rule `list`.", default=None, ge=0, min_length=1)
-    size: int | None = key("Number of stochastic steps, for rule `random`.", default=None, ge=1)
+    steps: tuple[int, ...] | None = key(
+        "Step indices from 0: all of them (`list`), or those to draw from (`subset`).", default=None, ge=0, min_length=1
+    )
+    size: int | None = key("Number of stochastic steps, for `random`, `subset` and `progressive`.", default=None, ge=1)
     range: tuple[int, int] | None = key(
         "First and last step the window may hold, both inclusive; all but the last step when absent.",
         default=None,
         ge=0,
     )
+    every: int | None = key("`progressive`: epochs before the window moves on.", default=None, ge=1)
+    stride: int | None = key("`progressive`: by how many steps it moves; 1 when absent.", default=None, ge=1)
+    restart: bool | None = key("`progressive`: begin again after the last step, instead of staying.", default=None)
+    pace: Literal["constant", "linear", "exponential"] | None = key(
+        "`progressive`: how `every` shrinks on the way; `constant` when absent.", default=None
+    )
+    least: int | None = key("Pace `linear`: what `every` shrinks to at the end; 1 when absent.", default=None, ge=1)
+    rate: float | None = key("Pace `exponential`: decay per step; 0.1 when absent.", default=None, gt=0)
+    after: int | None = key("Pace `exponential`: the step it decays from; 13 when absent.", default=None, ge=0)
 
 
 @attrs.frozen(kw_only=True)
