@@ -109,7 +109,7 @@ def shown(file: Path) -> str:
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """`did you mean `x`?`, or nothing when no known word is near."""
-    near = get_close_matches(wrong, sorted(known), n=1, cutoff=0.6)
+    near = get_close_matches(wrong, sorted(known), n=1, cutoff=0.65)
     return f"did you mean `{near[0]}`?" if near else ""
 
 

@@ -244,7 +244,8 @@ class Registry:
         elsewhere = [entry.kind for entry in self._entries if entry.name == name and entry.kind != kind]
         if elsewhere:
             return PluginError("plugin-other-kind", f"`{name}` is a {noun(elsewhere[0])}, not a {noun(kind)}")
-        hint = did_you_mean(name, self.names(kind)) or f"try: pip install flowfactory-plugin-{name}"
+        near, install = did_you_mean(name, self.names(kind)), f"try: pip install flowfactory-plugin-{name}"
+        hint = f"{near} Otherwise {install}" if near else install
         known = listed(self.names(kind))
         return PluginError("plugin-missing", f"no {noun(kind)} `{name}` is installed (there is: {known})", hint)
 
@@ -270,7 +271,8 @@ class Registry:
             self._check_pending(module, who)
             provided = self._contributions(module, source, who)
         except BaseException as error:
-            self._manager.unregister(module)
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
             if isinstance(error, pluggy.PluginValidationError):
                 raise _broken(who, f"a hook does not fit: {' '.join(str(error).split())}") from error
             raise
