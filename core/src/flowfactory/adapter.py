@@ -46,7 +46,14 @@ class Adapter(ABC, Generic[SpecT]):
         """Prompts, negative prompts and condition images as tensors `(B, …)`. Deterministic, so it can be cached."""
 
     def collate(self, parts: Sequence[Conditions]) -> Conditions:
-        """Join conditions along the batch. Tensors of unequal length are zero-padded at the end of their axes."""
+        """Join conditions along the batch. Tensors of unequal length are zero-padded at the end of their axes.
+
+        Raises:
+            ValueError: the parts are not of one kind, e.g. some rows have condition images and some have none.
+        """
+        for part in parts:
+            if differing := sorted(part.keys() ^ parts[0].keys()):
+                raise ValueError(f"rows of one run must have the same conditions; only some have {', '.join(differing)}")
         return {name: _join([part[name] for part in parts]) for name in parts[0]}
 
     @abstractmethod
