@@ -1,0 +1,84 @@
+"""What a diffusers pipeline does by itself, through its public call, as the reference for adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import attrs
+import torch
+from diffusers import DiffusionPipeline
+from flowfactory.adapter import Adapter
+from flowfactory.scheduler import euler
+from flowfactory.spec import Size
+from flowfactory.types import Conditions, Row
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """One plain run. `latents` `(T+1)` from noise to the end, `velocities` `(T)` as the scheduler received them."""
+
+    sigmas: Tensor
+    latents: Sequence[Tensor]
+    velocities: Sequence[Tensor]
+    media: Tensor
+
+
+@torch.no_grad()
+def run(pipe: DiffusionPipeline, **arguments: Any) -> Run:
+    """Call the pipeline as any user would, and note what passes through its scheduler."""
+    latents: list[Tensor] = []
+    velocities: list[Tensor] = []
+    step = pipe.scheduler.step
+
+    def noted(model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any) -> Any:
+        stepped = step(model_output, timestep, sample, **kwargs)
+        velocities.append(model_output)
+        latents.extend([sample, stepped[0]] if not latents else [stepped[0]])
+        return stepped
+
+    pipe.scheduler.step = noted
+    try:
+        generator = torch.Generator().manual_seed(0)
+        (media,) = pipe(**arguments, generator=generator, output_type="pt", return_dict=False)
+    finally:
+        del pipe.scheduler.step
+    return Run(pipe.scheduler.sigmas, latents, velocities, media.float())
+
+
+def conditions_of(adapter: Adapter[Any], rows: Sequence[Row]) -> Conditions:
+    """Encoded one by one and joined, as core does."""
+    return adapter.collate([adapter.encode([row]) for row in rows])
+
+
+@torch.no_grad()
+def rollout(
+    adapter: Adapter[Any], x: Tensor, conditions: Conditions, steps: int, guidance: float, size: Size
+) -> Tensor:
+    """The final latents of an Euler rollout, kept in the dtype of `x`."""
+    sigmas = adapter.sigmas(steps, size)
+    for sigma, sigma_next in pairwise(sigmas):
+        level, next_level = sigma.expand(len(x)), sigma_next.expand(len(x))
+        x = euler(adapter.velocity(x, level, conditions, guidance, size), x, level, next_level).to(x.dtype)
+    return x
+
+
+def lora_without_gradient(
+    adapter: Adapter[Any], x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size
+) -> list[str]:
+    """Inject LoRA with random weights as core does, take one backward pass, and name what no gradient reached."""
+    config = LoraConfig(r=2, target_modules=list(adapter.lora_targets()), init_lora_weights=False)
+    for network in adapter.networks().values():
+        inject_adapter_in_model(config, network)
+    adapter.velocity(x, sigma, conditions, guidance, size).square().mean().backward()
+    trained = {
+        f"{name}.{parameter}": tensor.grad
+        for name, network in adapter.networks().items()
+        for parameter, tensor in network.named_parameters()
+        if "lora_" in parameter
+    }
+    assert trained
+    return [name for name, gradient in trained.items() if gradient is None or not gradient.any()]
