@@ -63,6 +63,13 @@ class UniPCSpec(SchedulerSpec):
     """UniPC: second order predictor and corrector, one network call per step."""
 
 
+@attrs.frozen(kw_only=True)
+class JpegSpec:
+    """Sizes of JPEG files."""
+
+    quality: int = key("JPEG quality; DDPO's is 95.", default=95, ge=1, le=100)
+
+
 @hookimpl
 def flowfactory_adapters() -> Iterable[Provides]:
     target = "flowfactory.pipeline:PipelineAdapter"
@@ -78,3 +85,10 @@ def flowfactory_schedulers() -> Iterable[Provides]:
     yield Provides("ode", ODESpec, f"{home}.ode:ODE", "Euler steps: deterministic, for decoupled trainers.")
     yield Provides("dpm-solver", DPMSolverSpec, f"{home}.dpm_solver:DPMSolver", "DPM-Solver++(2M); deterministic.")
     yield Provides("unipc", UniPCSpec, f"{home}.unipc:UniPC", "UniPC of second order; deterministic.")
+
+
+@hookimpl
+def flowfactory_rewards() -> Iterable[Provides]:
+    small, large = "flowfactory.jpeg:Compressibility", "flowfactory.jpeg:Incompressibility"
+    yield Provides("jpeg-compressibility", JpegSpec, small, "Images that make small JPEG files, as in DDPO.")
+    yield Provides("jpeg-incompressibility", JpegSpec, large, "Images that make large JPEG files, as in DDPO.")

@@ -15,11 +15,24 @@ from flowfactory.types import Sample
 TABLE = "samples.jsonl"
 
 
+def to_bytes(media: Tensor) -> Tensor:
+    """Media in [0, 1], of any shape, as `uint8` in 0 … 255: the nearest level."""
+    return (media.clamp(0, 1) * 255).round().byte()
+
+
+def some_frames(media: Tensor, count: int) -> Tensor:
+    """At most `count` frames `(n, 3, H, W)` of a video, evenly spread and its first among them; an image is its own."""
+    if media.dim() == 3:
+        return media[None]
+    total = len(media)
+    return media[[i * total // count for i in range(count)]] if total > count else media
+
+
 def to_image(media: Tensor) -> Image.Image:
     """An image `(3, H, W)` in [0, 1] as a picture; of frames `(F, 3, H, W)`, all of them side by side."""
     frames = media if media.dim() == 4 else media[None]
     strip = torch.cat(list(frames), dim=-1)
-    return Image.fromarray((strip.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_bytes(strip).permute(1, 2, 0).cpu().numpy())
 
 
 def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:

@@ -31,12 +31,25 @@ class Reward(ABC):
         self.spec = spec
 
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
-        """Load backbones onto `device`; called once, before the first score."""
+        """Load backbones onto `device`; called once, before the first score.
+
+        Backbones obtained from `shared` are the same object for every reward that asks with the same key and has the
+        same device and dtype.
+        """
+        return None
+
+    def place(self, device: torch.device) -> None:
+        """Move backbones to `device`, wherever they are; called between epochs' phases, never while scoring."""
         return None
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        """One score per sample, in order."""
+        """One score per sample, in order. Called from another thread than `load`, from several at once only where the
+        spec asks for `workers`; without gradients.
+
+        Raises:
+            Exception: anything at all; the samples then have no score, and `on_error` says what follows.
+        """
 
 
 class GroupReward(Reward):
