@@ -1,0 +1,34 @@
+"""CLIP similarity (Radford et al. 2021, arXiv:2103.00020) as a reward: `scale * cos(prompt, image)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from flowfactory.reward import Reward, Score, Shared
+from flowfactory.types import Sample
+
+from flowfactory_plugin_clip import CLIPSpec
+from flowfactory_plugin_clip.backbone import Backbone
+
+
+class CLIP(Reward):
+    """How well an image fits its prompt."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+    spec: CLIPSpec
+    backbone: Backbone
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        path, revision = self.spec.path, self.spec.revision
+        self.backbone = shared(
+            f"clip:{path}@{revision}", lambda: Backbone.load(path, revision, path, revision, device, dtype)
+        )
+
+    def place(self, device: torch.device) -> None:
+        self.backbone.place(device)
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        scores: list[float] = (self.spec.scale * self.backbone.cosines(samples, self.spec)).tolist()
+        return scores

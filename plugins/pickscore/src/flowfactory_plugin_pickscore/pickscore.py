@@ -1,0 +1,82 @@
+"""PickScore (Kirstain et al. 2023, arXiv:2305.01569): CLIP-H trained on people's choices between two images.
+
+    s(p, x) = exp(logit_scale) cos(text(p), image(x)) / divide
+
+The rank of a sample among the `K` of its group, ties sharing the mean of their places:
+
+    r(x) = (#{s < s(x)} + (#{s = s(x)} - 1) / 2) / K                                   in [0, (K - 1) / K]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from flowfactory.reward import GroupReward, Reward, Score, Shared
+from flowfactory.types import Sample
+from flowfactory_plugin_clip.backbone import Backbone
+from torch import Tensor
+
+from flowfactory_plugin_pickscore import PickScoreSpec
+
+
+class PickScore(Reward):
+    """The authors' score of each sample."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+    spec: PickScoreSpec
+    backbone: Backbone
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        self.backbone = load_backbone(self.spec, device, dtype, shared)
+
+    def place(self, device: torch.device) -> None:
+        self.backbone.place(device)
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        scores: list[float] = pick_scores(self.backbone, samples, self.spec).tolist()
+        return scores
+
+
+class PickScoreRank(GroupReward):
+    """The place of each sample in its group by PickScore; all that is left of the score is its order."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+    spec: PickScoreSpec
+    backbone: Backbone
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        self.backbone = load_backbone(self.spec, device, dtype, shared)
+
+    def place(self, device: torch.device) -> None:
+        self.backbone.place(device)
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        places: list[float] = ranks(pick_scores(self.backbone, samples, self.spec)).tolist()
+        return places
+
+
+def load_backbone(spec: PickScoreSpec, device: torch.device, dtype: torch.dtype, shared: Shared) -> Backbone:
+    """The backbone, one for all entries that name the same files."""
+    files = (spec.path, spec.revision, spec.processor, spec.processor_revision)
+    backbone: Backbone = shared(f"pickscore:{files}", lambda: Backbone.load(*files, device, dtype))
+    return backbone
+
+
+def pick_scores(backbone: Backbone, samples: Sequence[Sample], spec: PickScoreSpec) -> Tensor:
+    """Scores `(N,)` float64."""
+    return backbone.temperature * backbone.cosines(samples, spec) / spec.divide
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Ranks `(K,)` float64 of scores `(K,)`, from 0 up, divided by `K`; equal scores have equal ranks.
+
+    Raises:
+        ValueError: a score is not finite, so it has no place.
+    """
+    if not scores.isfinite().all():
+        raise ValueError(f"scores that are not finite have no rank: {scores.tolist()}")
+    below = (scores[None, :] < scores[:, None]).sum(1)
+    equal = (scores[None, :] == scores[:, None]).sum(1)
+    return (below + (equal - 1) / 2).double() / len(scores)
