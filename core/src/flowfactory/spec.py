@@ -178,6 +178,74 @@ class Window:
 
 
 @attrs.frozen(kw_only=True)
+class Times:
+    """The noise levels a decoupled trainer trains at: several per sample, one in each of as many equal strata."""
+
+    rule: Literal["uniform", "logit-normal", "discrete", "discrete-with-first", "discrete-without-first", "subset"] = (
+        key(
+            "`uniform` or `logit-normal` noise levels; levels of the sampling schedule: `discrete`, with the first one "
+            "always (`discrete-with-first`) or never (`discrete-without-first`) among them; different ones (`subset`)."
+        )
+    )
+    count: int | None = key("Noise levels per sample; 6, or all but one (`subset`), when absent.", default=None, ge=1)
+    range: tuple[float, float] | None = key(
+        "`uniform`, `logit-normal`: lowest and highest noise level; 0.01 and 1 when absent.", default=None, ge=0, le=1
+    )
+    shift: float | None = key(
+        "`uniform`, `logit-normal`: moves levels towards noise, as a schedule's shift does; 1 when absent.",
+        default=None,
+        gt=0,
+    )
+    mean: float | None = key("`logit-normal`: mean of the logit before the shift; 0 when absent.", default=None)
+    std: float | None = key("`logit-normal`: standard deviation of the logit; 1 when absent.", default=None, gt=0)
+    fraction: float | None = key(
+        "`discrete…`: which share of the schedule's steps to draw from, beginning at noise; 1 when absent.",
+        default=None,
+        gt=0,
+        le=1,
+    )
+
+    def problems(self, steps: int) -> list[tuple[str, str]]:
+        """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
+        continuous, discrete = self.rule in ("uniform", "logit-normal"), self.rule.startswith("discrete")
+        normal = self.rule == "logit-normal"
+        applies = {"range": continuous, "shift": continuous, "mean": normal, "std": normal, "fraction": discrete}
+        found = [
+            (name, f"has no meaning for rule {self.rule!r}")
+            for name, meant in applies.items()
+            if getattr(self, name) is not None and not meant
+        ]
+        if self.range is not None and self.range[0] >= self.range[1]:
+            found.append(("range", f"expected [lowest, highest], not {list(self.range)}"))
+        if self.rule == "subset" and (self.count or 1) > steps:
+            found.append(("count", f"expected at most {steps}, the steps of a schedule, not {self.count}"))
+        if discrete and int(steps * (self.fraction or 1)) < 1 + (self.rule != "discrete"):
+            found.append(("fraction", f"too few of {steps} steps are left to draw from"))
+        return found
+
+
+@attrs.frozen(kw_only=True)
+class Decay:
+    """How slowly a weight set follows the current weights: 0 up to step `flat`, then `start` and `rate` more a step."""
+
+    rate: float = key("Increase of the decay per optimizer step.", ge=0)
+    limit: float = key("Largest decay.", ge=0, le=1)
+    flat: int = key("Optimizer steps before it starts.", default=0, ge=0)
+    start: float = key("The decay it starts at.", default=0.0, ge=0, le=1)
+
+    def at(self, step: int) -> float:
+        """The decay after `step` optimizer steps."""
+        return min(self.start + self.rate * (step - self.flat), self.limit) if step >= self.flat else 0.0
+
+
+@attrs.frozen(kw_only=True)
+class DecoupledSpec(TrainerSpec):
+    """Keys of the trainers that train at noise levels of their own, not at those the samples were made with."""
+
+    times: Times = key("Noise levels to train at.", default=Times(rule="discrete", fraction=0.9))
+
+
+@attrs.frozen(kw_only=True)
 class SchedulerSpec:
     """Base of every `[scheduler]` table: a deterministic dynamics, which has no log-probability."""
 
@@ -283,6 +351,11 @@ class Optimizer:
 class Memory:
     """`[memory]`"""
 
+    cache: str | None = key(
+        "Folder of encoded prompts, absolute or in `~`; one in the user's cache when absent.",
+        default=None,
+        pattern="[~/].*",
+    )
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
 
 
