@@ -22,6 +22,10 @@ def locate(written: str, folder: Path, exists: bool) -> str:
     Raises:
         ValueError: there is nothing there.
     """
+    if not written:
+        raise ValueError("expected a path, not an empty string")
+    if not written:
+        raise ValueError("expected a path, not an empty string")
     resource = _RESOURCE.fullmatch(written)
     if resource is not None:
         return str(_resource(*resource.groups()))
