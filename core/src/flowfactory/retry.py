@@ -1,0 +1,36 @@
+"""Asking again: bounded attempts with growing pauses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def retried(
+    call: Callable[[], T],
+    retries: int,
+    pause: float,
+    transient: tuple[type[Exception], ...] = (Exception,),
+    failed: Callable[[Exception], object] = lambda error: None,
+) -> T:
+    """What `call` returns, asked again up to `retries` times when it raises something `transient`.
+
+    Args:
+        pause: seconds before the second attempt; doubled before each further one.
+        failed: told of every failed attempt.
+
+    Raises:
+        Exception: of the last attempt, or the first that is not `transient`.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return call()
+        except transient as error:
+            failed(error)
+            if attempt == retries:
+                raise
+        time.sleep(pause * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,43 @@
+"""Pref-GRPO's reward (Wang et al. 2025, arXiv:2508.20751): win rates within a group, by a vision-language judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import torch
+from flowfactory.media import some_frames
+from flowfactory.reward import GroupReward, Score, Shared
+from flowfactory.types import Sample
+
+from flowfactory_plugin_preference import PreferenceSpec
+from flowfactory_plugin_preference.judge import ChatJudge, JudgeError, data_url
+from flowfactory_plugin_preference.win_rate import Comparison, outcome, pairs, win_rates
+
+
+class Preference(GroupReward):
+    """The share of its comparisons that a sample wins. Each two samples are compared twice, in both orders."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+    spec: PreferenceSpec
+    judge: ChatJudge
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        self.judge = ChatJudge(self.spec)
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        shown = [[data_url(frame) for frame in some_frames(s.media, self.spec.frames)] for s in samples]
+        question = self.spec.question.replace("{prompt}", samples[0].row.prompt)
+
+        def compare(pair: tuple[int, int]) -> Comparison:
+            first, second = pair
+            reply = self.judge.ask(question, [("First image:", shown[first]), ("Second image:", shown[second])])
+            return Comparison(first, second, outcome(reply))
+
+        with ThreadPoolExecutor(self.spec.concurrency) as pool:
+            comparisons = list(pool.map(compare, pairs(len(samples))))
+        unclear = sum(one.outcome == "unclear" for one in comparisons)
+        if unclear > self.spec.unclear * len(comparisons):
+            raise JudgeError(f"{unclear} of {len(comparisons)} replies of {self.spec.model} named no winner")
+        return win_rates(len(samples), comparisons)
