@@ -64,7 +64,7 @@ def step_strata(u: Tensor, first: int, end: int) -> Tensor:
 def continuous(times: Times, u: Tensor) -> Tensor:
     """The noise levels at quantiles `u` of a `uniform` or `logit-normal` rule, cut to its range; any shape, float64."""
     shift, mean, std = times.shift or 1.0, times.mean or 0.0, times.std or 1.0
-    low, high = shifted(torch.tensor(times.range or (0.01, 1.0), dtype=torch.float64), 1 / shift)
+    low, high = shifted(torch.tensor(times.range or (0.01, 1.0), dtype=torch.float64), 1 / shift).clamp(0, 1)
     if times.rule == "uniform":
         return shifted(low + u * (high - low), shift)
     low, high = (torch.special.ndtr((torch.logit(end) - mean) / std) for end in (low, high))

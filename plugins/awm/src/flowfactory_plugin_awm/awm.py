@@ -12,6 +12,7 @@ velocities see the same noise and noise levels. Squared errors are float64, as i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -89,9 +90,9 @@ def surrogate(v: Tensor, u: Tensor, sigma: Tensor, spec: AWMSpec) -> Tensor:
     error = per_sample_mean((v.double() - u.double()) ** 2)
     t, tiny = sigma.double(), 1e-10
     if spec.weighting == "huber":
-        return -t * ((error + tiny).sqrt() - tiny**0.5)
+        return -t * ((error + tiny).sqrt() - math.sqrt(tiny))
     if spec.weighting == "ghuber":
-        return -t * (torch.pow(error + tiny, spec.power) - tiny**spec.power) / spec.power
+        return -t * ((error + tiny) ** spec.power - math.pow(tiny, spec.power)) / spec.power
     return -error * torch.pow(t, {"uniform": 0, "t": 1, "t2": 2}[spec.weighting])
 
 
