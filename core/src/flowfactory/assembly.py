@@ -53,6 +53,7 @@ class Parts:
     judge: Judge
     data: Prompts
     held_out: Prompts | None
+    held_out_policy: ModelPolicy
     held_out_judge: Judge
 
 
@@ -82,11 +83,18 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
             Prompts(held_out_rows, ConditionStore(adapter, held_out_rows, bar.advance)) if held_out_rows else None
         )
         adapter.drop_encoders()
+    eval_size = spec.eval.size or spec.sampling.size
+    with ui.phase("looking at the model"), clock("load"):
+        # Here, where an impossible size is told at once, and before weights are cast to float32.
+        for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
+            adapter.latent_shape(size)
+            adapter.sigmas(steps or spec.sampling.steps, size)
     weights = _weights(spec, adapter, trainer)
     judge, held_out_judge = _judges(spec, registry)
     with ui.phase("loading the rewards"), clock("load"):
         judge.load(device, dtype)
         held_out_judge.load(device, dtype)
+    policy = ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size)
     return Parts(
         spec=spec,
         folder=folder,
@@ -98,11 +106,12 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
         scheduler=scheduler,
         trainer=trainer,
         weights=weights,
-        policy=ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size),
+        policy=policy,
         optimizer=processes.prepare(_optimizer(spec, weights)),
         judge=judge,
         data=data,
         held_out=held_out,
+        held_out_policy=policy.at(eval_size),
         held_out_judge=held_out_judge,
     )
 

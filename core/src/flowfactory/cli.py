@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import click
 from flowfactory import environment, launch
 from flowfactory.describe import describe
 from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
-from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, SpecError, did_you_mean, shown
+from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, RunError, SpecError, did_you_mean, shown
 from flowfactory.registry import KINDS, OBSERVERS, Contribution, Entry, Registry, installed_entries, noun, tracing
 from flowfactory.schema import spec_schema, table_schema
 from flowfactory.structure import load_spec
@@ -127,6 +128,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
     """Run the loop; what goes wrong there is told here."""
     _log_to(folder, quiet=launch.rank() > 0)
     with ui.phase("loading torch"):
+        _quieten_libraries()
         from flowfactory import loop
         from flowfactory.data import DataError
         from flowfactory.scoring import RewardError
@@ -139,7 +141,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
     except DataError as error:
         ui.error(str(error))
         return BAD_SPEC
-    except RewardError as error:
+    except (RewardError, RunError) as error:
         ui.error(str(error))
         return FAILED
     except (PluginError, SpecError):
@@ -149,6 +151,17 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
         ui.error(traceback.format_exc() + last)
         return FAILED
     return DONE
+
+
+def _quieten_libraries() -> None:
+    """Their bars would break ours, and their advice is not about anything a user of this command can change."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def free_folder(runs: Path, name: str) -> Path:

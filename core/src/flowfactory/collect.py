@@ -80,7 +80,7 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
 def sample(parts: Parts, epoch: int, members: Sequence[Member]) -> tuple[Rollout, Tensor]:
     """Trajectories of a micro-batch and what they decode to, `(B, …)` on the CPU."""
     spec, seed = parts.spec, parts.spec.run.seed
-    device, shape = parts.processes.device, parts.adapter.latent_shape(spec.sampling.size)
+    device, shape = parts.processes.device, parts.policy.latent_shape()
     steps = epoch_steps(parts, epoch)
     with parts.clock("sample"):
         noise = draw_noise(
@@ -93,21 +93,19 @@ def sample(parts: Parts, epoch: int, members: Sequence[Member]) -> tuple[Rollout
             len(steps),
         ).to(device)
         conditions = parts.data.conditions.batch([m.group.row for m in members], device)
-        sigmas = parts.adapter.sigmas(spec.sampling.steps, spec.sampling.size)
         with parts.policy.using(parts.trainer.needs.rollout):
             made = rollout(
                 parts.policy,
                 parts.scheduler,
-                sigmas,
+                parts.policy.sigmas(spec.sampling.steps),
                 steps,
                 noise,
                 conditions,
                 DTYPES[spec.sampling.storage],
                 parts.trainer.needs.trajectory == "steps",
             )
-    with parts.clock("decode"), torch.no_grad():
-        media = parts.adapter.decode(made.final, spec.sampling.size).float().cpu()
-    return made, media
+    with parts.clock("decode"):
+        return made, parts.policy.decode(made.final)
 
 
 def epoch_steps(parts: Parts, epoch: int) -> tuple[int, ...]:

@@ -11,15 +11,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from flowfactory.problems import RunError
 from flowfactory.spec import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Processes:
-    """One process among `world`, with its device and arithmetic."""
+    """One process among `world`, with its device and arithmetic.
+
+    Raises:
+        RunError: the device cannot compute in that precision.
+    """
 
     def __init__(self, precision: Precision) -> None:
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise RunError('[run] precision = "fp16" needs a CUDA device; "bf16" and "fp32" run anywhere')
         self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
 
     @property

@@ -6,12 +6,11 @@ import math
 
 import torch
 
-from flowfactory.assembly import Parts
+from flowfactory.assembly import Parts, Prompts
 from flowfactory.collect import chunks
 from flowfactory.media import before_after, save_samples
 from flowfactory.metrics import score_metrics
-from flowfactory.rollout import Noise, rollout
-from flowfactory.seeds import Draws
+from flowfactory.rollout import draw_noise, rollout
 from flowfactory.types import Sample
 
 
@@ -32,7 +31,7 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
         torch.no_grad(),
     ):
         for numbers in chunks(mine, spec.eval.micro_batch or spec.sampling.micro_batch):
-            samples += _sample(parts, numbers)
+            samples += _sample(parts, parts.held_out, numbers)
             bar.advance(len(numbers))
         scores = parts.held_out_judge.score(samples)
     longest = math.ceil(len(parts.held_out.rows) / processes.world)
@@ -50,20 +49,17 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
     return score_metrics("eval", everyone)
 
 
-def _sample(parts: Parts, numbers: range) -> list[Sample]:
-    spec, held_out = parts.spec, parts.held_out
-    assert held_out is not None
-    size, steps = spec.eval.size or spec.sampling.size, spec.eval.steps or spec.sampling.steps
-    device, shape = parts.processes.device, parts.adapter.latent_shape(size)
-    start = Draws([(spec.eval.seed, "evaluation", number) for number in numbers]).normal(*shape).to(device)
+def _sample(parts: Parts, held_out: Prompts, numbers: range) -> list[Sample]:
+    spec, policy, device = parts.spec, parts.held_out_policy, parts.processes.device
+    keys = [(spec.eval.seed, "evaluation", number) for number in numbers]
     made = rollout(
-        parts.policy.at(size),
+        policy,
         parts.scheduler,
-        parts.adapter.sigmas(steps, size),
+        policy.sigmas(spec.eval.steps or spec.sampling.steps),
         (),
-        Noise(start, start[:, None, ...][:, :0]),
+        draw_noise(keys, keys, policy.latent_shape(), 0).to(device),
         held_out.conditions.batch(list(numbers), device),
         torch.float32,
     )
-    media = parts.adapter.decode(made.final, size).float().cpu()
+    media = policy.decode(made.final)
     return [Sample(held_out.rows[n], image, slot=n, replica=0) for n, image in zip(numbers, media, strict=True)]

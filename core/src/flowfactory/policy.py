@@ -40,6 +40,19 @@ class ModelPolicy:
         with self._processes.autocast():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
 
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels `(steps+1,)` of the model's own schedule."""
+        return self._adapter.sigmas(steps, self._size)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        return self._adapter.latent_shape(self._size)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU."""
+        return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+
     def using(self, weights: str) -> AbstractContextManager[None]:
         return self._weights.using(weights)
 

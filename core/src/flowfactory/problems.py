@@ -89,6 +89,10 @@ class SpecError(Exception):
         return max(problem.code for problem in self.problems)
 
 
+class RunError(Exception):
+    """A run cannot go on; the message tells a person why, so no traceback is shown."""
+
+
 class PluginError(Exception):
     """A plugin that is missing, conflicting, broken or too old or new for what is installed."""
 

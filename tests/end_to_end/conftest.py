@@ -1,0 +1,113 @@
+"""Whole runs on a tiny FLUX checkpoint, through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flowfactory.cli import main
+from flowfactory_plugin_flux.flux import Flux
+
+REWARDS = '''
+from flowfactory import Provides, hookimpl
+import attrs
+
+@attrs.frozen
+class Nothing:
+    """No keys."""
+
+def redness(samples):
+    return [float(s.media[0].mean() - s.media[1:].mean()) for s in samples]
+
+@hookimpl
+def flowfactory_rewards():
+    yield Provides("redness", Nothing, redness, "How red an image is.")
+'''
+
+SPEC = """
+plugins = ["./rewards.py"]
+
+[run]
+name = "tiny"
+epochs = 2
+
+[model]
+name = "flux"
+path = "{checkpoint}"
+max_sequence_length = 16
+
+[full]
+
+[data]
+prompts = "train.txt"
+eval_prompts = "eval.txt"
+
+[sampling]
+size = 32
+steps = 4
+prompts = 4
+group = 3
+micro_batch = 6
+
+[scheduler]
+name = "flow-sde"
+window = {{ rule = "random", size = 2 }}
+
+[trainer]
+name = "grpo"
+
+[[reward]]
+name = "redness"
+
+[optimizer]
+lr = 1e-3
+updates = 2
+micro_batch = 6
+
+[eval]
+every = 1
+"""
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Flux.tiny(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def spec(tmp_path: Path, checkpoint: Path) -> Path:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "train.txt").write_text("a cat\na dog\na bird\na fish\na horse\na cow\n")
+    (tmp_path / "eval.txt").write_text("a tree\na house\na lake\n")
+    (tmp_path / "spec.toml").write_text(SPEC.format(checkpoint=checkpoint))
+    return tmp_path / "spec.toml"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one state per process; every run here brings its own precision."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def run(spec: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Run the spec with changes, `key=value` to set and `-key` to unset; returns the run's folder."""
+
+    def run(name: str, *changes: str) -> Path:
+        folder = tmp_path / "runs" / name
+        options = [f"--unset={c[1:]}" if c.startswith("-") else f"--set={c}" for c in changes]
+        assert main(["run", str(spec), "--folder", str(folder), *options]) == 0
+        return folder
+
+    return run
+
+
+def metrics(folder: Path, times: bool = False) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl`, without seconds unless wanted."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if times or not k.startswith("time/")} for line in lines]
