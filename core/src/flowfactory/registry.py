@@ -30,7 +30,7 @@ from packaging.utils import canonicalize_name
 from flowfactory import hooks
 from flowfactory.hooks import PROJECT, Provides
 from flowfactory.problems import PluginError, did_you_mean, listed, shown
-from flowfactory.spec import AdapterSpec, SchedulerSpec, TrainerSpec
+from flowfactory.spec import AdapterSpec, RewardEntry, SchedulerSpec, TrainerSpec
 
 log = logging.getLogger("flowfactory")
 
@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("trainer", "trainers", "[trainer] name", TrainerSpec, ("flowfactory.trainer:Trainer",)),
         Kind(
             "reward", "rewards", "[[reward]] name", object, ("flowfactory.reward:Reward",),
-            frozenset({"name", "label", "weight", "on_error"}),
+            frozenset(field.name for field in attrs.fields(RewardEntry)) - {"spec"},
         ),
     )
 }  # fmt: skip

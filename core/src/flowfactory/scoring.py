@@ -1,34 +1,52 @@
-"""Scoring samples: every reward of a run, its backbones loaded once, its answers checked."""
+"""Scoring samples: every reward of a run, its backbones loaded once, asked while further samples are made."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Condition, Thread
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from flowfactory.asking import Answer, Asked, RewardError
+from flowfactory.distributed import DTYPES
 from flowfactory.registry import Registry
-from flowfactory.reward import FunctionReward, GroupReward, Reward
+from flowfactory.reward import FunctionReward, Reward, Shared
 from flowfactory.spec import RewardEntry
 from flowfactory.types import Sample
 
-BATCH = 64
-"""Most samples a pointwise reward is handed at a time."""
+__all__ = ["Failure", "Judge", "RewardError", "Scored", "Session"]
 
-
-class RewardError(RuntimeError):
-    """A reward failed; the message names its label."""
+CPU = torch.device("cpu")
 
 
 @attrs.frozen(eq=False)
-class _Labelled:
+class Failure:
+    """A reward has no scores for a group; `sample` is the group's first."""
+
     label: str
-    weight: float
-    reward: Reward
+    why: str
+    sample: Sample
+
+
+@attrs.frozen(eq=False)
+class Scored:
+    """What the rewards said about `N` samples, in the order they were submitted.
+
+    values: by label `(N,)` float64, NaN where a reward does not apply or failed.
+    failed: by label `(N,)` bool. calls: by label, how many calls failed, those included that succeeded when repeated.
+    failures: those that are left.
+    """
+
+    values: Mapping[str, Tensor]
+    failed: Mapping[str, Tensor]
+    calls: Mapping[str, int]
+    failures: Sequence[Failure]
 
 
 class Judge:
@@ -36,79 +54,166 @@ class Judge:
 
     Args:
         entries: the reward tables.
-        backbones: where backbones are kept by key; judges that share it share them.
+        backbones: where backbones are kept by key, device and dtype; judges that share it share them.
     """
 
-    def __init__(self, entries: Sequence[RewardEntry], registry: Registry, backbones: dict[str, Any]) -> None:
-        self._rewards = [
-            _Labelled(e.label, e.weight, _build(registry.target("rewards", e.name), e.spec)) for e in entries
-        ]
+    def __init__(self, entries: Sequence[RewardEntry], registry: Registry, backbones: dict[Any, Any]) -> None:
+        self.rewards = [Asked(e, build(registry.target("rewards", e.name), e.spec)) for e in entries]
         self._backbones = backbones
 
     @property
     def weights(self) -> Mapping[str, float]:
         """Weight of each reward, by label."""
-        return {r.label: r.weight for r in self._rewards}
+        return {r.entry.label: r.entry.weight for r in self.rewards}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Load every reward; backbones that several ask for are made once."""
-        for entry in self._rewards:
-            entry.reward.load(device, dtype, self._shared)
+        """Load every reward where its table says, or else onto `device` in `dtype`; equal backbones are made once.
 
-    @torch.no_grad()
+        Raises:
+            RewardError: one cannot be loaded.
+        """
+        for asked in self.rewards:
+            entry = asked.entry
+            asked.device = torch.device(entry.device) if entry.device else device
+            own = DTYPES[entry.dtype] if entry.dtype else dtype
+            try:
+                asked.reward.load(asked.device, own, self._shared(asked.device, own))
+            except Exception as error:
+                what = f"reward {entry.label!r} cannot be loaded: {type(error).__name__}: {error}"
+                raise RewardError(what) from error
+        self._rest()
+
+    @contextmanager
+    def session(self, overlap: bool = True) -> Iterator[Session]:
+        """A round of scoring. While it lasts, every reward is on its device.
+
+        Args:
+            overlap: score in other threads, while this one goes on.
+        """
+        for asked in self.rewards:
+            asked.reward.place(asked.device)  # all: an idle entry may have moved the backbone it shares with others
+        session = Session(self.rewards, overlap)
+        try:
+            yield session
+        finally:
+            session.close()
+            self._rest()
+
     def score(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Scores `(N,)` float64 by label, in the order of `samples`; NaN where a reward does not apply.
 
         Samples of one group must be neighbours.
 
         Raises:
-            RewardError: a reward raised, or returned something other than one finite number or None per sample.
+            RewardError: a reward failed.
         """
-        return {
-            r.label: torch.tensor(
-                [s for part in _parts(r.reward, samples) for s in _scores(r, part)], dtype=torch.float64
-            )
-            for r in self._rewards
-        }
+        with self.session(overlap=False) as session:
+            session.submit(samples)
+            scored = session.finish()
+        for failure in scored.failures:
+            raise RewardError(failure.why)
+        return dict(scored.values)
 
-    def _shared(self, key: str, factory: Callable[[], Any]) -> Any:
-        if key not in self._backbones:
-            self._backbones[key] = factory()
-        return self._backbones[key]
+    def _rest(self) -> None:
+        """Move the backbones of idle rewards to main memory."""
+        for asked in self.rewards:
+            if asked.entry.offload:
+                asked.reward.place(CPU)
+
+    def _shared(self, device: torch.device, dtype: torch.dtype) -> Shared:
+        def shared(key: str, factory: Callable[[], Any]) -> Any:
+            whole = (key, str(device), dtype)
+            if whole not in self._backbones:
+                self._backbones[whole] = factory()
+            return self._backbones[whole]
+
+        return shared
 
 
-def _build(target: Any, spec: Any) -> Reward:
+class Session:
+    """A round of scoring: groups go in, scores come out in the same order, however long each took.
+
+    Every reward has `workers` threads of its own. It is asked about the same samples in the same pieces as without
+    threads, so the scores are the same.
+    """
+
+    def __init__(self, rewards: Sequence[Asked], overlap: bool) -> None:
+        self._rewards = rewards
+        self._units: list[tuple[int, Sample | None]] = []
+        self._answers: dict[tuple[int, int], Answer] = {}
+        self._changed = Condition()
+        self._aborting = False
+        self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
+        if overlap:
+            for number, asked in enumerate(rewards):
+                self._queues.append(SimpleQueue())
+                for _ in range(asked.entry.workers):
+                    Thread(target=self._work, args=(number,), name=f"score {asked.entry.label}", daemon=True).start()
+
+    @property
+    def aborting(self) -> bool:
+        """Whether a reward failed whose `on_error` is `abort`; what is submitted from then on is not scored."""
+        return self._aborting
+
+    def submit(self, unit: Sequence[Sample]) -> None:
+        """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
+        index = len(self._units)
+        self._units.append((len(unit), unit[0] if unit else None))
+        for number in range(len(self._rewards)):
+            if self._queues:
+                self._queues[number].put((index, unit))
+            else:
+                self._ask(number, index, unit)
+
+    def finish(self) -> Scored:
+        """Wait until everything is scored."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._answers) == len(self._units) * len(self._rewards))
+        labels = [asked.entry.label for asked in self._rewards]
+        rows = [[self._answers[number, index] for index in range(len(self._units))] for number in range(len(labels))]
+        sizes = [size for size, _ in self._units]
+        return Scored(
+            {label: _numbers(row) for label, row in zip(labels, rows, strict=True)},
+            {
+                label: torch.tensor([a.failed for a in row]).bool().repeat_interleave(torch.tensor(sizes).long())
+                for label, row in zip(labels, rows, strict=True)
+            },
+            {label: sum(len(a.failures) for a in row) for label, row in zip(labels, rows, strict=True)},
+            [
+                Failure(label, answer.failures[-1], sample)
+                for label, row in zip(labels, rows, strict=True)
+                for answer, (_, sample) in zip(row, self._units, strict=True)
+                if answer.failed and answer.failures and sample is not None
+            ],
+        )
+
+    def close(self) -> None:
+        """Let the threads end; what is not scored yet never will be."""
+        self._aborting = True
+        for asked, queue in zip(self._rewards, self._queues, strict=False):
+            for _ in range(asked.entry.workers):
+                queue.put(None)
+
+    def _work(self, number: int) -> None:
+        while (task := self._queues[number].get()) is not None:
+            self._ask(number, *task)
+
+    def _ask(self, number: int, index: int, unit: Sequence[Sample]) -> None:
+        asked = self._rewards[number]
+        answer = Answer([math.nan] * len(unit), [], failed=True) if self._aborting else asked.ask(unit)
+        with self._changed:
+            self._answers[number, index] = answer
+            if answer.failed and asked.entry.on_error == "abort":
+                self._aborting = True
+            self._changed.notify_all()
+
+
+def build(target: Any, spec: Any) -> Reward:
+    """A reward from its class, or from a bare function."""
     if isinstance(target, type) and issubclass(target, Reward):
         return target(spec)
     return FunctionReward(target)
 
 
-def _parts(reward: Reward, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    if isinstance(reward, GroupReward):
-        for _, group in groupby(samples, key=lambda sample: sample.slot):
-            yield list(group)
-    else:
-        for start in range(0, len(samples), BATCH):
-            yield samples[start : start + BATCH]
-
-
-def _scores(entry: _Labelled, samples: Sequence[Sample]) -> list[float]:
-    try:
-        scores = list(entry.reward.score(samples))
-    except Exception as error:
-        raise RewardError(f"reward {entry.label!r} failed: {type(error).__name__}: {error}") from error
-    if len(scores) != len(samples):
-        raise RewardError(f"reward {entry.label!r} returned {len(scores)} scores for {len(samples)} samples")
-    return [_number(entry.label, score, sample) for score, sample in zip(scores, samples, strict=True)]
-
-
-def _number(label: str, score: object, sample: Sample) -> float:
-    if score is None:
-        return math.nan
-    try:
-        number = float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(score, (str, bytes)) or not math.isfinite(number):
-        raise RewardError(f"reward {label!r} returned {score!r}, not a finite number, for prompt {sample.row.prompt!r}")
-    return number
+def _numbers(answers: Sequence[Answer]) -> Tensor:
+    return torch.tensor([score for answer in answers for score in answer.scores], dtype=torch.float64)

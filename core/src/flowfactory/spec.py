@@ -327,6 +327,7 @@ class Sampling:
 @attrs.frozen(kw_only=True)
 class Optimizer:
     """`[optimizer]`: AdamW."""
+    overlap: bool = key("Score finished groups while the next are sampled.", default=True)
 
     lr: float = key("Learning rate.", gt=0)
     betas: tuple[float, float] = key("Decay of the first and second moments.", default=(0.9, 0.999), ge=0, lt=1)
@@ -389,7 +390,31 @@ class RewardEntry:
 
     name: str = key("Which reward plugin.", min_length=1)
     label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
-    weight: float = key("Factor in the aggregation.", default=1.0)
+    weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0)
+    on_error: Literal["retry", "drop-group", "abort"] = key(
+        "After a failure: ask again `retries` times and then drop the group; drop it at once; or end the run.",
+        default="retry",
+    )
+    retries: int = key("How often a failed call is made again, where `on_error` is `retry`.", default=2, ge=0)
+    retry_pause: float = key("Seconds before the first retry; doubled before each further one.", default=1.0, ge=0)
+    max_dropped: float = key(
+        "Largest share of an epoch's groups that may be without its score; past it the run ends, with a checkpoint.",
+        default=0.25,
+        ge=0,
+        le=1,
+    )
+    timeout: float = key("Seconds one call may take before it counts as failed.", default=600.0, gt=0)
+    workers: int = key(
+        "Calls made at the same time; more than one for rewards that wait for a server.", default=1, ge=1
+    )
+    micro_batch: int = key("Most samples of one call; a group reward gets its whole group.", default=64, ge=1)
+    device: str | None = key(
+        "Where its networks compute, e.g. `cpu` or `cuda:1`; where the model does when absent.",
+        default=None,
+        pattern=r"(cpu|cuda|xpu|mps)(:\d+)?",
+    )
+    dtype: Precision | None = key("Number format of its networks; the run's precision when absent.", default=None)
+    offload: bool = key("Keep its networks in main memory while nothing is scored.", default=False)
     spec: Any
 
 

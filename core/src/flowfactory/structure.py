@@ -65,6 +65,15 @@ def load_spec(path: Path, registry: Registry, sets: Sequence[str] = (), unsets: 
     return _Loader(toml.load(path, sets, unsets), registry).spec()
 
 
+def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
+    """The `[[reward]]` tables of a file, structured and checked; whatever else a spec holds may be missing.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    return _Loader(toml.load(path), registry).rewards()
+
+
 class _Loader:
     def __init__(self, root: Node, registry: Registry) -> None:
         self.root, self.registry, self.reader = root, registry, Reader()
@@ -85,6 +94,16 @@ class _Loader:
         if self.reader.problems:
             raise SpecError(sorted(self.reader.problems, key=_reading_order))
         return Spec(**sound)
+
+    def rewards(self) -> tuple[RewardEntry, ...]:
+        self._requires()
+        self._plugins()
+        found = self._rewards(self.root.at("reward"), "[[reward]]")
+        sound = {} if found is None else {"rewards": found}
+        self.reader.problems += rules.problems(self.root, sound, self.registry)
+        if self.reader.problems or found is None:
+            raise SpecError(sorted(self.reader.problems, key=_reading_order))
+        return found
 
     # --- plugins
 
