@@ -85,3 +85,9 @@ def test_only_outermost_calls_are_recorded():
 def test_what_cannot_be_kept_is_refused(one, two, message):
     with pytest.raises(ValueError, match=message):
         suffixes([("encode_prompt", one)], [("encode_prompt", two)])
+
+
+def test_calls_that_depend_on_the_batch_are_refused():
+    one = [("_encode_vae_image", torch.zeros(1, 3))]
+    with pytest.raises(ValueError, match="encodes one prompt by 1 calls and two by 2"):
+        suffixes(one, one * 2)

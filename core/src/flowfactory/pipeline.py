@@ -58,7 +58,7 @@ class PipelineAdapter(Adapter[SpecT]):
     def __init__(self, spec: SpecT) -> None:
         super().__init__(spec)
         self._networks: dict[str, nn.Module] = {}
-        self._suffixes: dict[str, str] = {}
+        self._suffixes: dict[tuple[str, ...], dict[str, str]] = {}
         self._sample: Conditions | None = None
         self._surveys: dict[Size, Survey] = {}
         self._schedules: dict[tuple[int, Size], Tensor] = {}
@@ -77,22 +77,21 @@ class PipelineAdapter(Adapter[SpecT]):
         return self._networks
 
     def lora_targets(self) -> Sequence[str]:
-        """Every linear layer of every attention, named from its attention module on."""
+        """Every linear layer of every attention, by its name from the attention module on where that says enough."""
+        modules = {name: m for network in self._networks.values() for name, m in network.named_modules()}
+        others = [name for name, module in modules.items() if not isinstance(module, nn.Linear)]
         found = set()
-        for network in self._networks.values():
-            for name, module in network.named_modules():
-                *above, _ = parts = name.split(".")
-                attention = [i for i, part in enumerate(above) if "attn" in part or "attention" in part]
-                if attention and isinstance(module, nn.Linear):
-                    found.add(".".join(parts[attention[-1] :]))
+        for name in modules.keys() - others:
+            *above, _ = parts = name.split(".")
+            if attention := [i for i, part in enumerate(above) if "attn" in part or "attention" in part]:
+                ending = ".".join(parts[attention[-1] :])
+                found.add(name if any(other.endswith(f".{ending}") for other in others) else ending)
         return sorted(found)
 
     @torch.no_grad()
     def encode(self, rows: Sequence[Row]) -> Conditions:
         """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
-        if not self._suffixes:
-            self._suffixes = suffixes(self._record([rows[0]]), self._record([rows[0], rows[0]]))
-        encoded = [flatten(self._record([row]), self._suffixes) for row in rows]
+        encoded = [self._encode(row) for row in rows]
         self._sample = self._sample or encoded[0]
         return self.collate(encoded)
 
@@ -181,6 +180,13 @@ class PipelineAdapter(Adapter[SpecT]):
         with tap.stopping_at(self._networks.values()):
             tap.run(self.pipe, members, self._arguments(GUIDED, None, arguments))
         return recorder.calls
+
+    def _encode(self, row: Row) -> Conditions:
+        calls = self._record([row])
+        methods = tuple(name for name, _ in calls)
+        if methods not in self._suffixes:
+            self._suffixes[methods] = suffixes(calls, self._record([row, row]))
+        return flatten(calls, self._suffixes[methods])
 
     def _stand_in(self) -> Conditions:
         """Conditions of any one row, for calls whose result does not depend on them."""

@@ -51,8 +51,10 @@ def suffixes(one: Sequence[Call], two: Sequence[Call]) -> dict[str, str]:
     """How each recorded value meets the batch, from the calls of a batch of one row and of that row twice.
 
     Raises:
-        ValueError: a value is neither per sample nor independent of the batch.
+        ValueError: a value is neither per sample nor independent of the batch, or the number of calls depends on it.
     """
+    if [name for name, _ in one] != [name for name, _ in two]:
+        raise ValueError(f"the pipeline encodes one prompt by {len(one)} calls and two by {len(two)}")
     found: dict[str, str] = {}
     for (name, a), (_, b) in zip(_named(one), _named(two), strict=True):
         found.update(_compare(name, a, b))

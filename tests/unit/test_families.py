@@ -1,0 +1,131 @@
+"""The tap against many pipelines, each called as its users do: what they compute, of models it knows nothing of.
+
+Every number here is compared bit for bit, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux import pipeline_flux_kontext
+from families import FAMILIES, Family
+from flowfactory.builtin import PipelineSpec
+from flowfactory.pipeline import PipelineAdapter
+from flowfactory.types import Conditions, Row
+from oracle import Run, lora_without_gradient, run
+from PIL import Image
+
+STEPS = 3
+PROMPTS = (("a cat", "blurry"), ("two dogs left of a red house", ""))
+LAST = "transformer.transformer_blocks.1.attn"
+LEADS_NOWHERE = {"sd3": {f"{LAST}.add_q_proj"}, "qwen-image": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"}}
+"""Layers whose results their own networks discard: what the last block makes of the text."""
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """An adapter, its rows, and what the pipeline made of each row by itself."""
+
+    name: str
+    family: Family
+    adapter: PipelineAdapter
+    rows: tuple[Row, ...]
+    runs: tuple[Run, ...]
+
+
+@pytest.fixture(scope="module")
+def small_condition_images() -> Iterator[None]:
+    """Kontext scales condition images to one of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32)])
+        yield
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_condition_images: None
+) -> Case:
+    family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    family.make().save_pretrained(folder)
+    image = folder / "image.png"
+    Image.linear_gradient("L").convert("RGB").resize((48, 32)).save(image)
+    rows = tuple(Row(prompt, negative, (image,) if family.image else ()) for prompt, negative in PROMPTS)
+    spec = PipelineSpec(path=str(folder), max_sequence_length=family.max_sequence_length, true_cfg=family.true_cfg)
+    adapter = PipelineAdapter(spec)
+    adapter.load(torch.device("cpu"), torch.float32)
+    return Case(request.param, family, adapter, rows, tuple(by_diffusers(family, folder, row) for row in rows))
+
+
+def by_diffusers(family: Family, folder: Path, row: Row) -> Run:
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.vae.requires_grad_(False)  # as adapters do; torch's linear layers round differently when weights are trainable
+    pipe.set_progress_bar_config(disable=True)
+    takes = pipe.__call__.__wrapped__.__code__.co_varnames
+    arguments = {"height": family.size.height, "width": family.size.width, "num_frames": family.size.frames}
+    if family.max_sequence_length is not None:
+        arguments["max_sequence_length"] = family.max_sequence_length
+    if "true_cfg_scale" not in takes or "true_cfg_scale" in family.arguments:
+        arguments["negative_prompt"] = row.negative_prompt
+    arguments = {name: value for name, value in arguments.items() if name in takes} | family.arguments
+    if family.image:
+        arguments["image"] = Image.open(row.images[0])
+    return run(pipe, prompt=row.prompt, num_inference_steps=STEPS, **arguments)
+
+
+def test_sigmas_and_shape(case: Case) -> None:
+    for reference in case.runs:
+        assert torch.equal(case.adapter.sigmas(STEPS, case.family.size), reference.sigmas)
+        assert case.adapter.latent_shape(case.family.size) == reference.latents[0].shape[1:]
+
+
+def test_velocity_at_every_step(case: Case) -> None:
+    for row, reference in zip(case.rows, case.runs, strict=True):
+        conditions = case.adapter.encode([row])
+        for i, v in enumerate(reference.velocities):
+            assert torch.equal(velocity(case, reference.latents[i], reference.sigmas[i : i + 1], conditions), v)
+
+
+def test_rollout_by_the_pipelines_own_sampler(case: Case) -> None:
+    for row, reference in zip(case.rows, case.runs, strict=True):
+        conditions, x = case.adapter.encode([row]), reference.latents[0]
+        sampler = DiffusionPipeline.from_pretrained(case.adapter.spec.path).scheduler
+        sampler.set_timesteps(STEPS, **({"mu": 0.0} if sampler.config.get("use_dynamic_shifting") else {}))
+        scheduled = case.adapter._schedule(STEPS, case.family.size)
+        sampler.sigmas, sampler.timesteps = scheduled
+        for sigma, timestep in zip(*scheduled, strict=False):
+            x = sampler.step(velocity(case, x, sigma[None], conditions), timestep, x, return_dict=False)[0]
+        assert torch.equal(x, reference.latents[-1])
+
+
+def test_decode(case: Case) -> None:
+    for reference in case.runs:
+        assert torch.equal(case.adapter.decode(reference.latents[-1], case.family.size), reference.media)
+
+
+def test_a_batch_is_its_rows(case: Case) -> None:
+    """Prompts of different lengths and noise levels of different rows, in one batch."""
+    conditions = case.adapter.collate([case.adapter.encode([row]) for row in case.rows])
+    x = torch.cat([reference.latents[i] for i, reference in enumerate(case.runs)])
+    sigma = torch.stack([reference.sigmas[i] for i, reference in enumerate(case.runs)])
+    v = torch.cat([reference.velocities[i] for i, reference in enumerate(case.runs)])
+    assert torch.equal(velocity(case, x, sigma, conditions), v)
+
+
+def test_gradients(case: Case) -> None:
+    """Last, since it changes the networks: every expert is reached, and what is not leads nowhere."""
+    conditions = case.adapter.collate([case.adapter.encode([row]) for row in case.rows])
+    x = torch.cat([reference.latents[0] for reference in case.runs])
+    sigma = case.runs[0].sigmas[[0, -2]]
+    idle = lora_without_gradient(case.adapter, x, sigma, conditions, case.family.guidance, case.family.size)
+    assert {name.partition(".lora_")[0] for name in idle} == LEADS_NOWHERE.get(case.name, set())
+
+
+@torch.no_grad()
+def velocity(case: Case, x: torch.Tensor, sigma: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    return case.adapter.velocity(x, sigma, conditions, case.family.guidance, case.family.size)
