@@ -1,0 +1,57 @@
+"""Every trainer with every scheduler, LoRA and full: it trains, or `check` says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+from end_to_end.conftest import metrics
+from flowfactory.cli import main
+
+TRAINERS = ("grpo", "grpo-guard", "nft", "awm")
+DENSITY = {
+    "flow-sde": "gaussian",
+    "dance-sde": "gaussian",
+    "cps": "squared-error",
+    "ode": "none",
+    "dpm-solver": "none",
+    "unipc": "none",
+}
+ACCEPTS = {
+    "grpo": {"gaussian", "squared-error"},
+    "grpo-guard": {"gaussian"},
+    "nft": set(DENSITY.values()),
+    "awm": set(DENSITY.values()),
+}
+PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "nft": {"policy", "kl"}, "awm": {"policy", "kl", "average"}}
+TUNINGS = {"full": ("full={}",), "lora": ("-full", "lora.rank=2")}
+
+
+def changes(trainer: str, scheduler: str) -> tuple[str, ...]:
+    window = ', window={rule="random", size=2}' if DENSITY[scheduler] != "none" else ""
+    return (f'trainer={{name="{trainer}"}}', f'scheduler={{name="{scheduler}"{window}}}', "run.epochs=1")
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize(
+    ("trainer", "scheduler"), [(t, s) for t, s in product(TRAINERS, DENSITY) if DENSITY[s] in ACCEPTS[t]]
+)
+def test_it_trains(run: Callable[..., Path], trainer: str, scheduler: str, tuning: str) -> None:
+    folder = run("a", *changes(trainer, scheduler), *TUNINGS[tuning], "-eval", "-data.eval_prompts")
+    line = metrics(folder)[-1]
+    assert {name.removeprefix("loss/") for name in line if name.startswith("loss/")} == PARTS[trainer]
+    assert 0 < line["train/gradient_norm"] < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "scheduler"), [(t, s) for t, s in product(TRAINERS, DENSITY) if DENSITY[s] not in ACCEPTS[t]]
+)
+def test_it_is_refused_with_a_reason(
+    spec: Path, capsys: pytest.CaptureFixture[str], trainer: str, scheduler: str
+) -> None:
+    assert main(["check", str(spec), *(f"--set={c}" for c in changes(trainer, scheduler))]) == 2
+    said = capsys.readouterr().err
+    assert f"`{trainer}` needs" in said
+    assert f"scheduler `{scheduler}`" in said
