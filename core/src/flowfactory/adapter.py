@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Generic, TypeVar
+from pathlib import Path, PurePath
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,22 @@ class Adapter(ABC, Generic[SpecT]):
     """One model family, as flow matching sees it: `x = (1 - sigma) x0 + sigma noise`, `v = dx / dsigma`.
 
     `sigma` is 1 at pure noise and 0 at data. Only `velocity` is called with gradients.
+
+    not_encoded: keys of the spec that `encode` makes no use of: conditions cached under other values stay good.
     """
+
+    not_encoded: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
 
     @abstractmethod
-    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+    def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
         """Read the checkpoint, every weight straight into `dtype`, onto `device`.
+
+        Args:
+            encoded: one row's conditions `(1, …)`, when all rows are in the cache. `encode` will not be called, and
+                what only it uses need not be read.
 
         Raises:
             ValueError: the checkpoint cannot be trained by this adapter; the message says why.
@@ -45,6 +53,13 @@ class Adapter(ABC, Generic[SpecT]):
     def encode(self, rows: Sequence[Row]) -> Conditions:
         """Prompts, negative prompts and condition images as tensors `(B, …)`. Deterministic, so it can be cached."""
 
+    def encodes_with(self, file: PurePath) -> bool:
+        """Whether a file of the checkpoint, by its path inside it, bears on what `encode` returns: every one may.
+
+        Conditions cached before such a file changed are not used again.
+        """
+        return True
+
     def collate(self, parts: Sequence[Conditions]) -> Conditions:
         """Join conditions along the batch. Tensors of unequal length are zero-padded at the end of their axes.
 
@@ -53,7 +68,9 @@ class Adapter(ABC, Generic[SpecT]):
         """
         for part in parts:
             if differing := sorted(part.keys() ^ parts[0].keys()):
-                raise ValueError(f"rows of one run must have the same conditions; only some have {', '.join(differing)}")
+                raise ValueError(
+                    f"rows of one run must have the same conditions; only some have {', '.join(differing)}"
+                )
         return {name: _join([part[name] for part in parts]) for name in parts[0]}
 
     @abstractmethod

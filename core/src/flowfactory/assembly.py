@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import attrs
 import torch
 
 from flowfactory.adapter import Adapter
-from flowfactory.cache import ConditionStore
+from flowfactory.cache import ConditionCache, ConditionStore, cache_folder
 from flowfactory.data import load_rows
 from flowfactory.distributed import DTYPES, Processes
+from flowfactory.identity import encoder_identity
 from flowfactory.metrics import Clock
 from flowfactory.plan import Plan
 from flowfactory.policy import ModelPolicy
+from flowfactory.problems import RunError
 from flowfactory.registry import Registry
 from flowfactory.scheduler import Scheduler
 from flowfactory.scoring import Judge
@@ -75,16 +78,12 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
     trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
     scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)
     adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
-    with ui.phase("loading the model"), clock("load"):
-        adapter.load(device, dtype)
-    with ui.phase("encoding prompts", total=len(rows) + len(held_out_rows)) as bar, clock("encode"), torch.no_grad():
-        data = Prompts(rows, ConditionStore(adapter, rows, bar.advance))
-        held_out = (
-            Prompts(held_out_rows, ConditionStore(adapter, held_out_rows, bar.advance)) if held_out_rows else None
-        )
-        adapter.drop_encoders()
+    with _refusals():
+        cache = _load(spec, registry, adapter, [*rows, *held_out_rows], processes, ui, clock)
+    data = Prompts(rows, ConditionStore(cache, rows, adapter.collate))
+    held_out = Prompts(held_out_rows, ConditionStore(cache, held_out_rows, adapter.collate)) if held_out_rows else None
     eval_size = spec.eval.size or spec.sampling.size
-    with ui.phase("looking at the model"), clock("load"):
+    with ui.phase("looking at the model"), clock("load"), _refusals():
         # Here, where an impossible size is told at once, and before weights are cast to float32.
         for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
             adapter.latent_shape(size)
@@ -114,6 +113,39 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
         held_out_policy=policy.at(eval_size),
         held_out_judge=held_out_judge,
     )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What an adapter refuses (a `ValueError`, by its contract) ends the run in words."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _load(
+    spec: Spec,
+    registry: Registry,
+    adapter: Adapter[Any],
+    rows: Sequence[Row],
+    processes: Processes,
+    ui: Ui,
+    clock: Clock,
+) -> ConditionCache:
+    """Load the model and encode what the cache lacks; where it lacks nothing, the encoders are not even read."""
+    precision = spec.run.precision
+    with ui.phase("looking for encoded prompts"), clock("encode"):
+        source = registry.find("adapters", spec.model.name).source
+        identity = encoder_identity(adapter, precision, {source.name: source.version})
+        cache = ConditionCache(cache_folder(spec.memory.cache), identity, rows, ui.say)
+        missing = cache.missing()
+    with ui.phase("loading the model"), clock("load"):
+        adapter.load(processes.device, DTYPES[precision], None if missing else cache[rows[0]])
+    with ui.phase("encoding prompts", total=len(missing)) as bar, clock("encode"), torch.no_grad():
+        cache.fill(adapter.encode, bar.advance)
+        adapter.drop_encoders()
+    return cache
 
 
 def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> Weights:

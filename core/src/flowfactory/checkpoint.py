@@ -7,7 +7,6 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowfactory.files import flush
 from flowfactory.weights import Weights
 
 STATE = "state.json"
@@ -54,10 +54,10 @@ def save(
     state = {**attrs.asdict(progress), **facts}
     (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
     for path in [*partial.iterdir(), partial]:
-        _flush(path)
+        flush(path)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    _flush(folder)
+    flush(folder)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -101,11 +101,3 @@ def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tenso
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

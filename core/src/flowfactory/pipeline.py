@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import attrs
@@ -64,14 +64,16 @@ class PipelineAdapter(Adapter[SpecT]):
         self._schedules: dict[tuple[int, Size], Tensor] = {}
         self._timesteps: dict[Size, dict[float, float]] = {}
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.pipe = tap.read(self.spec.path, self.spec.revision, dtype).to(device)
+    def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
+        self.pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoders=encoded is None).to(device)
         tap.refuse_unless_flow_matching(self.pipe)
         self.pipe.set_progress_bar_config(disable=True)
         self._parameters = tap.parameters(self.pipe)
         self._networks = tap.networks(self.pipe)
         for module in self._others().values():
             module.requires_grad_(False).eval()
+        if encoded is not None:
+            self._sample = {name: tensor.to(device) for name, tensor in encoded.items()}
 
     def networks(self) -> Mapping[str, nn.Module]:
         return self._networks
@@ -94,6 +96,13 @@ class PipelineAdapter(Adapter[SpecT]):
         encoded = [self._encode(row) for row in rows]
         self._sample = self._sample or encoded[0]
         return self.collate(encoded)
+
+    def encodes_with(self, file: PurePath) -> bool:
+        """Everything but the weights of the trained networks, the scheduler, and what lies beside the pipeline."""
+        folder, _, name = str(file).rpartition("/")
+        if folder.startswith("transformer"):
+            return name == "config.json"
+        return bool(folder or name == "model_index.json") and folder != "scheduler"
 
     def drop_encoders(self) -> None:
         self._stand_in()

@@ -29,14 +29,16 @@ class Reached(Stop):
         self.sample = sample
 
 
-def read(path: str, revision: str | None, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline at `path`, a folder or hub id, with every weight in `dtype`.
+def read(path: str, revision: str | None, dtype: torch.dtype, encoders: bool = True) -> DiffusionPipeline:
+    """The pipeline at `path`, a folder or hub id, every weight in `dtype`; with or without text and image encoders.
 
     Raises:
         ValueError: there is no pipeline there.
     """
     try:
-        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype)
+        parts = DiffusionPipeline.load_config(path, revision=revision)
+        left_out = {} if encoders else {name: None for name in parts if re.match("(text|image)_encoder", name)}
+        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype, **left_out)
     except OSError as error:
         raise ValueError(f"{path} is not a diffusers pipeline, neither a folder nor on the hub: {error}") from error
 
