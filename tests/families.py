@@ -158,7 +158,7 @@ def wan_transformer() -> diffusers.WanTransformer3DModel:
     )
 
 
-def wan(experts: int = 1) -> DiffusionPipeline:
+def wan(experts: int = 1, expand_timesteps: bool = False) -> DiffusionPipeline:
     tokenizer = t5_tokenizer()
     return diffusers.WanPipeline(
         tokenizer=tokenizer,
@@ -168,6 +168,7 @@ def wan(experts: int = 1) -> DiffusionPipeline:
         transformer=wan_transformer(),
         transformer_2=wan_transformer() if experts == 2 else None,
         boundary_ratio=0.875 if experts == 2 else None,
+        expand_timesteps=expand_timesteps,
     )
 
 
@@ -429,6 +430,7 @@ FAMILIES = {
     "qwen-image": Family(qwen_image, IMAGE, 4.0, {"true_cfg_scale": 4.0}),
     "wan": Family(wan, VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
     "wan-2.2": Family(lambda: wan(2), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
+    "wan-ti2v": Family(lambda: wan(expand_timesteps=True), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
     "z-image": Family(z_image, IMAGE, 4.0, {"guidance_scale": 4.0}, 64),
     "aura-flow": Family(aura_flow, IMAGE, 3.5, {"guidance_scale": 3.5}, 32),
     "lumina-2": Family(lumina2, IMAGE, 4.0, {"guidance_scale": 4.0}),

@@ -117,6 +117,15 @@ def test_a_batch_is_its_rows(case: Case) -> None:
     assert torch.equal(velocity(case, x, sigma, conditions), v)
 
 
+def test_noise_levels_between_those_of_a_schedule(case: Case) -> None:
+    """The network is told what the pipeline tells it at the neighbouring levels, or something between."""
+    size = case.family.size
+    survey = case.adapter._survey(size)
+    middle = 0.5 * (survey.sigmas[500] + survey.sigmas[501])
+    told = case.adapter._timestep(float(middle), size)
+    assert survey.timesteps[501] - 1 <= told <= survey.timesteps[500] + 1
+
+
 def test_gradients(case: Case) -> None:
     """Last, since it changes the networks: every expert is reached, and what is not leads nowhere."""
     conditions = case.adapter.collate([case.adapter.encode([row]) for row in case.rows])

@@ -13,6 +13,7 @@ from flowfactory.types import Row
 from flowfactory_plugin_flux import FluxSpec
 from flowfactory_plugin_flux.flux import Flux
 from oracle import lora_without_gradient, rollout, run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TEXT_TOKENS = 24
 STEPS = 4
@@ -144,6 +145,25 @@ def test_velocity_calls_the_network_once(folder):
     adapter.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     adapter.velocity(x, torch.tensor([1.0, 0.3, 0.71]), conditions, GUIDANCE, size)
     assert len(calls) == 1
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations for which a host would wait for its device."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        assert operation not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+        return operation(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("true_cfg", [1.0, 4.0])
+def test_velocity_never_waits_for_the_device(folder, true_cfg):
+    adapter, size = load(folder, true_cfg), SIZES[0]
+    conditions = adapter.encode(ROWS)
+    x, sigma = torch.randn(3, *adapter.latent_shape(size)), torch.tensor([1.0, 0.3, 0.71])
+    with NoWaiting():
+        adapter.velocity(x, sigma, conditions, GUIDANCE, size)
+    with pytest.raises(AssertionError), NoWaiting():
+        PipelineAdapter.velocity(adapter, x, sigma, conditions, GUIDANCE, size)
 
 
 @pytest.mark.parametrize("true_cfg", [1.0, 4.0])
