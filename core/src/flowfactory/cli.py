@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from flowfactory import environment, launch
+from flowfactory.commands import Commands
 from flowfactory.describe import describe
 from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, RunError, SpecError, did_you_mean, shown
@@ -60,7 +61,7 @@ def report(error: SpecError) -> str:
     return "\n".join([*map(str, error.problems), f"{count} problem{'s' if count > 1 else ''}"])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(importlib.metadata.version("flowfactory"), prog_name="flowfactory")
 def cli() -> None:
     """Fine-tune flow-matching image and video models by reinforcement learning."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -154,6 +155,13 @@ class Session:
     def aborting(self) -> bool:
         """Whether a reward failed whose `on_error` is `abort`; what is submitted from then on is not scored."""
         return self._aborting
+
+    @property
+    def scored(self) -> int:
+        """How many submitted units every reward has answered."""
+        with self._changed:
+            answered = Counter(index for _, index in self._answers)
+        return sum(count == len(self._rewards) for count in answered.values())
 
     def submit(self, unit: Sequence[Sample]) -> None:
         """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""

@@ -1,0 +1,62 @@
+"""`flowfactory serve-reward SPEC`. Imports torch only to serve."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+
+import click
+from flowfactory.registry import Registry
+from flowfactory.spec import Precision
+from flowfactory.structure import load_rewards
+from flowfactory.ui import Ui
+
+from flowfactory_plugin_remote import TOKEN_VARIABLE
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8399, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where rewards compute that name no device.")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--max-megabytes", type=click.IntRange(1), default=256, show_default=True, help="Largest request.")
+@click.pass_obj
+def serve_reward(ui: Ui, spec: Path, host: str, port: int, device: str, dtype: Precision, max_megabytes: int) -> None:
+    """Serve the [[reward]] tables of SPEC over HTTP, for rewards that cannot live in the training environment.
+
+    Clients must send the token that the environment variable FLOWFACTORY_TOKEN holds; without one, only this machine
+    can be served.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if not token and not is_loopback(host):
+        raise click.UsageError(f"{host} can be reached from elsewhere: set {TOKEN_VARIABLE} to a secret first")
+    registry = Registry()
+    rewards = load_rewards(spec, registry)
+    import torch
+    import uvicorn
+    from flowfactory.distributed import DTYPES
+    from flowfactory.scoring import Judge
+
+    from flowfactory_plugin_remote.server import RewardServer
+
+    judge = Judge(rewards, registry, {})
+    with ui.phase("loading the rewards"):
+        judge.load(torch.device(device), DTYPES[dtype])
+    app = RewardServer(judge.rewards, token, max_megabytes * 1_000_000).app
+    server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning"))
+    labels = ", ".join(entry.label for entry in rewards)
+    with server.config.bind_socket() as listening:
+        ui.say(f"serving {labels} at http://{host}:{listening.getsockname()[1]}")
+        server.run([listening])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,328 @@
+"""Client and server over real sockets."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from click.testing import CliRunner
+from flowfactory import cli
+from flowfactory.registry import Registry
+from flowfactory.reward import GroupReward, Score
+from flowfactory.scoring import Judge
+from flowfactory.spec import RewardEntry
+from flowfactory.structure import load_spec
+from flowfactory.types import Row, Sample
+from flowfactory_plugin_remote import RemoteSpec
+from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup
+from flowfactory_plugin_remote.command import is_loopback
+from flowfactory_plugin_remote.server import RewardServer
+from flowfactory_plugin_remote.wire import pack
+
+CPU = torch.device("cpu")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+Start = Callable[..., str]
+
+
+class Targets:
+    """Stands for the registry: reward targets by name."""
+
+    def __init__(self, targets: dict[str, Any]) -> None:
+        self.targets = targets
+
+    def target(self, kind: str, name: str) -> Any:
+        return self.targets[name]
+
+
+def judge(targets: dict[str, Any], **keys: Any) -> Judge:
+    keys = {"retry_pause": 0.0, **keys}
+    entries = [RewardEntry(name=name, label=name, spec=None, **keys) for name in targets]
+    return Judge(entries, Targets(targets), {})  # type: ignore[arg-type]
+
+
+def brightness(batch: Sequence[Sample]) -> list[Score]:
+    return [float(s.media.double().mean()) for s in batch]
+
+
+class Place(GroupReward):
+    """The place of each sample by brightness."""
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        levels = brightness(samples)
+        return [sorted(levels).index(level) / len(levels) for level in levels]
+
+
+def picky(batch: Sequence[Sample]) -> list[Score]:
+    return [None if "night" in s.row.prompt else float(s.row.metadata["lamps"]) for s in batch]
+
+
+def broken(batch: Sequence[Sample]) -> list[Score]:
+    raise ValueError("no model here")
+
+
+def samples(*levels: float, slot: int = 0) -> list[Sample]:
+    return [
+        Sample(Row("a room", metadata={"lamps": 3}), torch.full((3, 6, 4), level), slot, i)
+        for i, level in enumerate(levels)
+    ]
+
+
+class Running:
+    """A uvicorn server in a thread."""
+
+    def __init__(self, app: Any) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.socket.close()
+
+
+@pytest.fixture
+def running() -> Iterator[list[Running]]:
+    servers: list[Running] = []
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def start(running: list[Running]) -> Start:
+    def begin(targets: dict[str, Any], token: str | None = None, max_bytes: int = 10**6, **keys: Any) -> str:
+        running.append(Running(RewardServer(judge(targets, **keys).rewards, token, max_bytes).app))
+        return running[-1].url
+
+    return begin
+
+
+def client(url: str, reward: str, kind: type[Remote | RemoteGroup] = Remote, **keys: Any) -> Remote | RemoteGroup:
+    made = kind(RemoteSpec(url=url, reward=reward, **{"pause": 0.01, **keys}))
+    made.load(CPU, torch.float32, lambda key, factory: factory())
+    return made
+
+
+# --- what works ----------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_served_reward(start: Start) -> None:
+    url = start({"brightness": brightness, "place": Place, "picky": picky})
+    few = samples(0.2, 0.8, 0.5)
+    assert client(url, "brightness", encoding="float32").score(few) == brightness(few)
+    assert client(url, "brightness").score(few) == pytest.approx([0.2, 0.8, 0.5], abs=0.51 / 255)
+    assert client(url, "place", RemoteGroup).score(few) == [0, 2 / 3, 1 / 3]
+
+
+def test_what_does_not_apply_and_metadata_travel(start: Start) -> None:
+    remote = client(start({"picky": picky}), "picky")
+    night = [Sample(Row("a night"), torch.zeros(3, 4, 4), 0, 3)]
+    assert remote.score([*samples(0.1), *night]) == [3.0, None]
+
+
+def test_many_clients_are_served_at_once_and_each_gets_its_own(start: Start) -> None:
+    url = start({"brightness": brightness}, workers=4)
+    remote = client(url, "brightness", encoding="float32")
+    jobs = [samples(i / 40, i / 50) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(remote.score, jobs)) == [brightness(job) for job in jobs]
+
+
+def test_a_served_reward_is_never_asked_more_often_at_once_than_its_workers(start: Start) -> None:
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def slow(batch: Sequence[Sample]) -> list[Score]:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        time.sleep(0.02)
+        with lock:
+            busy -= 1
+        return [0.0] * len(batch)
+
+    remote = client(start({"slow": slow}, workers=2), "slow")
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(remote.score, [samples(0.1)] * 12))
+    assert most == 2
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_token_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = start({"brightness": brightness}, token="s3cret")
+    for given in (None, "wrong", "s3cre", "s3crét"):
+        headers = {} if given is None else {"Authorization": f"Bearer {given}".encode()}
+        for answer in (
+            httpx.get(url + "/health", headers=headers),
+            httpx.post(url + "/score/brightness", headers=headers),
+        ):
+            assert (answer.status_code, answer.json()) == (401, {"error": "the token is missing or wrong"})
+    with pytest.raises(RemoteError, match="answered 401"):
+        client(url, "brightness")
+    monkeypatch.setenv("OURS", "s3cret")
+    assert client(url, "brightness", token_variable="OURS").score(samples(1.0)) == [1.0]
+
+
+def test_an_oversize_body_is_refused(start: Start) -> None:
+    url = start({"brightness": brightness}, max_bytes=2000)
+    big = pack([Sample(Row("x"), torch.rand(3, 40, 40), 0, 0)], "float32")
+    stated = httpx.post(url + "/score/brightness", content=big)
+    streamed = httpx.post(url + "/score/brightness", content=iter([big[:1500], big[1500:]]))
+    assert (stated.status_code, streamed.status_code) == (413, 413)
+    assert client(url, "brightness").score(samples(1.0)) == [1.0]
+
+
+def test_a_malformed_image_is_refused_and_harms_nobody(start: Start) -> None:
+    url = start({"brightness": brightness})
+    whole = pack(samples(0.5), "png")
+    answer = httpx.post(url + "/score/brightness", content=whole[:-30] + b"\0" * 30)
+    assert answer.status_code == 400
+    assert "malformed" in answer.json()["error"]
+    assert httpx.post(url + "/score/brightness", content=b"nonsense").status_code == 400
+    assert client(url, "brightness").score(samples(1.0)) == [1.0]
+
+
+def test_unknown_rewards_and_the_wrong_kind_are_told_at_the_start(start: Start) -> None:
+    url = start({"brightness": brightness, "place": Place})
+    with pytest.raises(RemoteError, match="serves no reward 'beauty', but brightness, place"):
+        client(url, "beauty")
+    with pytest.raises(RemoteError, match='needs name = "remote-group"'):
+        client(url, "place")
+    with pytest.raises(RemoteError, match='needs name = "remote"'):
+        client(url, "brightness", RemoteGroup)
+    assert httpx.post(url + "/score/beauty").status_code == 404
+
+
+def test_a_group_reward_refuses_two_groups(start: Start) -> None:
+    url = start({"place": Place})
+    two = pack([*samples(0.1, slot=0), *samples(0.2, slot=1)], "png")
+    assert httpx.post(url + "/score/place", content=two).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [(broken, "ValueError: no model here"), (lambda batch: [float("nan")], "not a finite"), (lambda b: [], "0 scores")],
+)
+def test_a_failing_reward_is_a_failure_and_never_a_score(start: Start, bad: Any, said: str) -> None:
+    with pytest.raises(RemoteError, match=said):
+        client(start({"bad": bad}), "bad").score(samples(0.5))
+
+
+def test_answers_that_are_no_scores_are_failures(running: list[Running]) -> None:
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse, PlainTextResponse
+    from starlette.routing import Route
+
+    def health(request: Any) -> JSONResponse:
+        return JSONResponse({"rewards": {"odd": {"group": False}, "text": {"group": False}}})
+
+    routes = [
+        Route("/health", health),
+        Route("/score/odd", lambda request: JSONResponse({"points": [1]}), methods=["POST"]),
+        Route("/score/text", lambda request: PlainTextResponse("all good"), methods=["POST"]),
+    ]
+    running.append(Running(Starlette(routes=routes)))
+    for reward in ("odd", "text"):
+        with pytest.raises(RemoteError, match="answered"):
+            client(running[0].url, reward).score(samples(0.5))
+
+
+# --- servers that come and go --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_is_told_at_the_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(RemoteError, match="ConnectError"):
+        client(url, "brightness", attempts=2)
+
+
+def test_a_slow_server_times_out(start: Start) -> None:
+    def slow(batch: Sequence[Sample]) -> list[Score]:
+        time.sleep(0.4)
+        return [0.0] * len(batch)
+
+    remote = client(start({"slow": slow}), "slow", request_timeout=0.1, attempts=1)
+    with pytest.raises(RemoteError, match="ReadTimeout"):
+        remote.score(samples(0.5))
+
+
+def test_a_server_killed_in_the_middle_drops_what_it_had_not_scored(start: Start, running: list[Running]) -> None:
+    url = start({"brightness": brightness})
+    spec = RemoteSpec(url=url, reward="brightness", attempts=2, pause=0.0, encoding="float32")
+    entry = RewardEntry(name="remote", label="remote", spec=spec, on_error="drop-group")
+    ours = Judge([entry], Registry(), {})
+    ours.load(CPU, torch.float32)
+    with ours.session() as session:
+        session.submit(samples(0.25, 0.5, slot=0))
+        while not session.scored:
+            time.sleep(0.01)
+        running[0].stop()
+        session.submit(samples(0.75, 1.0, slot=1))
+        scored = session.finish()
+    assert scored.values["remote"].tolist()[:2] == [0.25, 0.5]
+    assert scored.failed["remote"].tolist() == [False, False, True, True]
+    assert scored.values["remote"][2:].isnan().all()
+    assert "ConnectError" in scored.failures[0].why
+
+
+def test_the_command_serves_the_example_until_it_is_stopped() -> None:
+    command = [sys.executable, "-m", "flowfactory", "serve-reward", str(EXAMPLES / "rewards.toml"), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"}) as server:
+        assert server.stderr is not None
+        try:
+            told = next(line for line in server.stderr if line.startswith("serving"))
+            found = re.search(r"serving small-files at (http://127\.0\.0\.1:\d+)", told)
+            assert found is not None
+            remote = client(found.group(1), "small-files", encoding="float32")
+            noise = Sample(Row("noise"), torch.rand(3, 32, 32), 0, 1)
+            scores = remote.score([*samples(0.5), noise])
+            assert 0 > float(scores[0] or 0) > float(scores[1] or 0)
+        finally:
+            server.send_signal(signal.SIGTERM)
+
+
+def test_serving_other_machines_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLOWFACTORY_TOKEN", raising=False)
+    answer = CliRunner().invoke(cli.cli, ["serve-reward", str(EXAMPLES / "rewards.toml"), "--host", "0.0.0.0"])
+    assert answer.exit_code == 2
+    assert "set FLOWFACTORY_TOKEN to a secret first" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.8.8.8", True),
+        ("0.0.0.0", False),
+        ("my-host", False),
+    ],
+)
+def test_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
+
+
+def test_the_example_is_a_sound_spec() -> None:
+    (entry,) = load_spec(EXAMPLES / "remote.toml", Registry()).rewards
+    assert (entry.name, entry.workers, entry.spec.reward) == ("remote", 4, "small-files")
