@@ -143,6 +143,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
         ui.error(str(error))
         return BAD_SPEC
     except (RewardError, RunError) as error:
+        logging.getLogger("flowfactory").debug("the run failed", exc_info=True)
         ui.error(str(error))
         return FAILED
     except (PluginError, SpecError):
@@ -173,7 +174,7 @@ def free_folder(runs: Path, name: str) -> Path:
 
 def _log_to(folder: Path, quiet: bool) -> None:
     log = logging.getLogger("flowfactory")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     if not quiet and not log.handlers:
         to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

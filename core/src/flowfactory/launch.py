@@ -29,7 +29,9 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 def command(processes: int, arguments: Sequence[str]) -> list[str]:
     """The command `launch` runs."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    return [*launcher, "--num_machines", "1", "-m", "flowfactory", *arguments]
+    # Said only so that the launcher does not say that they were not: precision is the spec's business.
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launcher, *plain, "-m", "flowfactory", *arguments]
 
 
 def _first(names: Sequence[str], environment: Mapping[str, str] | None) -> int | None:
