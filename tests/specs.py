@@ -65,6 +65,7 @@ TOY = '''\
 import attrs
 
 from flowfactory import Needs, Provides, TrainerSpec, hookimpl, key
+from flowfactory.spec import Times
 
 
 @attrs.frozen(kw_only=True)
@@ -72,6 +73,7 @@ class ToySpec(TrainerSpec):
     """Keys of the toy trainer."""
 
     beta: float = key("Strength.", default=0.0, ge=0)
+    times: Times = key("Noise levels to train at.", default=Times(rule="uniform"))
     exact: bool = key("Whether a Gaussian is needed.", default=False)
 
     @property

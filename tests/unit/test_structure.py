@@ -169,7 +169,7 @@ def test_every_problem_at_once_in_reading_order(tmp_path: Path, monkeypatch: pyt
     hints = [p.hint.split("?")[0] for p in found]
     assert hints[1] == "did you mean `rank`"
     assert hints[4] == "did you mean `beta`"
-    assert "the keys of trainer `toy` (toy.py) are: `name`, `aggregate`, `std`, `beta`, `exact`" in found[4].hint
+    assert "The keys of trainer `toy` (toy.py) are: `name`, `aggregate`, `std`, `beta`, `times`, `exact`" in found[4].hint
     assert hints[6] == "did you mean `cosine`"
     assert hints[7] == "did you mean `eval`"
 
@@ -284,7 +284,7 @@ def test_what_to_train(spec: Path) -> None:
         (("reward[1].label=bright",), (), "labels", "two rewards have the label `bright`"),
         (("reward[0].weight=0", "reward[1].weight=0"), (), "weights", "every [[reward]] has weight 0"),
         (("reward=[]",), (), "no-reward", "nothing to train for"),
-        ((), ("data.eval_prompts",), "no-eval-prompts", "an evaluation every 1 epochs"),
+        ((), ("data.eval_prompts",), "no-eval-prompts", "asks for evaluations (every = 1)"),
         (("eval.reward=[{name='bright'}, {name='bright'}]",), (), "labels", "the label `bright`"),
     ],
 )

@@ -15,6 +15,7 @@ from flowfactory import toml, window
 from flowfactory.problems import Problem, SpecError
 from flowfactory.reader import arms_of, attributes, hints, keys
 from flowfactory.registry import Registry
+from flowfactory.rules import nearest_divisors
 from flowfactory.spec import Location, RewardEntry, Spec, StochasticSpec
 from flowfactory.structure import plain, unstructure
 
@@ -86,8 +87,7 @@ def make_plan(spec: Spec, registry: Registry, world: int = 1) -> Plan:
     """
     groups = spec.sampling.prompts // spec.optimizer.updates
     if groups % world:
-        fitting = [n for n in range(1, groups + 1) if groups % n == 0]
-        near = sorted(sorted(fitting, key=lambda n: abs(n - world))[:3])
+        near = nearest_divisors(groups, world)
         what = f"{world} processes cannot share the {groups} groups of an update (prompts / updates) evenly"
         hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
         raise SpecError([Problem("world", what, None, hint)])
@@ -140,13 +140,16 @@ def _run(spec: Spec) -> Iterator[Number]:
         why = "[data] has no eval_prompts" if spec.data.eval_prompts is None else "[eval] every is 0"
         yield Number("evaluations", 0, why)
     else:
-        count = 1 + len({*range(every, epochs + 1, every), *([epochs] if epochs else [])})
-        yield Number("evaluations", count, f"before the first epoch, every {every} epochs and after the last")
+        why = f"before the first epoch, every {every} epochs and after the last"
+        yield Number("evaluations", 1 + _rounds(epochs, every), why)
     every = spec.checkpoint.every
-    saves = {*(range(every, epochs + 1, every) if every else ()), *([epochs] if epochs else [])}
-    yield Number(
-        "checkpoints", len(saves), f"every {every} epochs and the last" if every else "after the last epoch only"
-    )
+    why = f"every {every} epochs and after the last" if every else "after the last epoch only"
+    yield Number("checkpoints", _rounds(epochs, every or max(epochs, 1)), why)
+
+
+def _rounds(epochs: int, every: int) -> int:
+    """How many of `epochs` are multiples of `every` or the last."""
+    return math.ceil(epochs / every)
 
 
 def _count(n: int, one: str, many: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -120,10 +121,9 @@ class Reader:
     def unknown_key(self, node: Node, name: str, known: Iterable[str], title: str, owner: str = "") -> None:
         """Note a key that nobody reads, with the nearest one or all there are."""
         near = did_you_mean(name, known)
-        all_keys = f"the keys of {owner or title} are: {listed(known)}" if owner or not near else ""
-        self.note(
-            "unknown-key", f"unknown key `{name}` in {title}", node.key, "; ".join(filter(None, [near, all_keys]))
-        )
+        all_keys = f"he keys of {owner or title} are: {listed(known)}"
+        hint = f"{near} T{all_keys}" if near and owner else near or f"t{all_keys}"
+        self.note("unknown-key", f"unknown key `{name}` in {title}", node.key, hint)
 
     def _first_that_fits(self, node: Node, arms: list[Any], key: Key, name: str) -> Any:
         before = list(self.problems)
@@ -199,7 +199,10 @@ def declared(field: attrs.Attribute[Any]) -> Key:
 
 def hints(cls: type) -> Mapping[str, Any]:
     """The types of an attrs class's attributes."""
-    return typing.get_type_hints(cls)
+    return _hints(cls)
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def attributes(instance: Any) -> Mapping[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowfactory import window
 from flowfactory.problems import Place, Problem, listed
+from flowfactory.reader import attributes
 from flowfactory.registry import Registry
 from flowfactory.spec import (
     Component,
@@ -19,6 +21,7 @@ from flowfactory.spec import (
     Sampling,
     SchedulerSpec,
     StochasticSpec,
+    Times,
     TrainerSpec,
 )
 from flowfactory.toml import Node
@@ -37,6 +40,7 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("trainer", "scheduler"), _density),
         (("sampling", "scheduler"), _window),
         (("sampling", "scheduler"), _shared_noise),
+        (("trainer", "sampling"), _times),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
         (("rewards",), _rewards),
@@ -103,11 +107,24 @@ def _shared_noise(where: _Where, sampling: Sampling, scheduler: Component) -> It
 def _updates(where: _Where, sampling: Sampling, optimizer: Optimizer) -> Iterator[Problem]:
     prompts, updates = sampling.prompts, optimizer.updates
     if prompts % updates:
-        fitting = [n for n in range(1, prompts + 1) if prompts % n == 0]
-        near = sorted(sorted(fitting, key=lambda n: abs(n - updates))[:3])
+        near = nearest_divisors(prompts, updates)
         what = f"[optimizer] updates = {updates} does not divide [sampling] prompts = {prompts} into whole groups"
         hint = f"the nearest that do are {', '.join(map(str, near))}"
         yield Problem("updates", what, where("optimizer", "updates"), hint)
+
+
+def nearest_divisors(number: int, wanted: int, most: int = 3) -> list[int]:
+    """The divisors of `number` nearest to `wanted`, rising."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
+    return sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:most])
+
+
+def _times(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
+    for name, table in attributes(trainer.spec).items():
+        if isinstance(table, Times):
+            for key, what in table.problems(sampling.steps):
+                yield Problem("times", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
 
 
 def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Problem]:
@@ -145,5 +162,5 @@ def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:
     """Without held-out prompts nothing is evaluated; asking for it all the same is a mistake, not asking is not."""
     written = where.root.at("eval")
     if written is not None and table.every > 0 and data.eval_prompts is None:
-        what = f"[eval] asks for an evaluation every {table.every} epochs, but [data] has no `eval_prompts`"
+        what = f"[eval] asks for evaluations (every = {table.every}), but [data] has no `eval_prompts`"
         yield Problem("no-eval-prompts", what, where("eval", "every"), "add them, or set [eval] every = 0")

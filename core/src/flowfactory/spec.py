@@ -158,13 +158,18 @@ class Window:
         default="all",
     )
     steps: tuple[int, ...] | None = key(
-        "Step indices from 0: all of them (`list`), or those to draw from (`subset`).", default=None, ge=0, min_length=1
+        "Step indices from 0: all of them (`list`), or those to draw from (`subset`).",
+        default=None,
+        ge=0,
+        le=998,
+        min_length=1,
     )
     size: int | None = key("Number of stochastic steps, for `random`, `subset` and `progressive`.", default=None, ge=1)
     range: tuple[int, int] | None = key(
         "First and last step the window may hold, both inclusive; all but the last step when absent.",
         default=None,
         ge=0,
+        le=998,
     )
     every: int | None = key("`progressive`: epochs before the window moves on.", default=None, ge=1)
     stride: int | None = key("`progressive`: by how many steps it moves; 1 when absent.", default=None, ge=1)
@@ -315,19 +320,19 @@ class Sampling:
     """`[sampling]`"""
 
     size: Size = key("Pixels: a number (square), [height, width] or [height, width, frames].")
-    steps: int = key("Denoising steps of one sample.", ge=1)
-    prompts: int = key("Prompts per epoch, over all processes.", ge=1)
+    steps: int = key("Denoising steps of one sample.", ge=1, le=1000)
+    prompts: int = key("Prompts per epoch, over all processes.", ge=1, le=1_000_000)
     group: int = key("Samples per prompt; advantages compare them with each other.", ge=2)
     micro_batch: int = key("Samples that pass the network together.", default=8, ge=1)
     guidance: float = key("Guidance scale, embedded or classifier-free as the model has it.", default=1.0, ge=0)
     shared_noise: bool = key("Start all samples of a group from the same noise.", default=False)
     storage: Precision = key("Number format trajectories are kept in.", default="fp32")
+    overlap: bool = key("Score finished groups while the next are sampled.", default=True)
 
 
 @attrs.frozen(kw_only=True)
 class Optimizer:
     """`[optimizer]`: AdamW."""
-    overlap: bool = key("Score finished groups while the next are sampled.", default=True)
 
     lr: float = key("Learning rate.", gt=0)
     betas: tuple[float, float] = key("Decay of the first and second moments.", default=(0.9, 0.999), ge=0, lt=1)
@@ -423,7 +428,7 @@ class Eval:
     """`[eval]`: fixed prompts and fixed noise, deterministic sampling, averaged weights."""
 
     every: int = key("Epochs between evaluations; before the first and after the last too. 0: never.", default=10, ge=0)
-    steps: int | None = key("Denoising steps; as in `[sampling]` when absent.", default=None, ge=1)
+    steps: int | None = key("Denoising steps; as in `[sampling]` when absent.", default=None, ge=1, le=1000)
     size: Size | None = key("Pixels; as in `[sampling]` when absent.", default=None)
     seed: int = key("Seed of the evaluation noise.", default=0, ge=0)
     micro_batch: int | None = key("Samples at a time; as in `[sampling]` when absent.", default=None, ge=1)

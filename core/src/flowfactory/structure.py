@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from flowfactory import rules, toml
 from flowfactory.problems import BAD_PLUGIN, PluginError, Problem, SpecError
-from flowfactory.reader import Reader, attributes, keys
+from flowfactory.reader import Reader, attributes, keys, shown_value
 from flowfactory.registry import KINDS, Contribution, Registry, unmet_requirement
 from flowfactory.spec import (
     Checkpoint,
@@ -212,7 +212,7 @@ class _Loader:
     def _own(self, node: Node, kind: str, title: str, core: Sequence[str]) -> Any:
         """What a plugin's own class makes of its table, less core's keys; `None` if anything is wrong."""
         if not node.is_table:
-            self.reader.note("not-a-table", f"{title} is a table", node.place)
+            self.reader.note("not-a-table", f"{title} is a table, not {shown_value(node.value)}", node.place)
             return None
         name = node.at("name")
         if name is None:
@@ -233,7 +233,7 @@ class _Loader:
         if node is None:
             return Eval()
         if not node.is_table:
-            self.reader.note("not-a-table", "[eval] is a table", node.place)
+            self.reader.note("not-a-table", f"[eval] is a table, not {shown_value(node.value)}", node.place)
             return None
         reward = node.at("reward")
         rewards = () if reward is None else self._rewards(reward, "[[eval.reward]]")
@@ -285,4 +285,5 @@ def plain(value: Any) -> Any:
 
 
 def _reward_data(entry: RewardEntry) -> dict[str, Any]:
-    return {"name": entry.name, "label": entry.label, "weight": entry.weight, **plain(entry.spec)}
+    table = plain(entry)
+    return {**{name: value for name, value in table.items() if name != "spec"}, **table["spec"]}

@@ -1,0 +1,177 @@
+"""Every kind of message has a golden text, in `messages.txt`.
+
+After a deliberate change, write them anew with `FLOWFACTORY_WRITE_MESSAGES=1 pytest tests/contract/test_messages.py`
+and read the difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import attrs
+import flowfactory
+import pytest
+from flowfactory.plan import make_plan
+from flowfactory.problems import PluginError, SpecError
+from flowfactory.registry import Registry, installed_entries
+from flowfactory.structure import load_spec
+from specs import DISTRIBUTIONS, SPEC, TOY, edited, install, lay
+
+GOLDEN = Path(__file__).parent / "messages.txt"
+
+
+@attrs.frozen
+class Case:
+    """A spec with mistakes; `kind` is what the first of its problems is."""
+
+    kind: str
+    edits: tuple[tuple[str, str], ...] = ()
+    sets: tuple[str, ...] = ()
+    unsets: tuple[str, ...] = ()
+    toy: tuple[str, str] = ("", "")
+    files: Mapping[str, str] = attrs.field(factory=dict)
+    world: int = 1
+    target: str = ""
+
+
+CASES = (
+    Case("toml-syntax", edits=(("epochs = 3", "epochs = 3 x"),)),
+    Case("toml-syntax", edits=(("every = 1\n", 'every = "1'),)),
+    Case("unreadable-file", edits=(("plugins =", 'extends = "absent.toml"\nplugins ='),)),
+    Case("bad-extends", edits=(("plugins =", "extends = 3\nplugins ="),)),
+    Case(
+        "extends-cycle",
+        edits=(("plugins =", 'extends = "b.toml"\nplugins ='),),
+        files={"b.toml": 'extends = "spec.toml"'},
+    ),
+    Case("bad-set", sets=("run.epochs",)),
+    Case("no-such-entry", sets=("reward[2].weight=1",)),
+    Case("not-a-table", sets=("run.name.x=1",)),
+    Case("not-a-table", edits=(("[eval]\nevery = 1\n", ""), ("plugins", "eval = 3\nplugins"))),
+    Case("nothing-to-unset", unsets=("lora.rnak",)),
+    Case("unknown-key", edits=(("epochs = 3", "epoch = 3\nepochs = 3"),)),
+    Case("unknown-key", edits=(("rank = 4", "colour = 4"),)),
+    Case("unknown-key", edits=(("beta = 0.1", "bata = 0.1"),)),
+    Case("unknown-key", edits=(("[eval]", "[evil]"),)),
+    Case("missing-key", edits=(("epochs = 3\n", ""),)),
+    Case("missing-key", edits=(('name = "toy"\n', ""),)),
+    Case("missing-table", unsets=("sampling",)),
+    Case("missing-table", unsets=("reward",)),
+    Case("wrong-type", edits=(("epochs = 3", "epochs = 2.7"),)),
+    Case("wrong-type", edits=(("epochs = 3", "epochs = 3\nprecision = 'bf61'"),)),
+    Case("wrong-type", edits=(("size = 32", "size = 'large'"),)),
+    Case("wrong-type", edits=(("updates = 2", "updates = 2\nbetas = [\n  0.9,\n  '0.99',\n]"),)),
+    Case("wrong-type", sets=("sampling.shared_noise=0",)),
+    Case("bad-value", edits=(("steps = 8", "steps = 0"),)),
+    Case("bad-value", edits=(("target = 0.25", "target = 0.25\nlevel = 10"),)),
+    Case("bad-table", edits=(("target = 0.25", "target = 1\nlevel = 5"),)),
+    Case("unreadable-type", edits=(("target = 0.25", "level = 1"),), toy=("level: int", "level: complex")),
+    Case("no-such-location", edits=(('"train.txt"', '"trian.txt"'),)),
+    Case("no-such-location", edits=(("some-org/some-model", "./weights"),)),
+    Case("no-such-location", edits=(("some-org/some-model", "no_package:weights"),)),
+    Case("not-an-array", sets=("reward={name='bright'}",)),
+    Case("two-tunings", edits=(("[data]", "[full]\n\n[data]"),)),
+    Case("no-tuning", edits=(("[lora]\nrank = 4\n", ""),)),
+    Case("bad-requirement", edits=(("plugins =", 'requires = ["flow factory"]\nplugins ='),)),
+    Case("unmet-requirement", edits=(("plugins =", 'requires = ["flowfactory-plugin-zebra>=1"]\nplugins ='),)),
+    Case("unmet-requirement", edits=(("plugins =", 'requires = ["flowfactory>=99"]\nplugins ='),)),
+    Case("density", edits=(('"flow-sde"\nwindow = { rule = "random", size = 2 }', '"ode"'),)),
+    Case("density", edits=(('"flow-sde"', '"cps"'), ("beta = 0.1", "exact = true"))),
+    Case("window", edits=(('"random", size = 2', '"list", steps = [1, 7]'),)),
+    Case("window", edits=(('"random", size = 2', '"all", size = 2'),)),
+    Case(
+        "shared-noise",
+        edits=(
+            ('"flow-sde"\nwindow = { rule = "random", size = 2 }', '"ode"'),
+            ("steps = 8", "steps = 8\nshared_noise = true"),
+        ),
+        toy=('trajectory="steps", density="gaussian" if self.exact else "any"', 'density="none"'),
+    ),
+    Case("times", edits=(("beta = 0.1", 'times = { rule = "subset", count = 20 }'),)),
+    Case("updates", edits=(("updates = 2", "updates = 3"),)),
+    Case("warmup", edits=(("updates = 2", "updates = 2\nwarmup = 10"),)),
+    Case("labels", edits=(('label = "dark"\n', ""),)),
+    Case(
+        "weights", edits=(("weight = -0.5", "weight = 0"), ('name = "bright"\n\n', 'name = "bright"\nweight = 0\n\n'))
+    ),
+    Case("no-reward", sets=("reward=[]",)),
+    Case("no-eval-prompts", unsets=("data.eval_prompts",)),
+    Case("world", world=3),
+    Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),
+    Case("plugin-missing", edits=(('name = "toy"', 'name = "zebra"'),)),
+    Case("plugin-other-kind", edits=(('name = "toy"', 'name = "ode"'),)),
+    Case("plugin-file-missing", edits=(('"./toy.py"', '"./toy.py", "./toys.py"'),)),
+    Case("plugin-conflict", sets=("reward[0].name=twin",)),
+    Case("plugin-not-from", sets=("reward[0].name=twin@third",)),
+    Case("plugin-broken", sets=("reward[0].name=broken",)),
+    Case("plugin-requirement", sets=("reward[0].name=toonew",)),
+    Case("plugin-requirement", sets=("reward[0].name=lonely",)),
+    Case("plugin-name-mismatch", sets=("reward[0].name=misnamed",)),
+    Case("plugin-name-mismatch", sets=("reward[0].name=extra",)),
+    Case("plugin-unknown-hook", sets=("reward[0].name=typo",)),
+    Case("plugin-target-missing", target="flowfactory.problems:SpecEror"),
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has installed sound and unsound plugins."""
+    return install(tmp_path_factory.mktemp("installed"))
+
+
+def message(case: Case, folder: Path) -> tuple[str, str]:
+    """The kind of the first problem of a case, and all that is printed."""
+    toy = TOY.replace(*case.toy) if case.toy[0] else TOY
+    lay(folder, edited(*case.edits, text=SPEC), toy.replace("toy_target:Toy", case.target or "toy_target:Toy"))
+    for name, text in case.files.items():
+        (folder / name).write_text(text)
+    ours = {"flowfactory", *(distribution.name for distribution in DISTRIBUTIONS)}
+    registry = Registry([entry for entry in installed_entries() if entry.source.name in ours])
+    try:
+        make_plan(load_spec(folder / "spec.toml", registry, case.sets, case.unsets), registry, case.world)
+        registry.target("trainers", "toy")
+    except SpecError as error:
+        kind, text = error.problems[0].kind, "\n".join(map(str, error.problems))
+    except PluginError as error:
+        kind, text = error.kind, str(error)
+    text = text.replace(str(folder.resolve()), "FOLDER").replace(version("flowfactory"), "VERSION")
+    return kind, re.sub(r"[^\s(]*/installed\d*/site/", "SITE/", text)
+
+
+def test_golden_messages(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    told = []
+    for number, case in enumerate(CASES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        kind, text = message(case, folder)
+        assert kind == case.kind, text
+        told.append(f"== {kind} ==\n{text}\n")
+    for distribution in DISTRIBUTIONS:
+        sys.modules.pop(distribution.module, None)
+    if os.environ.get("FLOWFACTORY_WRITE_MESSAGES"):
+        GOLDEN.write_text("\n".join(told))
+    assert "\n".join(told) == GOLDEN.read_text()
+
+
+def test_every_kind_has_one() -> None:
+    golden = set(re.findall(r"^== (.*) ==$", GOLDEN.read_text(), re.MULTILINE))
+    assert golden == set(kinds())
+
+
+def kinds() -> Iterator[str]:
+    """The kinds of problems core's source mentions."""
+    for path in Path(flowfactory.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                function = node.func
+                name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+                if name in ("Problem", "PluginError", "note") and isinstance(node.args[0].value, str):
+                    yield node.args[0].value
