@@ -7,7 +7,7 @@ Images pass the checkpoint's own processor, so they are resized, cropped and nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -78,14 +78,17 @@ class Backbone:
         prompts = list(dict.fromkeys(sample.row.prompt for sample in samples))
         frames = [some_frames(sample.media, spec.frames) for sample in samples]
         texts, images = self.texts(prompts), self.images(list(chain(*frames)))
-        counts = [len(some) for some in frames]
-        pairs = zip(samples, images.split(counts), strict=True)
-        return torch.stack([_POOLS[spec.pool](each @ texts[prompts.index(s.row.prompt)]) for s, each in pairs])
+        scores, start = [], 0
+        for sample, some in zip(samples, frames, strict=True):
+            each = images[start : start + len(some)] @ texts[prompts.index(sample.row.prompt)]
+            scores.append(_POOLS[spec.pool](each))
+            start += len(some)
+        return torch.stack(scores)
 
 
-_POOLS = {"mean": torch.mean, "min": torch.amin, "max": torch.amax}
+_POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "min": torch.amin, "max": torch.amax}
 
 
 def _unit(x: Tensor) -> Tensor:
     x = x.cpu().double()
-    return x / x.norm(dim=-1, keepdim=True)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)

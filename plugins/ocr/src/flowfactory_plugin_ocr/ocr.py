@@ -13,6 +13,7 @@ from flowfactory.reward import Reward, Score, Shared
 from flowfactory.types import Sample
 from numpy.typing import NDArray
 from rapidocr import RapidOCR
+from rapidocr.utils.output import RapidOCROutput
 from torch import Tensor
 
 from flowfactory_plugin_ocr import OCRSpec
@@ -63,6 +64,7 @@ class Engine:
         """Each line of an image `(3, H, W)` in [0, 1], and how sure the engine is of it, in [0, 1]."""
         with self._lock:
             found = self._engine(blue_first(image))
+        assert isinstance(found, RapidOCROutput), "all three stages run: detection, direction, recognition"
         return list(zip(found.txts or (), found.scores or (), strict=True))
 
 
