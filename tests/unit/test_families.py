@@ -1,10 +1,12 @@
 """The tap against many pipelines, each called as its users do: what they compute, of models it knows nothing of.
 
-Every number here is compared bit for bit, in float32.
+Every number here is compared bit for bit, in float32. The differences found make the table in `docs/families.md`;
+`FLOWFACTORY_WRITE_DOCS=1` writes it anew.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,11 @@ LAST = "transformer.transformer_blocks.1.attn"
 LEADS_NOWHERE = {"sd3": {f"{LAST}.add_q_proj"}, "qwen-image": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"}}
 """Layers whose results their own networks discard: what the last block makes of the text."""
 
+TABLE = Path(__file__).parents[2] / "docs" / "families.md"
+COLUMNS = ("sigmas", "velocity", "rollout", "decode", "batch", "gradients")
+measured: dict[str, dict[str, str]] = {}
+"""By family and column of the table."""
+
 
 @attrs.frozen(eq=False)
 class Case:
@@ -36,6 +43,13 @@ class Case:
     adapter: PipelineAdapter
     rows: tuple[Row, ...]
     runs: tuple[Run, ...]
+
+    def expect(self, column: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        """Note the largest difference; there must be none."""
+        assert ours.shape == theirs.shape
+        largest = max(float((ours - theirs).abs().max()), float(measured[self.name].get(column, 0)))
+        measured[self.name][column] = f"{largest:g}"
+        assert torch.equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +73,7 @@ def case(
     spec = PipelineSpec(path=str(folder), max_sequence_length=family.max_sequence_length, true_cfg=family.true_cfg)
     adapter = PipelineAdapter(spec)
     adapter.load(torch.device("cpu"), torch.float32)
+    measured[request.param] = {"pipeline": type(adapter.pipe).__name__}
     return Case(request.param, family, adapter, rows, tuple(by_diffusers(family, folder, row) for row in rows))
 
 
@@ -80,7 +95,7 @@ def by_diffusers(family: Family, folder: Path, row: Row) -> Run:
 
 def test_sigmas_and_shape(case: Case) -> None:
     for reference in case.runs:
-        assert torch.equal(case.adapter.sigmas(STEPS, case.family.size), reference.sigmas)
+        case.expect("sigmas", case.adapter.sigmas(STEPS, case.family.size), reference.sigmas)
         assert case.adapter.latent_shape(case.family.size) == reference.latents[0].shape[1:]
 
 
@@ -88,7 +103,7 @@ def test_velocity_at_every_step(case: Case) -> None:
     for row, reference in zip(case.rows, case.runs, strict=True):
         conditions = case.adapter.encode([row])
         for i, v in enumerate(reference.velocities):
-            assert torch.equal(velocity(case, reference.latents[i], reference.sigmas[i : i + 1], conditions), v)
+            case.expect("velocity", velocity(case, reference.latents[i], reference.sigmas[i : i + 1], conditions), v)
 
 
 def test_rollout_by_the_pipelines_own_sampler(case: Case) -> None:
@@ -100,12 +115,12 @@ def test_rollout_by_the_pipelines_own_sampler(case: Case) -> None:
         sampler.sigmas, sampler.timesteps = scheduled
         for sigma, timestep in zip(*scheduled, strict=False):
             x = sampler.step(velocity(case, x, sigma[None], conditions), timestep, x, return_dict=False)[0]
-        assert torch.equal(x, reference.latents[-1])
+        case.expect("rollout", x, reference.latents[-1])
 
 
 def test_decode(case: Case) -> None:
     for reference in case.runs:
-        assert torch.equal(case.adapter.decode(reference.latents[-1], case.family.size), reference.media)
+        case.expect("decode", case.adapter.decode(reference.latents[-1], case.family.size), reference.media)
 
 
 def test_a_batch_is_its_rows(case: Case) -> None:
@@ -114,7 +129,7 @@ def test_a_batch_is_its_rows(case: Case) -> None:
     x = torch.cat([reference.latents[i] for i, reference in enumerate(case.runs)])
     sigma = torch.stack([reference.sigmas[i] for i, reference in enumerate(case.runs)])
     v = torch.cat([reference.velocities[i] for i, reference in enumerate(case.runs)])
-    assert torch.equal(velocity(case, x, sigma, conditions), v)
+    case.expect("batch", velocity(case, x, sigma, conditions), v)
 
 
 def test_noise_levels_between_those_of_a_schedule(case: Case) -> None:
@@ -133,6 +148,22 @@ def test_gradients(case: Case) -> None:
     sigma = case.runs[0].sigmas[[0, -2]]
     idle = lora_without_gradient(case.adapter, x, sigma, conditions, case.family.guidance, case.family.size)
     assert {name.partition(".lora_")[0] for name in idle} == LEADS_NOWHERE.get(case.name, set())
+    measured[case.name]["gradients"] = f"all but {len(idle) // 2}" if idle else "all"
+
+
+def test_the_documented_table_is_what_was_measured() -> None:
+    if measured.keys() != FAMILIES.keys() or any(len(row) < 1 + len(COLUMNS) for row in measured.values()):
+        pytest.skip("only some families were tested")
+    lines = [
+        f"| `{name}` | `{row['pipeline']}` | {' | '.join(row[column] for column in COLUMNS)} |"
+        for name, row in measured.items()
+    ]
+    head, _, after = TABLE.read_text().partition("|---|---|---|---|---|---|---|---|\n")
+    old, gap, tail = after.partition("\n\n")
+    if os.environ.get("FLOWFACTORY_WRITE_DOCS"):
+        TABLE.write_text(f"{head}|---|---|---|---|---|---|---|---|\n{chr(10).join(lines)}{gap}{tail}")
+    else:
+        assert old.splitlines() == lines
 
 
 @torch.no_grad()
