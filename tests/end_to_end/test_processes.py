@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from end_to_end.conftest import metrics
 from flowfactory.cli import main
 from safetensors.torch import load_file
@@ -23,7 +22,7 @@ def test_two_processes_train_what_one_trains(run: Callable[..., Path], spec: Pat
     one, two = run("one", *changes), tmp_path / "runs" / "two"
     options = [f"--set={change}" for change in changes]
     command = [sys.executable, "-m", "flowfactory", "run", str(spec), "--processes", "2", "--folder", str(two)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/2") == 1
     for a, b in zip(metrics(one), metrics(two), strict=True):

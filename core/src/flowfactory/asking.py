@@ -12,13 +12,14 @@ from typing import Any
 import attrs
 import torch
 
+from flowfactory.problems import RunError
 from flowfactory.retry import retried
 from flowfactory.reward import GroupReward, Reward
 from flowfactory.spec import RewardEntry
 from flowfactory.types import Sample
 
 
-class RewardError(RuntimeError):
+class RewardError(RunError):
     """A reward failed; the message names its label."""
 
 

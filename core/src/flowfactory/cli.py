@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from flowfactory.schema import spec_schema, table_schema
 from flowfactory.structure import load_spec
 from flowfactory.ui import Ui
 
+LOG_FILE = "log.txt"
 DONE, FAILED, TERMINATED, INTERRUPTED = 0, 1, 75, 130
 
 changes = (
@@ -127,31 +129,31 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
 
 def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) -> int:
     """Run the loop; what goes wrong there is told here."""
-    _log_to(folder, quiet=launch.rank() > 0)
-    with ui.phase("loading torch"):
-        _quieten_libraries()
-        from flowfactory import loop
-        from flowfactory.data import DataError
-        from flowfactory.scoring import RewardError
-        from flowfactory.stop import Stopped
-    try:
-        loop.run(plan, registry, folder, ui, resume=resume)
-    except Stopped as stopped:
-        ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
-        return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
-    except DataError as error:
-        ui.error(str(error))
-        return BAD_SPEC
-    except (RewardError, RunError) as error:
-        logging.getLogger("flowfactory").debug("the run failed", exc_info=True)
-        ui.error(str(error))
-        return FAILED
-    except (PluginError, SpecError):
-        raise
-    except Exception:
-        last = f"the run failed; go on from its last checkpoint: flowfactory resume {folder}"
-        ui.error(traceback.format_exc() + last)
-        return FAILED
+    with _logging_to(folder, quiet=launch.rank() > 0) as log:
+        with ui.phase("loading torch"):
+            _quieten_libraries()
+            from flowfactory import loop
+            from flowfactory.data import DataError
+            from flowfactory.stop import Stopped
+        try:
+            loop.run(plan, registry, folder, ui, resume=resume)
+        except Stopped as stopped:
+            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
+            return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
+        except DataError as error:
+            ui.error(str(error))
+            return BAD_SPEC
+        except RunError as error:
+            log.debug("the run failed", exc_info=True)
+            ui.error(str(error))
+            return FAILED
+        except (PluginError, SpecError):
+            raise
+        except Exception:
+            log.debug("the run failed", exc_info=True)
+            ui.error(f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too")
+            return FAILED
+        ui.say(loop.closing_words(folder))
     return DONE
 
 
@@ -172,16 +174,25 @@ def free_folder(runs: Path, name: str) -> Path:
     return next(folder for folder in numbered if not folder.exists())
 
 
-def _log_to(folder: Path, quiet: bool) -> None:
+@contextmanager
+def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
+    """Everything to the run's log, warnings to stderr as well."""
     log = logging.getLogger("flowfactory")
     log.setLevel(logging.DEBUG)
-    if not quiet and not log.handlers:
-        to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        to_stderr = logging.StreamHandler()
-        to_stderr.setLevel(logging.WARNING)
-        log.addHandler(to_file)
-        log.addHandler(to_stderr)
+    to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=True)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_stderr = logging.StreamHandler()
+    to_stderr.setLevel(logging.WARNING)
+    handlers = [] if quiet else [to_file, to_stderr]
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        log.info("flowfactory %s", importlib.metadata.version("flowfactory"))
+        yield log
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
 
 
 # --- looking -------------------------------------------------------------------------------------------------------

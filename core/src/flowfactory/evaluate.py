@@ -13,6 +13,8 @@ from flowfactory.metrics import score_metrics
 from flowfactory.rollout import draw_noise, rollout
 from flowfactory.types import Sample
 
+BEFORE_AFTER = "before-after.png"
+
 
 def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
     """Sample every held-out prompt once and score it; nothing if there are none.
@@ -45,7 +47,7 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
         folder = parts.folder / "samples"
         save_samples(folder / f"eval-{epoch:04d}", samples[: spec.run.save_samples], listed)
         if epoch > 0 and spec.run.save_samples:
-            before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}").save(parts.folder / "before-after.png")
+            before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}").save(parts.folder / BEFORE_AFTER)
     return score_metrics("eval", everyone)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from flowfactory import checkpoint
 from flowfactory.assembly import Parts, Run, assemble
 from flowfactory.checkpoint import Progress
 from flowfactory.collect import collect
-from flowfactory.evaluate import evaluate
+from flowfactory.evaluate import BEFORE_AFTER, evaluate
 from flowfactory.metrics import MetricsFile
 from flowfactory.optimise import optimise
 from flowfactory.plan import Plan
@@ -90,3 +91,17 @@ def save(parts: Parts, told: Run, progress: Progress) -> None:
             path = checkpoint.save(folder, progress, parts.weights, parts.optimizer, parts.spec.checkpoint.keep, facts)
         parts.registry.events.checkpoint_saved(run=told, epoch=progress.epoch, path=path)
     parts.processes.wait()
+
+
+def closing_words(folder: Path) -> str:
+    """What became of a finished run, and what to do next."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    means = [name for name in lines[-1] if name.startswith("eval/") and name.endswith("/mean")]
+    words = [
+        f"held-out {name.split('/')[1]}: {lines[0][name]:.3f} before, {lines[-1][name]:.3f} after"
+        for name in means
+        if name in lines[0]
+    ]
+    if (sheet := folder / BEFORE_AFTER).exists():
+        words.append(f"the same prompts and noise before and after: {sheet}")
+    return "\n".join([*words, f"done; the run is in {folder}"])
