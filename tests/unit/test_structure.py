@@ -169,7 +169,9 @@ def test_every_problem_at_once_in_reading_order(tmp_path: Path, monkeypatch: pyt
     hints = [p.hint.split("?")[0] for p in found]
     assert hints[1] == "did you mean `rank`"
     assert hints[4] == "did you mean `beta`"
-    assert "The keys of trainer `toy` (toy.py) are: `name`, `aggregate`, `std`, `beta`, `times`, `exact`" in found[4].hint
+    assert (
+        "The keys of trainer `toy` (toy.py) are: `name`, `aggregate`, `std`, `beta`, `times`, `exact`" in found[4].hint
+    )
     assert hints[6] == "did you mean `cosine`"
     assert hints[7] == "did you mean `eval`"
 

@@ -45,7 +45,7 @@ def type_words(kind: Any, key: Key) -> str:
     """A type and its bounds: `int >= 1`, `"sum" or "gdpo"`, `[float, float]`."""
     arms = [arm for arm in arms_of(kind) if arm is not type(None)]
     bounds = [
-        f"{sign} {bound:g}"
+        f"{sign} {bound}"
         for sign, bound in ((">=", key.ge), (">", key.gt), ("<=", key.le), ("<", key.lt))
         if bound is not None
     ]

@@ -31,7 +31,6 @@ class Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self._converter = strict_converter()
 
     def note(self, kind: str, what: str, place: Place | None, hint: str = "") -> None:
         """One more problem."""
@@ -163,7 +162,7 @@ class Reader:
 
     def _leaf(self, node: Node, kind: Any, key: Key, name: str) -> Any:
         try:
-            value = self._converter.structure(node.plain(), kind)
+            value = strict_converter().structure(node.plain(), kind)
         except cattrs.StructureHandlerNotFoundError:
             self.note("unreadable-type", f"`{name}` is declared with the type {kind}, which TOML cannot give", node.key)
             return FAILED
@@ -250,6 +249,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 _ACCEPTS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
+@functools.cache
 def strict_converter() -> cattrs.Converter:
     """A cattrs converter that turns no scalar into another, but for whole numbers into floats."""
     converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)

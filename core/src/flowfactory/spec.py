@@ -69,7 +69,7 @@ class Key:
             raise ValueError(f"expected a finite number, not {value!r}")
         for words, bound, holds in bounds:
             if bound is not None and not holds(value, bound):
-                raise ValueError(f"expected a number {words} {bound:g}, not {value!r}")
+                raise ValueError(f"expected a number {words} {bound}, not {value!r}")
 
 
 def key(
