@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,14 +13,18 @@ from torch import Tensor
 from flowfactory.assembly import Parts, Run
 from flowfactory.distributed import DTYPES
 from flowfactory.epochs import Group, plan_epoch, share
+from flowfactory.failures import record_failures, without_failures
 from flowfactory.media import save_samples
-from flowfactory.metrics import score_metrics, zero_std_groups
+from flowfactory.metrics import diversity, group_metrics, score_metrics, zero_std_groups
 from flowfactory.rollout import draw_noise, rollout
+from flowfactory.scoring import RewardError, Scored, Session
 from flowfactory.spec import StochasticSpec
 from flowfactory.stop import StopRequest
 from flowfactory.trainer import Scores
 from flowfactory.types import Rollout, Sample
 from flowfactory.window import stochastic_steps
+
+log = logging.getLogger("flowfactory")
 
 SequenceT = TypeVar("SequenceT", bound=Sequence[Any])
 
@@ -51,30 +56,62 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
 
     Raises:
         Stopped: a signal arrived; no weight has changed since the last epoch.
+        RewardError: a reward failed past what its table allows; likewise.
     """
     spec, rows = parts.spec, parts.data.rows
     everything = plan_epoch(spec.run.seed, epoch, len(rows), spec.sampling.prompts, spec.optimizer.updates)
     mine = share(everything, parts.processes.rank, parts.processes.world)
     members = [Member(group, replica) for update in mine for group in update for replica in range(spec.sampling.group)]
+    size, kept = spec.sampling.group, spec.run.save_samples if parts.processes.main else 0
     rollouts: list[Rollout] = []
-    samples: list[Sample] = []
-    with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: sampling", total=len(members)) as bar:
-        for chunk in chunks(members, spec.sampling.micro_batch):
-            stop.check(parts.processes)
-            part, media = sample(parts, epoch, chunk)
-            rollouts.append(part)
-            samples += [
-                Sample(rows[m.group.row], one, m.group.slot, m.replica) for m, one in zip(chunk, media, strict=True)
-            ]
-            bar.advance(len(chunk))
-    with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), parts.clock("score"):
-        scores = parts.judge.score(samples)
-    report_samples(parts, run, epoch, samples, scores)
-    everyone, slots = gather_scores(parts, members, scores)
-    advantages = parts.trainer.advantages(everyone, slots)
-    metrics = score_metrics("reward", everyone.values)
-    metrics["reward/zero_std_groups"] = zero_std_groups(advantages, slots)
+    fresh: list[Sample] = []  # of the group that is not complete yet
+    gallery: list[Sample] = []
+    spreads: list[float] = []
+    with parts.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring:
+        with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: sampling", total=len(members)) as bar:
+            for chunk in chunks(members, spec.sampling.micro_batch):
+                stop.check(parts.processes)
+                check_rewards(parts, scoring)
+                part, media = sample(parts, epoch, chunk)
+                rollouts.append(part)
+                for member, one in zip(chunk, media, strict=True):
+                    fresh.append(Sample(rows[member.group.row], one, member.group.slot, member.replica))
+                    if len(fresh) == size:
+                        gallery += fresh[: max(0, kept - len(gallery))]
+                        spreads.append(diversity([s.media for s in fresh]))
+                        scoring.submit(fresh)
+                        fresh = []
+                bar.advance(len(chunk))
+        with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), parts.clock("score"):
+            scored = scoring.finish()
+        record_failures(parts.folder, epoch, scored.failures)
+        check_rewards(parts, scoring)
+    report_samples(parts, run, epoch, gallery, scored)
+    everyone, slots = gather_scored(parts, members, scored)
+    remainder = without_failures(parts.spec.rewards, everyone.values, everyone.failed, slots)
+    warn_constant(parts, epoch, remainder.values)
+    advantages = parts.trainer.advantages(Scores(remainder.values, parts.judge.weights), slots)
+    advantages = advantages.masked_fill(remainder.dropped, torch.nan)
+    metrics = {
+        **score_metrics("reward", remainder.values),
+        **group_metrics(remainder.values, slots),
+        **remainder.metrics,
+        **{f"reward/{label}/failed_calls": float(calls) for label, calls in everyone.calls.items()},
+        "reward/zero_std_groups": zero_std_groups(advantages, slots),
+        "samples/diversity": float(parts.processes.gather(torch.tensor(spreads)).double().mean()),
+    }
     return Collected(members, Rollout.cat(rollouts), advantages[places(parts, members)], metrics)
+
+
+def check_rewards(parts: Parts, scoring: Session) -> None:
+    """End the run on every process if a reward has failed past what its table allows on any.
+
+    Raises:
+        RewardError: saying which and why.
+    """
+    if parts.processes.any(scoring.aborting is not None):
+        reasons = [reason for reason in parts.processes.gather_objects([scoring.aborting]) if reason is not None]
+        raise RewardError(reasons[0])
 
 
 def sample(parts: Parts, epoch: int, members: Sequence[Member]) -> tuple[Rollout, Tensor]:
@@ -116,12 +153,15 @@ def epoch_steps(parts: Parts, epoch: int) -> tuple[int, ...]:
     return stochastic_steps(scheduler.window, parts.spec.sampling.steps, parts.spec.run.seed, epoch)
 
 
-def gather_scores(parts: Parts, members: Sequence[Member], scores: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
-    """Scores of all processes, and the slot of each sample, sorted by slot and replica whatever the world size."""
-    order = parts.processes.gather(places(parts, members)).argsort()
-    values = {label: parts.processes.gather(column)[order] for label, column in scores.items()}
+def gather_scored(parts: Parts, members: Sequence[Member], scored: Scored) -> tuple[Scored, Tensor]:
+    """What the rewards said on all processes, and the slot of each sample, sorted by slot and replica for any world."""
+    processes = parts.processes
+    order = processes.gather(places(parts, members)).argsort()
+    values = {label: processes.gather(column)[order] for label, column in scored.values.items()}
+    failed = {label: processes.gather(column)[order] for label, column in scored.failed.items()}
+    calls = {label: int(processes.gather(torch.tensor([count])).sum()) for label, count in scored.calls.items()}
     slots = torch.arange(len(order)) // parts.spec.sampling.group
-    return Scores(values, parts.judge.weights), slots
+    return Scored(values, failed, calls, scored.failures), slots
 
 
 def places(parts: Parts, members: Sequence[Member]) -> Tensor:
@@ -129,13 +169,21 @@ def places(parts: Parts, members: Sequence[Member]) -> Tensor:
     return torch.tensor([m.group.slot * parts.spec.sampling.group + m.replica for m in members])
 
 
-def report_samples(parts: Parts, run: Run, epoch: int, samples: Sequence[Sample], scores: Mapping[str, Tensor]) -> None:
-    """Save the first samples of the main process and tell the observers of all of its."""
+def report_samples(parts: Parts, run: Run, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:
+    """Save the first samples of the main process and show them to the observers; the others' media are gone by now."""
     if not parts.processes.main:
         return
-    listed = {label: values.tolist() for label, values in scores.items()}
-    save_samples(parts.folder / "samples" / f"epoch-{epoch:04d}", samples[: parts.spec.run.save_samples], listed)
-    parts.registry.events.samples_scored(run=run, epoch=epoch, samples=samples, scores=listed)
+    listed = {label: values[: len(gallery)].tolist() for label, values in scored.values.items()}
+    save_samples(parts.folder / "samples" / f"epoch-{epoch:04d}", gallery, listed)
+    parts.registry.events.samples_scored(run=run, epoch=epoch, samples=gallery, scores=listed)
+
+
+def warn_constant(parts: Parts, epoch: int, values: Mapping[str, Tensor]) -> None:
+    """Say when a reward tells no two samples of an epoch apart; its advantages are zero then."""
+    for label, column in values.items():
+        known = column[~column.isnan()]
+        if parts.processes.main and len(known) > 1 and bool((known == known[0]).all()):
+            log.warning("epoch %d: reward %r gave every sample %g; nothing is learned from it", epoch, label, known[0])
 
 
 def chunks(items: SequenceT, size: int) -> Iterator[SequenceT]:

@@ -80,7 +80,8 @@ def flowfactory_run_started(run: Run, plan: Plan) -> None:
 def flowfactory_samples_scored(
     run: Run, epoch: int, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]
 ) -> None:
-    """All samples of one epoch have their scores (by reward label). Main process only."""
+    """The samples of one epoch that are kept (`[run] save_samples`), with their scores by reward label, NaN where a
+    reward does not apply or failed. Main process only. Metrics cover all samples: see `flowfactory_epoch_finished`."""
 
 
 @hookspec

@@ -15,6 +15,7 @@ from flowfactory.metrics import MetricsFile
 from flowfactory.optimise import optimise
 from flowfactory.plan import Plan
 from flowfactory.registry import Registry
+from flowfactory.scoring import RewardError
 from flowfactory.stop import Stopped, StopRequest, listening
 from flowfactory.track import Tracker, tracking
 from flowfactory.ui import Ui
@@ -59,14 +60,19 @@ def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
         for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
             try:
                 made = collect(parts, told, epoch, stop)
-            except Stopped:
+            except (Stopped, RewardError):
                 # No weight has changed since the last epoch ended: this is its checkpoint.
                 save(parts, told, progress)
                 raise
             progress, metrics = optimise(parts, progress, epoch, made)
             last = epoch == spec.run.epochs
             if last or (spec.eval.every and epoch % spec.eval.every == 0):
-                metrics |= evaluate(parts, epoch)
+                try:
+                    metrics |= evaluate(parts, epoch)
+                except RewardError:
+                    report(parts, told, trackers, epoch, made.metrics | metrics)
+                    save(parts, told, progress)
+                    raise
             # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
             report(parts, told, trackers, epoch, made.metrics | metrics)
             if last or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):

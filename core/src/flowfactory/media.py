@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def to_image(media: Tensor) -> Image.Image:
 
 
 def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
-    """Write `0000.png …` and `samples.jsonl` with the prompt and the scores of each."""
+    """Write `0000.png …` and `samples.jsonl` with the prompt and the scores of each, null where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / TABLE).open("w", encoding="utf-8") as table:
         for number, sample in enumerate(samples):
@@ -47,7 +48,7 @@ def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, S
                 "prompt": sample.row.prompt,
                 "slot": sample.slot,
                 "replica": sample.replica,
-                "scores": {label: values[number] for label, values in scores.items()},
+                "scores": {k: None if math.isnan(values[number]) else values[number] for k, values in scores.items()},
             }
             table.write(json.dumps(line, ensure_ascii=False) + "\n")
 

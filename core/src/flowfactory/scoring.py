@@ -21,7 +21,7 @@ from flowfactory.reward import FunctionReward, Reward, Shared
 from flowfactory.spec import RewardEntry
 from flowfactory.types import Sample
 
-__all__ = ["Failure", "Judge", "RewardError", "Scored", "Session"]
+__all__ = ["Failure", "Judge", "RewardError", "Scored", "Session", "too_many"]
 
 CPU = torch.device("cpu")
 
@@ -85,15 +85,16 @@ class Judge:
         self._rest()
 
     @contextmanager
-    def session(self, overlap: bool = True) -> Iterator[Session]:
+    def session(self, groups: int, overlap: bool = True) -> Iterator[Session]:
         """A round of scoring. While it lasts, every reward is on its device.
 
         Args:
+            groups: how many will be scored, over all processes.
             overlap: score in other threads, while this one goes on.
         """
         for asked in self.rewards:
             asked.reward.place(asked.device)  # all: an idle entry may have moved the backbone it shares with others
-        session = Session(self.rewards, overlap)
+        session = Session(self.rewards, groups, overlap)
         try:
             yield session
         finally:
@@ -108,7 +109,7 @@ class Judge:
         Raises:
             RewardError: a reward failed.
         """
-        with self.session(overlap=False) as session:
+        with self.session(len({sample.slot for sample in samples}), overlap=False) as session:
             session.submit(samples)
             scored = session.finish()
         for failure in scored.failures:
@@ -138,12 +139,13 @@ class Session:
     threads, so the scores are the same.
     """
 
-    def __init__(self, rewards: Sequence[Asked], overlap: bool) -> None:
-        self._rewards = rewards
+    def __init__(self, rewards: Sequence[Asked], groups: int, overlap: bool) -> None:
+        self._rewards, self._groups = rewards, groups
         self._units: list[tuple[int, Sample | None]] = []
         self._answers: dict[tuple[int, int], Answer] = {}
+        self._lost = [0] * len(rewards)
         self._changed = Condition()
-        self._aborting = False
+        self._aborting: str | None = None
         self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
         if overlap:
             for number, asked in enumerate(rewards):
@@ -152,8 +154,11 @@ class Session:
                     Thread(target=self._work, args=(number,), name=f"score {asked.entry.label}", daemon=True).start()
 
     @property
-    def aborting(self) -> bool:
-        """Whether a reward failed whose `on_error` is `abort`; what is submitted from then on is not scored."""
+    def aborting(self) -> str | None:
+        """Why the run must end: a reward failed whose `on_error` is `abort`, or failed for too many groups.
+
+        What is not scored by then never will be.
+        """
         return self._aborting
 
     @property
@@ -197,7 +202,7 @@ class Session:
 
     def close(self) -> None:
         """Let the threads end; what is not scored yet never will be."""
-        self._aborting = True
+        self._aborting = self._aborting or "the round is over"
         for asked, queue in zip(self._rewards, self._queues, strict=False):
             for _ in range(asked.entry.workers):
                 queue.put(None)
@@ -211,9 +216,22 @@ class Session:
         answer = Answer([math.nan] * len(unit), [], failed=True) if self._aborting else asked.ask(unit)
         with self._changed:
             self._answers[number, index] = answer
-            if answer.failed and asked.entry.on_error == "abort":
-                self._aborting = True
+            if answer.failed and answer.failures:
+                self._lost[number] += len({sample.slot for sample in unit})
+                self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer.failures[-1])
             self._changed.notify_all()
+
+    def _fatal(self, entry: RewardEntry, lost: int, why: str) -> str | None:
+        """Whether a failure ends the run, and why."""
+        if entry.on_error == "abort":
+            return why
+        return f"{too_many(entry, lost, self._groups)}: {why}" if lost > entry.max_dropped * self._groups else None
+
+
+def too_many(entry: RewardEntry, lost: int, total: int) -> str:
+    """Why a run cannot go on without the scores of `lost` among `total` groups."""
+    allowed = f"its `max_dropped` allows {entry.max_dropped:.0%}"
+    return f"reward {entry.label!r} has no scores for {lost} of {total} groups, and {allowed}"
 
 
 def build(target: Any, spec: Any) -> Reward:

@@ -269,10 +269,10 @@ def test_a_slow_server_times_out(start: Start) -> None:
 def test_a_server_killed_in_the_middle_drops_what_it_had_not_scored(start: Start, running: list[Running]) -> None:
     url = start({"brightness": brightness})
     spec = RemoteSpec(url=url, reward="brightness", attempts=2, pause=0.0, encoding="float32")
-    entry = RewardEntry(name="remote", label="remote", spec=spec, on_error="drop-group")
+    entry = RewardEntry(name="remote", label="remote", spec=spec, on_error="drop-group", max_dropped=1.0)
     ours = Judge([entry], Registry(), {})
     ours.load(CPU, torch.float32)
-    with ours.session() as session:
+    with ours.session(groups=2) as session:
         session.submit(samples(0.25, 0.5, slot=0))
         while not session.scored:
             time.sleep(0.01)
