@@ -80,8 +80,11 @@ def flowfactory_run_started(run: Run, plan: Plan) -> None:
 def flowfactory_samples_scored(
     run: Run, epoch: int, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]
 ) -> None:
-    """The samples of one epoch that are kept (`[run] save_samples`), with their scores by reward label, NaN where a
-    reward does not apply or failed. Main process only. Metrics cover all samples: see `flowfactory_epoch_finished`."""
+    """An epoch is scored; `samples` are those it keeps (`[run] save_samples`). Main process only.
+
+    `scores` has theirs by reward label, NaN where a reward does not apply or failed. The metrics of
+    `flowfactory_epoch_finished` cover all samples.
+    """
 
 
 @hookspec
