@@ -171,6 +171,12 @@ def test_a_reward_that_does_not_apply_to_a_prompt_leaves_it_to_the_others(how: s
     assert result[4] > result[5]
 
 
+def test_where_a_reward_does_not_apply_it_does_not_spread_the_epoch() -> None:
+    """A constant added to it changes nothing, although only one group has it: the others stand at its mean."""
+    quality, text = [0.1, 0.2, 0.3, 0.4] * 2, [*[NAN] * 4, 1.0, 0.0, 1.0, 0.0]
+    close(of(quality, [t + 100 for t in text], std="global"), of(quality, text, std="global"), 1e-9)
+
+
 def test_failing_everywhere_is_nan_everywhere() -> None:
     assert of([NAN] * 8).isnan().all()
     assert of([NAN] * 8, [1.0] * 8, weights=(1.0, 0.0)).isnan().all()

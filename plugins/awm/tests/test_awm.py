@@ -169,6 +169,16 @@ def test_elbo_weight_is_flow_sdes() -> None:
     close(kl_weight(s, AWMSpec()), torch.ones(3), 0)
 
 
+@pytest.mark.parametrize("kl", ["uniform", "elbo"])
+def test_divergences_are_weighed_by_noise_level(kl: str) -> None:
+    noise, x0, v = torch.randn(3, 4, 6, 5).unbind()
+    spec = AWMSpec(kl=kl)  # type: ignore[arg-type]
+    loss = AWM(spec).loss(FieldPolicy(v), batch_of(x0, ADVANTAGES), Term(SIGMA, noise, None, {"kl": (x0, 0.1)}))
+    expected = (per_sample_mean((v - x0) ** 2) * kl_weight(SIGMA, spec)).mean()
+    close(loss.metrics["kl"], expected, 1e-6, 1e-6)
+    close(loss.parts["kl"], 0.1 * expected, 1e-7, 1e-6)
+
+
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
