@@ -56,7 +56,7 @@ class Case:
 def small_condition_images() -> Iterator[None]:
     """Kontext scales condition images to one of these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32)])
+        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
         yield
 
 
@@ -67,9 +67,12 @@ def case(
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     family.make().save_pretrained(folder)
-    image = folder / "image.png"
-    Image.linear_gradient("L").convert("RGB").resize((48, 32)).save(image)
-    rows = tuple(Row(prompt, negative, (image,) if family.image else ()) for prompt, negative in PROMPTS)
+    images = [(), ()]
+    if family.image:
+        images = [(folder / "wide.png",), (folder / "tall.png",)]
+        for (path,), shape in zip(images, [(48, 32), (20, 40)], strict=True):
+            Image.linear_gradient("L").convert("RGB").resize(shape).save(path)
+    rows = tuple(Row(*prompts, image) for prompts, image in zip(PROMPTS, images, strict=True))
     spec = PipelineSpec(path=str(folder), max_sequence_length=family.max_sequence_length, true_cfg=family.true_cfg)
     adapter = PipelineAdapter(spec)
     adapter.load(torch.device("cpu"), torch.float32)

@@ -15,6 +15,7 @@ from flowfactory.pipeline import PipelineAdapter
 from flowfactory.spec import Size
 from flowfactory.types import Row
 from oracle import conditions_of, lora_without_gradient, rollout, run
+from PIL import Image
 
 SIZE = Size(32, 48)
 STEPS = 3
@@ -141,11 +142,14 @@ def test_the_pipeline_is_left_as_it_was(folder):
     assert "encode_prompt" not in vars(adapter.pipe)
 
 
-def test_looking_at_a_size_draws_from_no_generator(folder):
+def test_nothing_draws_from_anybody_elses_generator(folder):
     adapter = load(folder)
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    adapter.latent_shape(SIZE)
+    conditions = adapter.encode(ROWS)
+    x = torch.zeros(3, *adapter.latent_shape(SIZE))
+    adapter.velocity(x, adapter.sigmas(STEPS, SIZE)[:1].expand(3), conditions, 1.0, SIZE)
+    adapter.decode(x, SIZE)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -192,6 +196,26 @@ def test_a_pipeline_that_starts_from_an_image_is_refused(folder, tmp_path, name)
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": name}))
     with pytest.raises(ValueError, match="it starts from an image instead of noise"):
         load(tmp_path)
+
+
+def test_keys_without_effect_are_refused(folder):
+    adapter = PipelineAdapter(PipelineSpec(path=str(folder), true_cfg=4.0))
+    with pytest.raises(ValueError, match="it has no use for `true_cfg`"):
+        adapter.load(torch.device("cpu"), torch.float32)
+
+
+def test_condition_images_for_a_model_without_are_refused(folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="it does not encode condition images"):
+        load(folder).encode([Row("a cat", images=(tmp_path / "image.png",))])
+
+
+def test_guidance_of_a_pipeline_without_is_refused(folder):
+    adapter = load(folder)
+    conditions, x = adapter.encode(ROWS[:1]), torch.zeros(1, *adapter.latent_shape(SIZE))
+    adapter._parameters = {name: p for name, p in adapter._parameters.items() if name != "guidance_scale"}
+    with pytest.raises(ValueError, match="it takes no guidance"):
+        adapter.velocity(x, torch.ones(1), conditions, 4.5, SIZE)
 
 
 class FreshNoise(StableDiffusion3Pipeline):

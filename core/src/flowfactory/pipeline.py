@@ -70,6 +70,7 @@ class PipelineAdapter(Adapter[SpecT]):
         self.pipe.set_progress_bar_config(disable=True)
         self._parameters = tap.parameters(self.pipe)
         self._networks = tap.networks(self.pipe)
+        self._refuse_unusable_keys()
         for module in self._others().values():
             module.requires_grad_(False).eval()
         if encoded is not None:
@@ -122,7 +123,13 @@ class PipelineAdapter(Adapter[SpecT]):
         return self._schedules[steps, size]
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
-        """One call of the pipeline for each distinct noise level and prompt length."""
+        """One call of the pipeline for each distinct noise level and prompt length.
+
+        Raises:
+            ValueError: the pipeline knows no guidance, and `guidance` is not 1.
+        """
+        if guidance != 1 and not self.guidance_scales(guidance).keys() & self._parameters.keys():
+            raise self._refusal(f"it takes no guidance; set [sampling] guidance to 1, not {guidance:g}")
         alike: dict[tuple[Any, ...], list[int]] = {}
         for row, key in enumerate(zip(sigma.float().tolist(), map(tuple, conditions[SHAPES].tolist()), strict=True)):
             alike.setdefault(key, []).append(row)
@@ -161,6 +168,12 @@ class PipelineAdapter(Adapter[SpecT]):
 
     # --- how the pipeline is called ----------------------------------------------------------------------------------
 
+    def _refuse_unusable_keys(self) -> None:
+        if self.spec.true_cfg != 1 and self.spec.true_cfg not in self.guidance_scales(1.0).values():
+            raise self._refusal("it has no use for `true_cfg`; its guidance is [sampling] guidance")
+        if self.spec.max_sequence_length is not None and "max_sequence_length" not in self._parameters:
+            raise self._refusal("it has no use for `max_sequence_length`")
+
     def _others(self) -> dict[str, nn.Module]:
         return {name: module for name, module in tap.modules(self.pipe).items() if name not in self._networks}
 
@@ -177,24 +190,27 @@ class PipelineAdapter(Adapter[SpecT]):
             del arguments["negative_prompt"]
         return {name: value for name, value in arguments.items() if name in self._parameters}
 
-    def _record(self, rows: Sequence[Row]) -> list[Call]:
-        """What the `encode_*` methods return for `rows` before the network is first called."""
+    def _record(self, row: Row, times: int) -> list[Call]:
+        """What the `encode_*` methods return for a batch of one row, before the network is first called."""
         default = self._parameters["negative_prompt"].default if "negative_prompt" in self._parameters else None
-        negatives = [default or "" if row.negative_prompt is None else row.negative_prompt for row in rows]
-        arguments: dict[str, Any] = {"prompt": [row.prompt for row in rows], "negative_prompt": negatives}
-        if images := [load_image(str(path)) for row in rows for path in row.images]:
-            arguments["image"] = images
+        negative = default or "" if row.negative_prompt is None else row.negative_prompt
+        arguments: dict[str, Any] = {"prompt": [row.prompt] * times, "negative_prompt": [negative] * times}
         recorder = Recorder()
+        if images := [load_image(str(path)) for path in row.images]:
+            arguments["image"] = images * times
+            recorder.calls += [(tap.IMAGE, tap.outline(image, times)) for image in images]
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
-        with tap.stopping_at(self._networks.values()):
+        with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
             tap.run(self.pipe, members, self._arguments(GUIDED, None, arguments))
+        if images and not any("image" in name for name, _ in recorder.calls[len(images) :]):
+            raise self._refusal("it does not encode condition images, or not where that can be kept")
         return recorder.calls
 
     def _encode(self, row: Row) -> Conditions:
-        calls = self._record([row])
+        calls = self._record(row, 1)
         methods = tuple(name for name, _ in calls)
         if methods not in self._suffixes:
-            self._suffixes[methods] = suffixes(calls, self._record([row, row]))
+            self._suffixes[methods] = suffixes(calls, self._record(row, 2))
         return flatten(calls, self._suffixes[methods])
 
     def _stand_in(self) -> Conditions:
@@ -213,8 +229,8 @@ class PipelineAdapter(Adapter[SpecT]):
             "negative_prompt": [""] * batch,
             "num_inference_steps": steps,
         }
-        if any(name.startswith("_encode_vae_image") for name in conditions):
-            arguments["image"] = [tap.blank_image()] * batch
+        if images := [tap.blank_image(replay.method(tap.IMAGE)()) for n in conditions if n.startswith(f"{tap.IMAGE}.")]:
+            arguments["image"] = images * batch
         if x is not None and self._survey(size).handed:
             arguments["latents"] = x
         elif x is not None:
@@ -223,9 +239,12 @@ class PipelineAdapter(Adapter[SpecT]):
 
     # --- what the calls are for --------------------------------------------------------------------------------------
 
-    def _reach(self, x: Tensor, level: float, conditions: Conditions, guidance: float, size: Size) -> tap.Reached:
+    def _reach(
+        self, x: Tensor, level: float, conditions: Conditions, guidance: float, size: Size, seed: int = 0
+    ) -> tap.Reached:
         pinned = tap.scheduler(self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)])
-        return self._reached(self._run(conditions, guidance, size, pinned, x, 2))
+        with tap.seeded(self.pipe, seed):
+            return self._reached(self._run(conditions, guidance, size, pinned, x, 2))
 
     def _reached(self, outcome: Any) -> tap.Reached:
         if not isinstance(outcome, tap.Reached):
@@ -249,7 +268,7 @@ class PipelineAdapter(Adapter[SpecT]):
     def _schedule(self, steps: int, size: Size) -> tuple[Tensor, Tensor]:
         """The pipeline's own noise levels `(steps+1,)` and what it tells its network `(steps,)`."""
         scheduler = tap.scheduler(self.pipe.scheduler)
-        with tap.stopping_at(self._networks.values()):
+        with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
             self._run(self._stand_in(), 1.0, size, scheduler, None, steps)
         sigmas, timesteps = scheduler.sigmas.float().cpu(), scheduler.timesteps.cpu()
         if (len(sigmas), len(timesteps)) != (steps + 1, steps) or sigmas[-1] != 0 or (sigmas.diff() >= 0).any():
@@ -259,8 +278,7 @@ class PipelineAdapter(Adapter[SpecT]):
     def _survey(self, size: Size) -> Survey:
         """Look at a size once, and refuse what could not be trained correctly."""
         if size not in self._surveys:
-            cuda = [self.pipe.device] if self.pipe.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(cuda):
+            with torch.no_grad(), tap.seeded(self.pipe):
                 try:
                     self._look_at(size)
                 except BaseException:
@@ -275,7 +293,6 @@ class PipelineAdapter(Adapter[SpecT]):
         look = Survey(tuple(sample.shape[1:]), True, *self._schedule(1000, size))
         x, level = torch.randn_like(sample), float(look.sigmas[0])
         self._surveys[size] = look
-        torch.manual_seed(0)
         try:
             one = self._reach(x, level, conditions, 1.0, size)
         except (ValueError, RuntimeError, TypeError):
@@ -283,8 +300,7 @@ class PipelineAdapter(Adapter[SpecT]):
         if one is None or not torch.equal(one.sample, x):
             self._surveys[size] = attrs.evolve(look, handed=False)
             one = self._reach(x, level, conditions, 1.0, size)
-        torch.manual_seed(1)
-        two = self._reach(x, level, conditions, 1.0, size)
+        two = self._reach(x, level, conditions, 1.0, size, seed=1)
         if not torch.equal(one.sample, x):
             raise self._refusal("it changes the latents it is given")
         if not torch.allclose(one.model_output, two.model_output, rtol=1e-3, atol=1e-6):

@@ -15,6 +15,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+IMAGE = "image"
+"""Among recorded calls: not a method, but the sizes of condition images."""
+
 
 class Stop(Exception):
     """Ends a pipeline's call early; `run` returns it."""
@@ -166,6 +169,19 @@ def replacing_latents(pipe: DiffusionPipeline, x: Tensor) -> Callable[..., Any]:
     return prepare_latents
 
 
-def blank_image() -> Image.Image:
-    """A condition image for calls in which its encoding is replayed."""
-    return Image.new("RGB", (64, 64))
+@contextmanager
+def seeded(pipe: DiffusionPipeline, seed: int = 0) -> Iterator[None]:
+    """Whatever the pipeline draws follows from `seed`, and nobody else's random numbers change."""
+    with torch.random.fork_rng([pipe.device] if pipe.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def outline(image: Image.Image, batch: int) -> Tensor:
+    """An empty tensor `(batch, height, width, 0)`: the size of a condition image, to be kept among conditions."""
+    return torch.empty(batch, image.height, image.width, 0)
+
+
+def blank_image(outline: Tensor) -> Image.Image:
+    """An image of that size, for calls in which its encoding is replayed."""
+    return Image.new("RGB", (outline.shape[2], outline.shape[1]))
