@@ -34,6 +34,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], Non
     def replace(run: Callable[..., None]) -> None:
         module: Any = types.ModuleType("flowfactory.loop")
         module.run = run
+        module.closing_words = lambda folder: "well done"
         monkeypatch.setitem(sys.modules, "flowfactory.loop", module)
         monkeypatch.setattr(flowfactory, "loop", module, raising=False)
 
@@ -166,7 +167,8 @@ def test_exit_1_when_the_run_fails(spec: Path, loop: Callable[..., None], capsys
     assert main(["run", "spec.toml"]) == 1
     err = capsys.readouterr().err
     assert "RuntimeError: out of luck" in err
-    assert "flowfactory resume runs/test" in err
+    assert "the run failed; this is in runs/test/log.txt too" in err
+    assert "RuntimeError: out of luck" in Path("runs/test/log.txt").read_text()
 
 
 def test_exit_1_when_a_reward_fails(spec: Path, loop: Callable[..., None], capsys: Capture) -> None:

@@ -120,8 +120,9 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
         what = f"{shown(run / SPEC_FILE)} or a file it names was changed since the run began"
         raise click.UsageError(f"{what}; start a new run with it instead")
     for name, version in before["versions"].items():
-        if plan.versions[name] != version:
-            ui.say(f"{name} was {version} when the run began and is {plan.versions[name]} now")
+        now = plan.versions.get(name, "not in use")
+        if now != version:
+            ui.say(f"{name} was {version} when the run began and is {now} now")
     if world is None and processes > 1:
         return launch.launch(processes, ["resume", str(run)])
     return train(ui, plan, registry, run, resume=True)
@@ -183,7 +184,7 @@ def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_stderr = logging.StreamHandler()
     to_stderr.setLevel(logging.WARNING)
-    handlers = [] if quiet else [to_file, to_stderr]
+    handlers: list[logging.Handler] = [] if quiet else [to_file, to_stderr]
     for handler in handlers:
         log.addHandler(handler)
     try:

@@ -173,6 +173,7 @@ def _complete(offers: Mapping[str, Sequence[Contribution]]) -> Schema:
     tables: Schema = {name: {"required": required_keys(cls)} for name, cls in TABLES.items() if required_keys(cls)}
     tables |= {name: _required_by_name(offers[kind]) for name, kind in COMPONENTS.items()}
     tables["reward"] = {"items": _required_by_name(offers["rewards"])}
+    tables["eval"] = {"properties": {"reward": tables["reward"]}}
     one_tuning = {"oneOf": [{"required": ["lora"]}, {"required": ["full"]}]}
     return {"required": list(REQUIRED), "properties": tables, **one_tuning}
 
