@@ -141,8 +141,9 @@ class Session:
 
     def __init__(self, rewards: Sequence[Asked], groups: int, overlap: bool) -> None:
         self._rewards, self._groups = rewards, groups
-        self._units: list[tuple[int, Sample | None]] = []
+        self._sizes: list[int] = []
         self._answers: dict[tuple[int, int], Answer] = {}
+        self._failures: dict[tuple[int, int], Failure] = {}
         self._lost = [0] * len(rewards)
         self._changed = Condition()
         self._aborting: str | None = None
@@ -170,8 +171,8 @@ class Session:
 
     def submit(self, unit: Sequence[Sample]) -> None:
         """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
-        index = len(self._units)
-        self._units.append((len(unit), unit[0] if unit else None))
+        index = len(self._sizes)
+        self._sizes.append(len(unit))
         for number in range(len(self._rewards)):
             if self._queues:
                 self._queues[number].put((index, unit))
@@ -180,24 +181,20 @@ class Session:
 
     def finish(self) -> Scored:
         """Wait until everything is scored."""
+        count = len(self._sizes)
         with self._changed:
-            self._changed.wait_for(lambda: len(self._answers) == len(self._units) * len(self._rewards))
+            self._changed.wait_for(lambda: len(self._answers) == count * len(self._rewards))
         labels = [asked.entry.label for asked in self._rewards]
-        rows = [[self._answers[number, index] for index in range(len(self._units))] for number in range(len(labels))]
-        sizes = [size for size, _ in self._units]
+        rows = [[self._answers[number, index] for index in range(count)] for number in range(len(labels))]
+        sizes = torch.tensor(self._sizes, dtype=torch.long)
         return Scored(
             {label: _numbers(row) for label, row in zip(labels, rows, strict=True)},
             {
-                label: torch.tensor([a.failed for a in row]).bool().repeat_interleave(torch.tensor(sizes).long())
+                label: torch.tensor([a.failed for a in row], dtype=torch.bool).repeat_interleave(sizes)
                 for label, row in zip(labels, rows, strict=True)
             },
             {label: sum(len(a.failures) for a in row) for label, row in zip(labels, rows, strict=True)},
-            [
-                Failure(label, answer.failures[-1], sample)
-                for label, row in zip(labels, rows, strict=True)
-                for answer, (_, sample) in zip(row, self._units, strict=True)
-                if answer.failed and answer.failures and sample is not None
-            ],
+            [self._failures[key] for key in sorted(self._failures)],
         )
 
     def close(self) -> None:
@@ -208,8 +205,15 @@ class Session:
                 queue.put(None)
 
     def _work(self, number: int) -> None:
-        while (task := self._queues[number].get()) is not None:
+        while self._next(number):
+            pass
+
+    def _next(self, number: int) -> bool:
+        """Score what is next, and keep nothing of it; false when there will be no more."""
+        task = self._queues[number].get()
+        if task is not None:
             self._ask(number, *task)
+        return task is not None
 
     def _ask(self, number: int, index: int, unit: Sequence[Sample]) -> None:
         asked = self._rewards[number]
@@ -217,6 +221,7 @@ class Session:
         with self._changed:
             self._answers[number, index] = answer
             if answer.failed and answer.failures:
+                self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], unit[0])
                 self._lost[number] += len({sample.slot for sample in unit})
                 self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer.failures[-1])
             self._changed.notify_all()
