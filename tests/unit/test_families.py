@@ -135,6 +135,14 @@ def test_a_batch_is_its_rows(case: Case) -> None:
     case.expect("batch", velocity(case, x, sigma, conditions), v)
 
 
+def test_nothing_draws_from_the_global_generator(case: Case) -> None:
+    reference, state = case.runs[0], torch.get_rng_state()
+    conditions = case.adapter.encode(case.rows[:1])
+    velocity(case, reference.latents[0], reference.sigmas[:1], conditions)
+    case.adapter.decode(reference.latents[-1], case.family.size)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_noise_levels_between_those_of_a_schedule(case: Case) -> None:
     """The network is told what the pipeline tells it at the neighbouring levels, or something between."""
     size = case.family.size

@@ -147,7 +147,7 @@ class PipelineAdapter(Adapter[SpecT]):
         """By the pipeline, which is given a schedule without steps."""
         conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in self._stand_in().items()}
         finished = tap.scheduler(self.pipe.scheduler, [0.0], [])
-        media: Tensor = self._run(conditions, 1.0, size, finished, x, 2)[0].float()
+        media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
         return media[:, 0] if media.dim() == 5 and size.frames == 1 else media
 
     @classmethod
@@ -218,8 +218,16 @@ class PipelineAdapter(Adapter[SpecT]):
         return self._sample or self.encode([Row("")])
 
     def _run(
-        self, conditions: Conditions, guidance: float, size: Size, scheduler: Any, x: Tensor | None, steps: int
+        self,
+        conditions: Conditions,
+        guidance: float,
+        size: Size,
+        scheduler: Any,
+        x: Tensor | None,
+        steps: int = 2,
+        seed: int = 0,
     ) -> Any:
+        """What the pipeline returns, or the `tap.Stop` that ends it, from latents `x` or from its own."""
         replay = Replay(conditions)
         batch = len(conditions[SHAPES])
         members: dict[str, Any] = {name: replay.method(name) for name in tap.encode_methods(self.pipe)}
@@ -235,7 +243,8 @@ class PipelineAdapter(Adapter[SpecT]):
             arguments["latents"] = x
         elif x is not None:
             members["prepare_latents"] = tap.replacing_latents(self.pipe, x)
-        return tap.run(self.pipe, members, self._arguments(guidance, size, arguments))
+        with tap.seeded(self.pipe, seed):
+            return tap.run(self.pipe, members, self._arguments(guidance, size, arguments))
 
     # --- what the calls are for --------------------------------------------------------------------------------------
 
@@ -243,8 +252,7 @@ class PipelineAdapter(Adapter[SpecT]):
         self, x: Tensor, level: float, conditions: Conditions, guidance: float, size: Size, seed: int = 0
     ) -> tap.Reached:
         pinned = tap.scheduler(self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)])
-        with tap.seeded(self.pipe, seed):
-            return self._reached(self._run(conditions, guidance, size, pinned, x, 2))
+        return self._reached(self._run(conditions, guidance, size, pinned, x, seed=seed))
 
     def _reached(self, outcome: Any) -> tap.Reached:
         if not isinstance(outcome, tap.Reached):
@@ -268,7 +276,7 @@ class PipelineAdapter(Adapter[SpecT]):
     def _schedule(self, steps: int, size: Size) -> tuple[Tensor, Tensor]:
         """The pipeline's own noise levels `(steps+1,)` and what it tells its network `(steps,)`."""
         scheduler = tap.scheduler(self.pipe.scheduler)
-        with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
+        with tap.stopping_at(self._networks.values()):
             self._run(self._stand_in(), 1.0, size, scheduler, None, steps)
         sigmas, timesteps = scheduler.sigmas.float().cpu(), scheduler.timesteps.cpu()
         if (len(sigmas), len(timesteps)) != (steps + 1, steps) or sigmas[-1] != 0 or (sigmas.diff() >= 0).any():
@@ -278,20 +286,21 @@ class PipelineAdapter(Adapter[SpecT]):
     def _survey(self, size: Size) -> Survey:
         """Look at a size once, and refuse what could not be trained correctly."""
         if size not in self._surveys:
-            with torch.no_grad(), tap.seeded(self.pipe):
-                try:
-                    self._look_at(size)
-                except BaseException:
-                    self._surveys.pop(size, None)
-                    raise
+            try:
+                self._look_at(size)
+            except BaseException:
+                self._surveys.pop(size, None)
+                raise
         return self._surveys[size]
 
+    @torch.no_grad()
     def _look_at(self, size: Size) -> None:
         conditions = self._stand_in()
         own = tap.scheduler(self.pipe.scheduler)
-        sample = self._reached(self._run(conditions, 1.0, size, own, None, 2)).sample
+        sample = self._reached(self._run(conditions, 1.0, size, own, None)).sample
         look = Survey(tuple(sample.shape[1:]), True, *self._schedule(1000, size))
-        x, level = torch.randn_like(sample), float(look.sigmas[0])
+        x = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0)).to(sample)
+        level = float(look.sigmas[0])
         self._surveys[size] = look
         try:
             one = self._reach(x, level, conditions, 1.0, size)
