@@ -79,7 +79,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
     scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)
     adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
     with _refusals():
-        cache = _load(spec, registry, adapter, [*rows, *held_out_rows], processes, ui, clock)
+        cache = load_model(spec, registry, adapter, [*rows, *held_out_rows], device, ui, clock)
     data = Prompts(rows, ConditionStore(cache, rows, adapter.collate))
     held_out = Prompts(held_out_rows, ConditionStore(cache, held_out_rows, adapter.collate)) if held_out_rows else None
     eval_size = spec.eval.size or spec.sampling.size
@@ -124,12 +124,12 @@ def _refusals() -> Iterator[None]:
         raise RunError(str(error)) from error
 
 
-def _load(
+def load_model(
     spec: Spec,
     registry: Registry,
     adapter: Adapter[Any],
     rows: Sequence[Row],
-    processes: Processes,
+    device: torch.device,
     ui: Ui,
     clock: Clock,
 ) -> ConditionCache:
@@ -141,7 +141,7 @@ def _load(
         cache = ConditionCache(cache_folder(spec.memory.cache), identity, rows, ui.say)
         missing = cache.missing()
     with ui.phase("loading the model"), clock("load"):
-        adapter.load(processes.device, DTYPES[precision], None if missing else cache[rows[0]])
+        adapter.load(device, DTYPES[precision], None if missing else cache[rows[0]])
     with ui.phase("encoding prompts", total=len(missing)) as bar, clock("encode"), torch.no_grad():
         cache.fill(adapter.encode, bar.advance)
         adapter.drop_encoders()

@@ -119,8 +119,12 @@ class Weights:
                 layer.enable_adapters(True)
 
 
-def _inject(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
-    config = LoraConfig(
+def lora_config(lora: Lora, targets: Sequence[str]) -> LoraConfig:
+    """What peft is told; `targets` are the model's own, for a spec without any."""
+    return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian"
     )
-    inject_adapter_in_model(config, network, adapter_name=LORA_NAME)
+
+
+def _inject(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
+    inject_adapter_in_model(lora_config(lora, targets), network, adapter_name=LORA_NAME)

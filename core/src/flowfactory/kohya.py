@@ -1,0 +1,129 @@
+"""LoRA in the key layout of kohya's trainers (sd-scripts, musubi-tuner), which ComfyUI and diffusers read too.
+
+A module `blocks.3.attn1.to_q` becomes `lora_unet_blocks_3_self_attn_q` with `.lora_down.weight` `(r, in)`,
+`.lora_up.weight` `(out, r)` and `.alpha`; outputs are scaled by `alpha / r`. Where the original network computes n
+projections at once, their adapters become one of n times the rank: downs stacked, ups on a diagonal amid zeros, and
+alpha n times as large.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+
+
+@attrs.frozen
+class Blocks:
+    """How the modules of a network's blocks are called.
+
+    theirs: the original name of the list of blocks. modules: for each original module, ours that it is made of, in
+    order; empty where modules are called as ours. complete: every block has an adapter in each module, or in none.
+    """
+
+    theirs: str
+    modules: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    complete: bool = False
+
+
+_FLUX = {
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn_proj": ("attn.to_out.0",),
+    "img_mlp_0": ("ff.net.0.proj",),
+    "img_mlp_2": ("ff.net.2",),
+    "img_mod_lin": ("norm1.linear",),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn_proj": ("attn.to_add_out",),
+    "txt_mlp_0": ("ff_context.net.0.proj",),
+    "txt_mlp_2": ("ff_context.net.2",),
+    "txt_mod_lin": ("norm1_context.linear",),
+}
+_FLUX_SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation_lin": ("norm.linear",),
+}
+_WAN = {
+    **{f"self_attn_{n}": (f"attn1.{m}",) for n, m in zip("qkvo", ("to_q", "to_k", "to_v", "to_out.0"), strict=True)},
+    **{f"cross_attn_{n}": (f"attn2.{m}",) for n, m in zip("qkvo", ("to_q", "to_k", "to_v", "to_out.0"), strict=True)},
+    "cross_attn_k_img": ("attn2.add_k_proj",),
+    "cross_attn_v_img": ("attn2.add_v_proj",),
+    "ffn_0": ("ffn.net.0.proj",),
+    "ffn_2": ("ffn.net.2",),
+}
+LAYOUTS: Mapping[str, Mapping[str, Blocks]] = {
+    "FluxTransformer2DModel": {
+        "transformer_blocks": Blocks("double_blocks", _FLUX),
+        "single_transformer_blocks": Blocks("single_blocks", _FLUX_SINGLE),
+    },
+    "QwenImageTransformer2DModel": {"transformer_blocks": Blocks("transformer_blocks")},
+    "WanTransformer3DModel": {"blocks": Blocks("blocks", _WAN, complete=True)},
+}
+"""By network class, and in it by our name of the list of blocks."""
+
+
+def to_kohya(network: nn.Module, state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """A network's LoRA, `<module>.lora_A.weight` and `.lora_B.weight`, in kohya's layout.
+
+    Raises:
+        ValueError: there is no such layout for the network, or for a module in it.
+    """
+    layout = LAYOUTS.get(type(network).__name__)
+    if layout is None:
+        known = ", ".join(sorted(LAYOUTS))
+        raise ValueError(f"there is no kohya layout for {type(network).__name__}; there is for {known}")
+    adapted = {key.removesuffix(A) for key in state if key.endswith(A)}
+    made: dict[str, Tensor] = {}
+    for ours, blocks in layout.items():
+        numbers = {int(found[1]) for name in adapted if (found := re.match(rf"{ours}\.(\d+)\.", name))}
+        for number in sorted(numbers):
+            for theirs, members in _modules(blocks, network, f"{ours}.{number}", adapted).items():
+                made |= _fused(f"lora_unet_{blocks.theirs}_{number}_{theirs}", members, network, state, alpha)
+                adapted -= set(members)
+    if adapted:
+        raise ValueError(f"kohya's layout has no name for {', '.join(sorted(adapted))}")
+    return made
+
+
+def _modules(blocks: Blocks, network: nn.Module, block: str, adapted: set[str]) -> dict[str, tuple[str, ...]]:
+    """Original modules of a block that get an adapter, and our names of what they are made of."""
+    if not blocks.modules:
+        inside = [name.removeprefix(f"{block}.") for name in adapted if name.startswith(f"{block}.")]
+        return {name.replace(".", "_"): (f"{block}.{name}",) for name in sorted(inside)}
+    existing = {name for name, _ in network.get_submodule(block).named_modules()}
+    named = {
+        theirs: tuple(f"{block}.{member}" for member in members)
+        for theirs, members in blocks.modules.items()
+        if existing.issuperset(members)
+    }
+    return {t: members for t, members in named.items() if blocks.complete or not adapted.isdisjoint(members)}
+
+
+def _fused(
+    name: str, members: Sequence[str], network: nn.Module, state: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
+    """One adapter for several modules; those without one of their own get zeros."""
+    rank, like = next((len(tensor), tensor) for key, tensor in state.items() if key.endswith(A))
+    downs, ups = [], []
+    for member in members:
+        inside, outside = _widths(network.get_submodule(member))
+        downs.append(state.get(member + A, like.new_zeros(rank, inside)))
+        ups.append(state.get(member + B, like.new_zeros(outside, rank)))
+    return {
+        name + DOWN: torch.cat(downs).contiguous(),
+        name + UP: torch.block_diag(*ups).contiguous(),  # type: ignore[no-untyped-call]
+        name + ALPHA: torch.tensor(alpha * len(members)),
+    }
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """Of a linear layer, or of peft's around one."""
+    assert isinstance(module.in_features, int)
+    assert isinstance(module.out_features, int)
+    return module.in_features, module.out_features
