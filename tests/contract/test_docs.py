@@ -12,8 +12,9 @@ import pytest
 from flowfactory import hooks, reference
 from flowfactory.cli import cli
 from flowfactory.describe import describe
+from flowfactory.entries import KINDS
 from flowfactory.reader import keys
-from flowfactory.registry import KINDS, Registry
+from flowfactory.registry import Registry
 from flowfactory.spec import RewardEntry
 from flowfactory.structure import TABLES, load_spec
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import attrs
 import flowfactory
 import pytest
+from flowfactory.entries import installed_entries
 from flowfactory.plan import make_plan
 from flowfactory.problems import PluginError, SpecError
-from flowfactory.registry import Registry, installed_entries
+from flowfactory.registry import Registry
 from flowfactory.structure import load_spec
 from specs import DISTRIBUTIONS, SPEC, TOY, edited, install, lay
 

@@ -8,7 +8,7 @@ import sys
 import flowfactory
 import pytest
 from flowfactory import hooks
-from flowfactory.registry import KINDS
+from flowfactory.entries import KINDS
 
 PUBLIC = [
     "Adapter",

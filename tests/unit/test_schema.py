@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flowfactory.registry import Registry, installed_entries
+from flowfactory.entries import installed_entries
+from flowfactory.registry import Registry
 from flowfactory.schema import spec_schema
 from flowfactory.spec import Key
 from flowfactory.structure import load_spec, unstructure

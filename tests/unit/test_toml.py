@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flowfactory import toml
 from flowfactory.problems import SpecError
-from flowfactory.toml import Address, Scanner
+from flowfactory.scanner import Address, Scanner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -21,9 +21,10 @@ import click
 from flowfactory import environment, launch
 from flowfactory.commands import Commands
 from flowfactory.describe import describe
+from flowfactory.entries import KINDS, OBSERVERS, Contribution, Entry, installed_entries, noun
 from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, RunError, SpecError, did_you_mean, shown
-from flowfactory.registry import KINDS, OBSERVERS, Contribution, Entry, Registry, installed_entries, noun, tracing
+from flowfactory.registry import Registry, tracing
 from flowfactory.schema import spec_schema, table_schema
 from flowfactory.structure import load_spec
 from flowfactory.ui import Ui
@@ -126,6 +127,39 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
     if world is None and processes > 1:
         return launch.launch(processes, ["resume", str(run)])
     return train(ui, plan, registry, run, resume=True)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--form",
+    type=click.Choice(("lora", "kohya", "merged")),
+    default="lora",
+    show_default=True,
+    help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
+)
+@click.option("--epoch", type=click.IntRange(0), help="Of which checkpoint; the last when absent.")
+@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
+@as_json
+@click.pass_obj
+def export(ui: Ui, run: Path, form: str, epoch: int | None, weights: str | None, to: Path | None, as_json: bool) -> int:
+    """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
+    if not (run / PLAN_FILE).is_file():
+        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    with ui.phase("loading torch"):
+        _quieten_libraries()
+        from flowfactory.export import export as write
+    try:
+        done = write(run, new_registry(ui), ui, form, epoch, weights, to)
+    except RunError as error:
+        ui.error(str(error))
+        return FAILED
+    if as_json:
+        ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
+    else:
+        ui.data(str(done.folder))
+    return DONE
 
 
 def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from flowfactory.registry import Entry
+from flowfactory.entries import Entry
 
 
 def metadata(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import click
 from flowfactory import hooks
 from flowfactory.cli import cli
 from flowfactory.describe import describe
+from flowfactory.entries import KINDS, installed_entries
 from flowfactory.hooks import Provides
-from flowfactory.registry import KINDS, Registry, installed_entries
+from flowfactory.registry import Registry
 from flowfactory.schema import contributions
 from flowfactory.spec import (
     AdapterSpec,
@@ -199,7 +200,7 @@ def _function_doc(function: Any) -> list[str]:
 # --- the command line ----------------------------------------------------------------------------------------------
 
 CLI_INTRODUCTION = """
-Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume` and `env --devices` import torch.
+Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `export` and `env --devices` import torch.
 
 | exit code | meaning |
 |---|---|

@@ -6,7 +6,6 @@ A plugin is imported only when a spec uses one of its names or lists it in `plug
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -15,134 +14,20 @@ import inspect
 import logging
 import os
 import sys
-import traceback
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import attrs
 import pluggy
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from flowfactory import hooks
-from flowfactory.hooks import PROJECT, Provides
+from flowfactory.entries import KINDS, OBSERVERS, Contribution, Entry, Source, installed_entries, noun
+from flowfactory.hooks import PROJECT
 from flowfactory.problems import PluginError, did_you_mean, listed, shown
-from flowfactory.spec import AdapterSpec, RewardEntry, SchedulerSpec, TrainerSpec
+from flowfactory.soundness import attribute, broken, cause, check_names, check_record, check_requirements, resolve
 
 log = logging.getLogger("flowfactory")
-
-
-@attrs.frozen
-class Kind:
-    """One kind of thing a plugin can contribute.
-
-    plural: as in the group `flowfactory.adapters` and the hook `flowfactory_adapters`. key: how a spec names one.
-    base: what its spec class extends. contracts: what its target is.
-    reserved: keys of its table that are core's.
-    """
-
-    name: str
-    plural: str
-    key: str
-    base: type
-    contracts: tuple[str, ...]
-    reserved: frozenset[str] = frozenset({"name"})
-
-    @property
-    def group(self) -> str:
-        """The entry-point group."""
-        return f"{PROJECT}.{self.plural}"
-
-    @property
-    def hook(self) -> str:
-        """The contribution hook."""
-        return f"{PROJECT}_{self.plural}"
-
-
-KINDS: Mapping[str, Kind] = {
-    kind.plural: kind
-    for kind in (
-        Kind("adapter", "adapters", "[model] name", AdapterSpec, ("flowfactory.adapter:Adapter",)),
-        Kind("scheduler", "schedulers", "[scheduler] name", SchedulerSpec, ("flowfactory.scheduler:Scheduler",)),
-        Kind("trainer", "trainers", "[trainer] name", TrainerSpec, ("flowfactory.trainer:Trainer",)),
-        Kind(
-            "reward", "rewards", "[[reward]] name", object, ("flowfactory.reward:Reward",),
-            frozenset(field.name for field in attrs.fields(RewardEntry)) - {"spec"},
-        ),
-    )
-}  # fmt: skip
-OBSERVERS = "plugins"
-_GROUPS = {f"{PROJECT}.{plural}": plural for plural in (*KINDS, OBSERVERS)}
-
-
-@attrs.frozen
-class Source:
-    """Who contributes: an installed distribution, or a local file with its content's hash as the version."""
-
-    name: str
-    version: str
-
-    def answers_to(self, wanted: str) -> bool:
-        """Whether `wanted` in `name@wanted` means this source."""
-        return canonicalize_name(self.name) == canonicalize_name(wanted)
-
-    def __str__(self) -> str:
-        return self.name if self.version.startswith("sha256:") else f"{self.name} {self.version}"
-
-
-@attrs.frozen
-class Entry:
-    """An entry point, as metadata has it. `kind` is plural: `adapters`, …, or `plugins` for observers."""
-
-    kind: str
-    name: str
-    module: str
-    source: Source
-    requires: tuple[str, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """For messages: trainer `grpo` (flowfactory-plugin-grpo 0.1.0)."""
-        return f"{noun(self.kind)} `{self.name}` ({self.source})"
-
-
-@attrs.frozen
-class Contribution:
-    """One named thing whose hook module is loaded."""
-
-    kind: str
-    provides: Provides
-    source: Source
-
-    @property
-    def title(self) -> str:
-        """For messages: trainer `grpo` (flowfactory-plugin-grpo 0.1.0)."""
-        return f"{noun(self.kind)} `{self.provides.name}` ({self.source})"
-
-
-def noun(kind: str) -> str:
-    """What one of a kind is called."""
-    return KINDS[kind].name if kind in KINDS else "observer"
-
-
-def installed_entries() -> Sequence[Entry]:
-    """Every entry point of every installed plugin. No plugin code runs."""
-    entries = []
-    everything, origin = importlib.metadata.entry_points(), functools.cache(_origin)
-    for group, kind in _GROUPS.items():
-        for point in everything.select(group=group):
-            assert point.dist is not None, "entry points of the environment know their distribution"
-            entries.append(Entry(kind, point.name, point.value, *origin(point.dist)))
-    return sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.source.name))
-
-
-def _origin(distribution: importlib.metadata.Distribution) -> tuple[Source, tuple[str, ...]]:
-    """A distribution's name, version and requirements; each reading of its metadata takes a millisecond."""
-    metadata = distribution.metadata
-    return Source(metadata["Name"], metadata["Version"]), tuple(metadata.get_all("Requires-Dist") or ())
 
 
 class Registry:
@@ -220,7 +105,7 @@ class Registry:
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise _broken(f"plugin file {shown(path)}", f"running it failed: {_cause(error)}") from error
+            raise broken(f"plugin file {shown(path)}", f"running it failed: {cause(error)}") from error
         provided = self._register(module, source, f"plugin file {shown(path)}")
         self._loaded[name, source] = provided
         self._entries += [Entry(kind, public, name, source) for kind, public in provided]
@@ -259,14 +144,14 @@ class Registry:
         if (entry.module, entry.source) in self._loaded:
             return self._loaded[entry.module, entry.source]
         who = entry.title
-        _check_requirements(entry, who)
+        check_requirements(entry, who)
         try:
             module = importlib.import_module(entry.module)
         except (Exception, SystemExit) as error:
-            raise _broken(who, f"importing `{entry.module}` failed: {_cause(error)}") from error
+            raise broken(who, f"importing `{entry.module}` failed: {cause(error)}") from error
         provided = self._register(module, entry.source, who)
         declared = {(e.kind, e.name) for e in self._entries if (e.module, e.source) == (entry.module, entry.source)}
-        _check_names(provided, declared, who)
+        check_names(provided, declared, who)
         self._loaded[entry.module, entry.source] = provided
         return provided
 
@@ -280,7 +165,7 @@ class Registry:
             if self._manager.is_registered(module):
                 self._manager.unregister(module)
             if isinstance(error, pluggy.PluginValidationError):
-                raise _broken(who, f"a hook does not fit: {' '.join(str(error).split())}") from error
+                raise broken(who, f"a hook does not fit: {' '.join(str(error).split())}") from error
             raise
         self._modules[module.__name__] = source
         return provided
@@ -303,9 +188,9 @@ class Registry:
                 answers = self._manager.subset_hook_caller(kind.hook, others)()
                 records = [record for answer in answers for record in answer]
             except Exception as error:
-                raise _broken(who, f"its hook `{kind.hook}` failed: {_cause(error)}") from error
+                raise broken(who, f"its hook `{kind.hook}` failed: {cause(error)}") from error
             for record in records:
-                _check_record(record, kind, who)
+                check_record(record, kind, who)
                 provided[kind.plural, record.name] = Contribution(kind.plural, record, source)
         return provided
 
@@ -318,14 +203,14 @@ class Registry:
             PluginError: it cannot be imported, is not there, or is not what its kind requires.
         """
         contribution = self.find(kind, wanted)
-        target = _resolve(contribution)
+        target = resolve(contribution)
         if inspect.isclass(target):
-            contracts = [_attribute(path) for path in KINDS[kind].contracts]
+            contracts = [attribute(path) for path in KINDS[kind].contracts]
             if not issubclass(target, tuple(contracts)):
                 names = listed(path.partition(":")[2] for path in KINDS[kind].contracts)
-                raise _broken(contribution.title, f"its target `{target.__name__}` does not extend {names}")
+                raise broken(contribution.title, f"its target `{target.__name__}` does not extend {names}")
         elif kind != "rewards":
-            raise _broken(contribution.title, "its target is not a class")
+            raise broken(contribution.title, "its target is not a class")
         return target
 
     def tracker(self, name: str, run: Any) -> Any:
@@ -362,101 +247,6 @@ class Events:
                 manager.subset_hook_caller(hook, others)(**what)
             except Exception:
                 log.exception("plugin %s failed in %s; the run goes on", sources[name], hook)
-
-
-def _check_requirements(entry: Entry, who: str) -> None:
-    """Compare the plugin's own requirements on flowfactory and its plugins with what is installed."""
-    for text in entry.requires:
-        requirement = Requirement(text)
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and canonicalize_name(requirement.name).startswith(PROJECT):
-            unmet = unmet_requirement(requirement)
-            if unmet:
-                raise PluginError("plugin-requirement", f"{who} requires {requirement}, {unmet[0]}", unmet[1])
-
-
-def unmet_requirement(requirement: Requirement) -> tuple[str, str] | None:
-    """What is wrong with a requirement and the command that helps, or `None` when it is met."""
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
-        return "which is not installed", f"try: pip install '{requirement}'"
-    if requirement.specifier.contains(version, prereleases=True):
-        return None
-    return f"but {version} is installed", f"try: pip install --upgrade '{requirement}'"
-
-
-def _check_names(provided: Iterable[tuple[str, str]], declared: Iterable[tuple[str, str]], who: str) -> None:
-    """What the hooks provide must be what the entry points declare."""
-    hooked, pointed = set(provided), {(kind, name) for kind, name in declared if kind != OBSERVERS}
-    for kind, name in sorted(pointed - hooked):
-        names = listed(sorted(n for k, n in hooked if k == kind))
-        what = f"{who} declares the entry point `{name}`, but its hook `{KINDS[kind].hook}` provides {names}"
-        raise PluginError("plugin-name-mismatch", what)
-    for kind, name in sorted(hooked - pointed):
-        names = listed(sorted(n for k, n in pointed if k == kind))
-        what = f"{who} provides the {noun(kind)} `{name}`, but its entry points in `{KINDS[kind].group}` are {names}"
-        raise PluginError("plugin-name-mismatch", what)
-
-
-def _check_record(record: Any, kind: Kind, who: str) -> None:
-    """One yielded record is a sound `Provides`."""
-    if not isinstance(record, Provides):
-        raise _broken(who, f"its hook `{kind.hook}` yielded {record!r}, which is not a `Provides`")
-    if not (inspect.isclass(record.spec) and attrs.has(record.spec) and issubclass(record.spec, kind.base)):
-        expected = "an attrs class" if kind.base is object else f"an attrs class that extends `{kind.base.__name__}`"
-        raise _broken(who, f"the spec of {kind.name} `{record.name}` is {record.spec!r}, not {expected}")
-    try:
-        typing.get_type_hints(record.spec)
-    except Exception as error:
-        raise _broken(
-            who, f"the types of {kind.name} `{record.name}`'s spec cannot be read: {_cause(error)}"
-        ) from error
-    taken = sorted({field.alias or field.name for field in attrs.fields(record.spec)} & kind.reserved)
-    if taken:
-        raise _broken(
-            who, f"the spec of {kind.name} `{record.name}` declares {listed(taken)}, which core's table takes"
-        )
-    if isinstance(record.target, str) and record.target.count(":") != 1:
-        raise _broken(who, f"the target of {kind.name} `{record.name}` is {record.target!r}, not 'module:attribute'")
-
-
-def _resolve(contribution: Contribution) -> Callable[..., Any]:
-    target = contribution.provides.target
-    if not isinstance(target, str):
-        return target
-    module_name, _, attribute = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise _broken(contribution.title, f"importing `{module_name}` failed: {_cause(error)}") from error
-    if attribute not in vars(module):
-        hint = did_you_mean(attribute, vars(module))
-        what = f"{contribution.title} has the target `{target}`, but that module has no `{attribute}`"
-        raise PluginError("plugin-target-missing", what, hint)
-    found: Callable[..., Any] = vars(module)[attribute]
-    if not callable(found):
-        raise _broken(contribution.title, f"its target `{target}` is not a class or function")
-    return found
-
-
-def _attribute(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return vars(importlib.import_module(module))[name]
-
-
-def _broken(who: str, cause: str) -> PluginError:
-    return PluginError("plugin-broken", f"{who} is broken: {cause}", "report this to its author")
-
-
-def _cause(error: BaseException) -> str:
-    """An exception in one line, and where it was raised."""
-    last = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in last if "importlib" not in frame.filename and frame.filename != __file__]
-    where = f" ({shown(Path(frames[-1].filename))}:{frames[-1].lineno})" if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f" ({shown(Path(error.filename))}:{error.lineno})"
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def tracing() -> bool:

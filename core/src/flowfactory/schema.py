@@ -7,9 +7,10 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
+from flowfactory.entries import KINDS, Contribution
 from flowfactory.problems import PluginError
 from flowfactory.reader import arms_of, declared, hints, is_literal, keys
-from flowfactory.registry import KINDS, Contribution, Registry
+from flowfactory.registry import Registry
 from flowfactory.spec import Key, Location, RewardEntry, Size
 from flowfactory.structure import COMPONENTS, TABLES, plain
 

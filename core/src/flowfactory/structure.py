@@ -10,9 +10,11 @@ import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
 from flowfactory import rules, toml
+from flowfactory.entries import KINDS, Contribution
 from flowfactory.problems import BAD_PLUGIN, PluginError, Problem, SpecError
 from flowfactory.reader import Reader, attributes, keys, shown_value
-from flowfactory.registry import KINDS, Contribution, Registry, unmet_requirement
+from flowfactory.registry import Registry
+from flowfactory.soundness import unmet_requirement
 from flowfactory.spec import (
     Checkpoint,
     Component,
