@@ -28,6 +28,9 @@ LAST = "transformer.transformer_blocks.1.attn"
 LEADS_NOWHERE = {"sd3": {f"{LAST}.add_q_proj"}, "qwen-image": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"}}
 """Layers whose results their own networks discard: what the last block makes of the text."""
 
+ROUNDS_LATER = {"hunyuan-video"}
+"""In bfloat16 the latents of this pipeline, and so its timesteps, are float32 in the first step and bfloat16 after."""
+
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
 COLUMNS = ("sigmas", "velocity", "rollout", "decode", "batch", "gradients")
 measured: dict[str, dict[str, str]] = {}
@@ -73,15 +76,20 @@ def case(
         for (path,), shape in zip(images, [(48, 32), (20, 40)], strict=True):
             Image.linear_gradient("L").convert("RGB").resize(shape).save(path)
     rows = tuple(Row(*prompts, image) for prompts, image in zip(PROMPTS, images, strict=True))
-    spec = PipelineSpec(path=str(folder), max_sequence_length=family.max_sequence_length, true_cfg=family.true_cfg)
-    adapter = PipelineAdapter(spec)
-    adapter.load(torch.device("cpu"), torch.float32)
+    adapter = load(family, folder)
     measured[request.param] = {"pipeline": type(adapter.pipe).__name__}
     return Case(request.param, family, adapter, rows, tuple(by_diffusers(family, folder, row) for row in rows))
 
 
-def by_diffusers(family: Family, folder: Path, row: Row) -> Run:
-    pipe = DiffusionPipeline.from_pretrained(folder)
+def load(family: Family, folder: Path, dtype: torch.dtype = torch.float32) -> PipelineAdapter:
+    spec = PipelineSpec(path=str(folder), max_sequence_length=family.max_sequence_length, true_cfg=family.true_cfg)
+    adapter = PipelineAdapter(spec)
+    adapter.load(torch.device("cpu"), dtype)
+    return adapter
+
+
+def by_diffusers(family: Family, folder: Path, row: Row, dtype: torch.dtype = torch.float32) -> Run:
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     pipe.vae.requires_grad_(False)  # as adapters do; torch's linear layers round differently when weights are trainable
     pipe.set_progress_bar_config(disable=True)
     takes = pipe.__call__.__wrapped__.__code__.co_varnames
@@ -107,6 +115,19 @@ def test_velocity_at_every_step(case: Case) -> None:
         conditions = case.adapter.encode([row])
         for i, v in enumerate(reference.velocities):
             case.expect("velocity", velocity(case, reference.latents[i], reference.sigmas[i : i + 1], conditions), v)
+
+
+def test_velocity_in_bfloat16(case: Case) -> None:
+    """From latents in bfloat16 too, as core hands them to every adapter."""
+    family, folder, row = case.family, Path(case.adapter.spec.path), case.rows[0]
+    reference = by_diffusers(family, folder, row, torch.bfloat16)
+    half = attrs.evolve(case, adapter=load(family, folder, torch.bfloat16))
+    conditions = half.adapter.encode([row])
+    half.adapter.sigmas(STEPS, family.size)
+    for i in range(1 if case.name in ROUNDS_LATER else STEPS):
+        for x in (reference.latents[i], reference.latents[i].bfloat16()):
+            v = velocity(half, x, reference.sigmas[i : i + 1], conditions)
+            assert torch.equal(v, reference.velocities[i])
 
 
 def test_rollout_by_the_pipelines_own_sampler(case: Case) -> None:
