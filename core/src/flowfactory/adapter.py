@@ -97,6 +97,10 @@ class Adapter(ABC, Generic[SpecT]):
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1]."""
 
+    def place(self, device: torch.device) -> None:
+        """Move what `decode` needs and `velocity` does not to `device`, or leave it where it is."""
+        return None
+
     @classmethod
     @abstractmethod
     def tiny(cls, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from flowfactory.problems import RunError
 from flowfactory.registry import Registry
 from flowfactory.scheduler import Scheduler
 from flowfactory.scoring import Judge
-from flowfactory.spec import Full, Spec
+from flowfactory.spec import Full, RewardEntry, Spec
 from flowfactory.trainer import Trainer
 from flowfactory.types import Row
 from flowfactory.ui import Ui
@@ -93,7 +93,10 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
     with ui.phase("loading the rewards"), clock("load"):
         judge.load(device, dtype)
         held_out_judge.load(device, dtype)
-    policy = ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size)
+    offload = "vae" in spec.memory.offload
+    if offload:
+        adapter.place(torch.device("cpu"))
+    policy = ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size, offload)
     return Parts(
         spec=spec,
         folder=folder,
@@ -162,8 +165,13 @@ def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> Weight
 def _judges(spec: Spec, registry: Registry) -> tuple[Judge, Judge]:
     """The judge of training, and the one of evaluation: the same unless `[[eval.reward]]` says otherwise."""
     shared: dict[str, Any] = {}
-    judge = Judge(spec.rewards, registry, shared)
-    return judge, Judge(spec.eval.rewards, registry, shared) if spec.eval.rewards else judge
+
+    def judge(entries: Sequence[RewardEntry]) -> Judge:
+        idle = [attrs.evolve(e, offload=e.offload or "rewards" in spec.memory.offload) for e in entries]
+        return Judge(idle, registry, shared)
+
+    training = judge(spec.rewards)
+    return training, judge(spec.eval.rewards) if spec.eval.rewards else training
 
 
 def _optimizer(spec: Spec, weights: Weights) -> torch.optim.Optimizer:

@@ -150,6 +150,10 @@ class PipelineAdapter(Adapter[SpecT]):
         media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
         return media[:, 0] if media.dim() == 5 and size.frames == 1 else media
 
+    def place(self, device: torch.device) -> None:
+        for module in self._others().values():
+            module.to(device)
+
     @classmethod
     def tiny(cls, folder: Path) -> Path:
         """Stable Diffusion 3."""

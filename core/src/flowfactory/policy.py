@@ -16,7 +16,11 @@ from flowfactory.weights import Weights
 
 
 class ModelPolicy:
-    """`flowfactory.trainer.Policy` over an adapter, at one guidance and size; counts its network calls."""
+    """`flowfactory.trainer.Policy` over an adapter, at one guidance and size; counts its network calls.
+
+    Args:
+        offload: whether what `decode` needs is on the device only while it runs.
+    """
 
     def __init__(
         self,
@@ -26,16 +30,19 @@ class ModelPolicy:
         dtype: torch.dtype,
         guidance: float,
         size: Size,
+        offload: bool = False,
     ) -> None:
         self._adapter, self._weights, self._processes = adapter, weights, processes
-        self._dtype, self._guidance, self._size = dtype, guidance, size
+        self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
         self.samples_forwarded = 0
 
     def at(self, size: Size) -> ModelPolicy:
         """The same policy for samples of another size."""
-        return ModelPolicy(self._adapter, self._weights, self._processes, self._dtype, self._guidance, size)
+        own = self._adapter, self._weights, self._processes, self._dtype, self._guidance
+        return ModelPolicy(*own, size, self._offload)
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
         self.samples_forwarded += len(x)
         with self._processes.autocast():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
@@ -51,9 +58,16 @@ class ModelPolicy:
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU."""
-        return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+        if not self._offload:
+            return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+        self._adapter.place(self._processes.device)
+        try:
+            return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+        finally:
+            self._adapter.place(torch.device("cpu"))
 
     def using(self, weights: str) -> AbstractContextManager[None]:
+        """Compute with another set of weights; see `Weights.using`."""
         return self._weights.using(weights)
 
     def move(self, weights: str, decay: float) -> None:

@@ -362,6 +362,10 @@ class Memory:
         default=None,
         pattern="[~/].*",
     )
+    offload: tuple[Literal["vae", "rewards"], ...] = key(
+        "What is in main memory while it is not needed: the `vae`, which decodes; the networks of all `rewards`.",
+        default=(),
+    )
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
 
 
