@@ -169,6 +169,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             _quieten_libraries()
             from flowfactory import loop
             from flowfactory.data import DataError
+            from flowfactory.distributed import PeerLost
             from flowfactory.stop import Stopped
         try:
             loop.run(plan, registry, folder, ui, resume=resume)
@@ -178,6 +179,8 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
         except DataError as error:
             ui.error(str(error))
             return BAD_SPEC
+        except PeerLost:
+            return FAILED
         except RunError as error:
             log.debug("the run failed", exc_info=True)
             ui.error(str(error))
@@ -274,6 +277,25 @@ def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], process
     ui.data("")
     ui.rows(("plugin", "version"), list(made.versions.items()))
     ui.data(f"\ndigest {made.digest}")
+
+
+@cli.command("report")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where to write it.  [default: report.html in RUN, or here]"
+)
+@click.pass_obj
+def report_runs(ui: Ui, runs: Sequence[Path], out: Path | None) -> int:
+    """Write one page about the run in folder RUN, or about several side by side, and the curves as PNG beside it."""
+    from flowfactory.report import PAGE, report  # matplotlib takes a second
+
+    try:
+        written = report(runs, out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE)))
+    except RunError as error:
+        ui.error(str(error))
+        return BAD_SPEC
+    ui.say(f"the report is in {shown(written)}")
+    return DONE
 
 
 @cli.command()

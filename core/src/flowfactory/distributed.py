@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from flowfactory.plan import Plan
 from flowfactory.problems import RunError
 from flowfactory.spec import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PeerLost(RunError):
+    """This process has to stop because another one failed."""
 
 
 class Processes:
@@ -27,7 +32,9 @@ class Processes:
     def __init__(self, precision: Precision) -> None:
         if precision == "fp16" and not torch.cuda.is_available():
             raise RunError('[run] precision = "fp16" needs a CUDA device; "bf16" and "fp32" run anywhere')
-        self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+        # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
+        on_cpu = not torch.accelerator.is_available()
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
 
     @property
     def rank(self) -> int:
@@ -58,24 +65,45 @@ class Processes:
         """Accumulate gradients; scaled where float16 needs it."""
         self.accelerator.backward(loss)
 
+    def agree(self, plan: Plan) -> None:
+        """Make sure that every process has the same plan.
+
+        Raises:
+            RunError: on the main process, if they differ; `PeerLost` on the others.
+        """
+        digests = self.gather_objects([plan.digest])
+        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        problem = ""
+        if self.world != plan.world:
+            problem = f"planned for {plan.world} processes, but there are {self.world}"
+        elif different:
+            problem = f"processes {different} read another spec, or other files, than process 0; nothing was run"
+        if problem:
+            raise RunError(problem) if self.main else PeerLost(problem)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up gradients over all processes, in one message."""
         if self.world == 1:
             return
         with_gradient = [p for p in parameters if p.requires_grad]
         flat = torch.cat([_gradient(p).flatten() for p in with_gradient])
-        total = self.accelerator.reduce(flat, reduction="sum")
+        with _together():
+            total = self.accelerator.reduce(flat, reduction="sum")
         for parameter, part in zip(with_gradient, total.split([p.numel() for p in with_gradient]), strict=True):
             parameter.grad = part.view_as(parameter)
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate equally shaped tensors of all processes, by rank."""
-        gathered: Tensor = self.accelerator.gather(values.to(self.device))
+        with _together():
+            gathered: Tensor = self.accelerator.gather(values.to(self.device))
         return gathered.to(values.device)
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
         """Concatenate short lists of small plain values of all processes, by rank."""
-        return list(gather_object(values)) if self.world > 1 else values
+        if self.world == 1:
+            return values
+        with _together():
+            return list(gather_object(values))
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
@@ -93,7 +121,17 @@ class Processes:
 
     def wait(self) -> None:
         """Go on when every process has come this far."""
-        self.accelerator.wait_for_everyone()
+        with _together():
+            self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do together fails only because one of them has: that one has said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost("another process has failed") from error
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -71,4 +71,5 @@ class ModelPolicy:
         return self._weights.using(weights)
 
     def move(self, weights: str, decay: float) -> None:
+        """Move a set towards the current weights; see `Weights.move`."""
         self._weights.move(weights, decay)
