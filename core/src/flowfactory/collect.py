@@ -13,11 +13,11 @@ from torch import Tensor
 from flowfactory.assembly import Parts, Run
 from flowfactory.distributed import DTYPES
 from flowfactory.epochs import Group, plan_epoch, share
-from flowfactory.failures import record_failures, without_failures
+from flowfactory.failures import check_losses, check_rewards, recording, without_failures
 from flowfactory.media import save_samples
 from flowfactory.metrics import diversity, group_metrics, score_metrics, zero_std_groups
 from flowfactory.rollout import draw_noise, rollout
-from flowfactory.scoring import RewardError, Scored, Session
+from flowfactory.scoring import Scored
 from flowfactory.spec import StochasticSpec
 from flowfactory.stop import StopRequest
 from flowfactory.trainer import Scores
@@ -67,11 +67,14 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
     fresh: list[Sample] = []  # of the group that is not complete yet
     gallery: list[Sample] = []
     spreads: list[float] = []
-    with parts.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring:
+    with (
+        parts.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring,
+        recording(scoring, parts.folder, epoch),
+    ):
         with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: sampling", total=len(members)) as bar:
             for chunk in chunks(members, spec.sampling.micro_batch):
                 stop.check(parts.processes)
-                check_rewards(parts, scoring)
+                check_rewards(parts.processes, scoring)
                 part, media = sample(parts, epoch, chunk)
                 rollouts.append(part)
                 for member, one in zip(chunk, media, strict=True):
@@ -84,10 +87,10 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
                 bar.advance(len(chunk))
         with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), parts.clock("score"):
             scored = scoring.finish()
-        record_failures(parts.folder, epoch, scored.failures)
-        check_rewards(parts, scoring)
+        check_rewards(parts.processes, scoring)
     report_samples(parts, run, epoch, gallery, scored)
     everyone, slots = gather_scored(parts, members, scored)
+    check_losses(parts.processes, parts.spec.rewards, everyone.failed, slots)
     remainder = without_failures(parts.spec.rewards, everyone.values, everyone.failed, slots)
     warn_constant(parts, epoch, remainder.values)
     advantages = parts.trainer.advantages(Scores(remainder.values, parts.judge.weights), slots)
@@ -101,17 +104,6 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
         "samples/diversity": float(parts.processes.gather(torch.tensor(spreads)).double().mean()),
     }
     return Collected(members, Rollout.cat(rollouts), advantages[places(parts, members)], metrics)
-
-
-def check_rewards(parts: Parts, scoring: Session) -> None:
-    """End the run on every process if a reward has failed past what its table allows on any.
-
-    Raises:
-        RewardError: saying which and why.
-    """
-    if parts.processes.any(scoring.aborting is not None):
-        reasons = [reason for reason in parts.processes.gather_objects([scoring.aborting]) if reason is not None]
-        raise RewardError(reasons[0])
 
 
 def sample(parts: Parts, epoch: int, members: Sequence[Member]) -> tuple[Rollout, Tensor]:

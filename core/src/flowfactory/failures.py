@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from flowfactory.asking import RewardError
+from flowfactory.distributed import PeerLost, Processes
 from flowfactory.media import to_image
-from flowfactory.scoring import Failure, too_many
+from flowfactory.scoring import Failure, Session, too_many
 from flowfactory.spec import RewardEntry
 
 log = logging.getLogger("flowfactory")
@@ -42,15 +44,8 @@ def without_failures(
 
     Args:
         values, failed: by label `(N,)`, of all processes. groups: `(N,)` which samples compare.
-
-    Raises:
-        RewardError: a reward failed for more groups than its `max_dropped` allows.
     """
-    total, lost = len(set(groups.tolist())), dict[str, set[int]]()
-    for entry in entries:
-        lost[entry.label] = set(groups[failed[entry.label]].tolist())
-        if len(lost[entry.label]) > entry.max_dropped * total:
-            raise RewardError(too_many(entry, len(lost[entry.label]), total))
+    lost = {entry.label: set(groups[failed[entry.label]].tolist()) for entry in entries}
     gone = set[int]().union(*(lost[entry.label] for entry in entries if entry.weight != 0))
     dropped = torch.tensor([group in gone for group in groups.tolist()], dtype=torch.bool)
     return Remainder(
@@ -61,6 +56,49 @@ def without_failures(
             **{f"reward/{label}/failed_groups": float(len(those)) for label, those in lost.items()},
         },
     )
+
+
+def check_losses(
+    processes: Processes, entries: Sequence[RewardEntry], failed: Mapping[str, Tensor], groups: Tensor
+) -> None:
+    """Warn of the groups that lack a score, over all processes, or end the run where they are too many.
+
+    Raises:
+        RewardError: on the main process; `ToldElsewhere` on the others.
+    """
+    total = len(set(groups.tolist()))
+    for entry in entries:
+        lost = len(set(groups[failed[entry.label]].tolist()))
+        if lost > entry.max_dropped * total:
+            raise (RewardError if processes.main else ToldElsewhere)(too_many(entry, lost, total))
+        if lost and processes.main:
+            share = f"{lost} of {total} groups"
+            log.warning("reward %r has no scores for %s; the folder `%s` says why", entry.label, share, FOLDER)
+
+
+class ToldElsewhere(RewardError, PeerLost):
+    """A reward failed on another process, which says so."""
+
+
+def check_rewards(processes: Processes, scoring: Session) -> None:
+    """End the run on every process if a reward has failed past what its table allows on any.
+
+    Raises:
+        RewardError: saying which and why, on the first process where it did; `ToldElsewhere` on the others.
+    """
+    if processes.any(scoring.aborting is not None):
+        reasons = processes.gather_objects([scoring.aborting])
+        teller = next(rank for rank, reason in enumerate(reasons) if reason is not None)
+        raise (RewardError if processes.rank == teller else ToldElsewhere)(reasons[teller])
+
+
+@contextmanager
+def recording(scoring: Session, folder: Path, epoch: int) -> Iterator[None]:
+    """Record at the end what failed by then, however the round of scoring ends."""
+    try:
+        yield
+    finally:
+        record_failures(folder, epoch, scoring.failures)
 
 
 def record_failures(folder: Path, epoch: int, failures: Sequence[Failure]) -> None:
@@ -80,4 +118,4 @@ def record_failures(folder: Path, epoch: int, failures: Sequence[Failure]) -> No
         }
         with (place / TABLE).open("a", encoding="utf-8") as table:
             table.write(json.dumps(line, ensure_ascii=False) + "\n")
-        log.warning("epoch %d, prompt %r: %s (see %s)", epoch, sample.row.prompt, failure.why, picture)
+        log.info("epoch %d, prompt %r: %s (see %s)", epoch, sample.row.prompt, failure.why, picture)

@@ -19,6 +19,7 @@ from flowfactory.scoring import RewardError
 from flowfactory.stop import Stopped, StopRequest, listening
 from flowfactory.track import Tracker, tracking
 from flowfactory.ui import Ui
+from flowfactory.watch import Watch
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -54,6 +55,8 @@ def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
     names = spec.track.to if parts.processes.main else ()
     with tracking(names, spec.track.project, told, parts.registry) as trackers:
         trackers.append(file)
+        if parts.processes.main:
+            trackers.append(Watch(spec, len(parts.held_out.rows) if parts.held_out else 0, file.lines()))
         parts.registry.events.run_started(run=told, plan=told.plan)
         if progress.epoch == 0:
             report(parts, told, trackers, 0, evaluate(parts, 0))

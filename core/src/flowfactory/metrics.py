@@ -129,6 +129,10 @@ class MetricsFile:
             lines = path.read_text().splitlines(keepends=True) if path.exists() and epochs_done else []
             path.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= epochs_done))
 
+    def lines(self) -> list[dict[str, float]]:
+        """The lines so far."""
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append the line of epoch `step`."""
         if self._write:

@@ -169,6 +169,12 @@ class Session:
             answered = Counter(index for _, index in self._answers)
         return sum(count == len(self._rewards) for count in answered.values())
 
+    @property
+    def failures(self) -> Sequence[Failure]:
+        """What has no scores so far, by reward and then in the order of submission."""
+        with self._changed:
+            return [self._failures[key] for key in sorted(self._failures)]
+
     def submit(self, unit: Sequence[Sample]) -> None:
         """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
         index = len(self._sizes)
@@ -194,7 +200,7 @@ class Session:
                 for label, row in zip(labels, rows, strict=True)
             },
             {label: sum(len(a.failures) for a in row) for label, row in zip(labels, rows, strict=True)},
-            [self._failures[key] for key in sorted(self._failures)],
+            self.failures,
         )
 
     def close(self) -> None:

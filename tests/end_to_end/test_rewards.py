@@ -1,0 +1,97 @@
+"""Rewards in whole runs: failing, ending a run without losing it, and told apart from what was not trained on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from end_to_end.conftest import metrics
+from flowfactory.cli import main
+
+Runner = Callable[..., Path]
+
+FAILING = """
+def redness(samples):
+    if "{word}" in samples[0].row.prompt:
+        raise OSError("the judge is asleep")
+    return [float(s.media[0].mean() - s.media[1:].mean()) for s in samples]
+"""
+
+
+def fail_at(spec: Path, word: str) -> None:
+    """Let the reward fail for prompts with `word` in them."""
+    rewards = spec.parent / "rewards.py"
+    head, _, rest = rewards.read_text().partition("def redness")
+    rewards.write_text(head + FAILING.format(word=word) + rest[rest.index("\n@hookimpl") :])
+
+
+def test_abort_leaves_a_checkpoint_to_go_on_from(spec: Path, run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run("whole")
+    (first,) = {
+        json.loads(line)["prompt"] for line in (whole / "samples/epoch-0002/samples.jsonl").read_text().splitlines()[:1]
+    }
+    seen = {
+        json.loads(line)["prompt"] for line in (whole / "samples/epoch-0001/samples.jsonl").read_text().splitlines()
+    }
+    assert first not in seen, "the seed must show some prompt for the first time in the second epoch"
+    healthy = (spec.parent / "rewards.py").read_text()
+    fail_at(spec, first)
+    folder = spec.parent / "runs" / "aborted"
+    options = [f"--set=reward.0.{change}" for change in ('on_error="abort"',)]
+    capsys.readouterr()
+    assert main(["run", str(spec), "--folder", str(folder), *options]) == 1
+    assert "reward 'redness' failed: OSError: the judge is asleep" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
+    (line,) = (folder / "failures" / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["prompt"] == first
+    assert healthy != (spec.parent / "rewards.py").read_text()
+
+
+def test_two_processes_drop_what_one_drops(spec: Path, run: Runner) -> None:
+    fail_at(spec, "a cat")
+    changes = ("reward.0.retries=1", "reward.0.retry_pause=0", "optimizer.eps=1e-4", "sampling.micro_batch=3")
+    one, two = run("one", *changes), spec.parent / "runs" / "two"
+    options = [f"--set={change}" for change in changes]
+    command = [sys.executable, "-m", "flowfactory", "run", str(spec), "--processes", "2", "--folder", str(two)]
+    done = subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    dropped = [line["reward/dropped_groups"] for line in metrics(one)[1:]]
+    assert sum(dropped) >= 1
+    assert [line["reward/dropped_groups"] for line in metrics(two)[1:]] == dropped
+    for a, b in zip(metrics(one)[1:], metrics(two)[1:], strict=True):
+        assert a["reward/redness/failed_calls"] == b["reward/redness/failed_calls"] == 2 * a["reward/dropped_groups"]
+        assert a["reward/redness/mean"] == pytest.approx(b["reward/redness/mean"], abs=1e-5)
+    assert "the judge is asleep" in (one / "log.txt").read_text()
+
+
+def test_overlap_changes_nothing(run: Runner) -> None:
+    assert metrics(run("a", "sampling.overlap=true")) == metrics(run("b", "sampling.overlap=false"))
+
+
+def test_drift_from_the_reference_starts_at_0_and_grows(run: Runner) -> None:
+    before, *after = metrics(run("lora", "-full", "lora.rank=4"))
+    assert before["eval/drift"] == 0.0
+    assert all(line["eval/drift"] > 0 for line in after)
+    assert all("samples/diversity" in line and line["samples/diversity"] > 0 for line in after)
+
+
+def test_a_reward_of_one_function_takes_less_than_ten_lines(spec: Path, run: Runner) -> None:
+    (spec.parent / "rewards.py").write_text(
+        """import attrs
+from flowfactory import Provides, hookimpl
+
+def redness(samples):
+    return [float(s.media[0].mean() - s.media[1:].mean()) for s in samples]
+
+@hookimpl
+def flowfactory_rewards():
+    yield Provides("redness", attrs.make_class("Keys", []), redness, "How red an image is.")
+"""
+    )
+    lines = [line for line in (spec.parent / "rewards.py").read_text().splitlines() if line]
+    assert len(lines) < 10
+    assert "reward/redness/mean" in metrics(run("short"))[1]
