@@ -231,6 +231,14 @@ class FreshNoise(StableDiffusion3Pipeline):
         return None
 
 
+class CountsSteps(StableDiffusion3Pipeline):
+    """Guides less after its first step."""
+
+    @property
+    def guidance_scale(self):
+        return 1.5 if self.scheduler.step_index else self._guidance_scale
+
+
 class OwnSampler(StableDiffusion3Pipeline):
     """Never asks its scheduler for a step."""
 
@@ -263,6 +271,11 @@ def test_a_pipeline_that_steps_from_elsewhere_is_refused(folder, monkeypatch):
     monkeypatch.setattr(tap, "run", elsewhere)
     with pytest.raises(ValueError, match="it changes the latents it is given"):
         adapter.latent_shape(SIZE)
+
+
+def test_a_pipeline_that_counts_its_steps_is_refused(folder):
+    with pytest.raises(ValueError, match="depends on the number of the step"):
+        changed(folder, CountsSteps).latent_shape(SIZE)
 
 
 def test_a_pipeline_with_a_sampler_of_its_own_is_refused(folder):

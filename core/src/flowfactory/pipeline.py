@@ -218,8 +218,8 @@ class PipelineAdapter(Adapter[SpecT]):
         return flatten(calls, self._suffixes[methods])
 
     def _stand_in(self) -> Conditions:
-        """Conditions of any one row, for calls whose result does not depend on them."""
-        return self._sample or self.encode([Row("")])
+        """Conditions of any one row, whose prompt is not its negative prompt."""
+        return self._sample or self.encode([Row("a photo")])
 
     def _run(
         self,
@@ -300,10 +300,10 @@ class PipelineAdapter(Adapter[SpecT]):
     @torch.no_grad()
     def _look_at(self, size: Size) -> None:
         conditions = self._stand_in()
-        own = tap.scheduler(self.pipe.scheduler)
-        sample = self._reached(self._run(conditions, 1.0, size, own, None)).sample
-        look = Survey(tuple(sample.shape[1:]), True, *self._schedule(1000, size))
-        x = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0)).to(sample)
+        own = tap.scheduler(self.pipe.scheduler, steps=1)
+        second = self._reached(self._run(conditions, GUIDED, size, own, None))
+        look = Survey(tuple(second.sample.shape[1:]), True, *self._schedule(1000, size))
+        x = torch.randn(second.sample.shape, generator=torch.Generator().manual_seed(0)).to(second.sample)
         level = float(look.sigmas[0])
         self._surveys[size] = look
         try:
@@ -318,6 +318,10 @@ class PipelineAdapter(Adapter[SpecT]):
             raise self._refusal("it changes the latents it is given")
         if not torch.allclose(one.model_output, two.model_output, rtol=1e-3, atol=1e-6):
             raise self._refusal("it adds fresh noise in every call")
+        first = self._reach(second.sample, float(own.sigmas[1]), conditions, GUIDED, size)
+        half_the_digits = torch.finfo(second.model_output.dtype).eps ** 0.5
+        if (first.model_output - second.model_output).norm() > half_the_digits * second.model_output.norm():
+            raise self._refusal("what it computes depends on the number of the step, not only on the noise level")
         frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
             raise ValueError(f"{self.spec.path} cannot make {_words(size)}; the nearest it can is {_words(made)}")

@@ -99,12 +99,18 @@ def encode_methods(pipe: DiffusionPipeline) -> dict[str, Callable[..., Any]]:
     return {name: getattr(pipe, name) for name in dir(type(pipe)) if re.match("_?encode_", name)}
 
 
-def scheduler(original: Any, sigmas: Sequence[float] | None = None, timesteps: Sequence[float] | None = None) -> Any:
-    """A copy of `original` whose `step` raises `Reached`, and whose schedule, if given, is always this one."""
+def scheduler(
+    original: Any, sigmas: Sequence[float] | None = None, timesteps: Sequence[float] | None = None, steps: int = 0
+) -> Any:
+    """A copy of `original` whose `step`, after `steps` real ones, raises `Reached`.
+
+    Its schedule, if given, is always this one.
+    """
     tapped = copy.copy(original)
     base: Any = type(original)
     tapped.__class__ = _tapped(base)
     tapped.pinned = None if sigmas is None else (torch.tensor(sigmas), torch.tensor(timesteps, dtype=torch.float64))
+    tapped.real_steps = steps
     return tapped
 
 
@@ -113,6 +119,7 @@ def _tapped(base: Any) -> Any:
     class Tapped(base):  # type: ignore[misc]
         sigmas: Tensor
         timesteps: Tensor
+        real_steps: int
 
         @functools.wraps(base.set_timesteps)  # pipelines look at its signature
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
@@ -121,8 +128,11 @@ def _tapped(base: Any) -> Any:
                 sigmas, timesteps = self.pinned
                 self.sigmas, self.timesteps = sigmas.to(self.sigmas), timesteps.to(self.timesteps)
 
-        def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> None:
-            raise Reached(model_output, sample)
+        def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.real_steps == 0:
+                raise Reached(model_output, sample)
+            self.real_steps -= 1
+            return super().step(model_output, timestep, sample, *args, **kwargs)
 
     return Tapped
 
