@@ -15,44 +15,52 @@ from flowfactory.cli import main
 Runner = Callable[..., Path]
 
 FAILING = """
+from pathlib import Path
+
 def redness(samples):
-    if "{word}" in samples[0].row.prompt:
+    asleep = Path(__file__).with_name("asleep.txt")
+    if asleep.exists() and asleep.read_text() in samples[0].row.prompt:
         raise OSError("the judge is asleep")
     return [float(s.media[0].mean() - s.media[1:].mean()) for s in samples]
 """
 
 
-def fail_at(spec: Path, word: str) -> None:
-    """Let the reward fail for prompts with `word` in them."""
+@pytest.fixture
+def asleep(spec: Path) -> Path:
+    """A file: the reward fails for prompts with its text in them, once it exists."""
     rewards = spec.parent / "rewards.py"
     head, _, rest = rewards.read_text().partition("def redness")
-    rewards.write_text(head + FAILING.format(word=word) + rest[rest.index("\n@hookimpl") :])
+    rewards.write_text(head + FAILING + rest[rest.index("\n@hookimpl") :])
+    return spec.parent / "asleep.txt"
 
 
-def test_abort_leaves_a_checkpoint_to_go_on_from(spec: Path, run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = run("whole")
-    (first,) = {
-        json.loads(line)["prompt"] for line in (whole / "samples/epoch-0002/samples.jsonl").read_text().splitlines()[:1]
-    }
-    seen = {
-        json.loads(line)["prompt"] for line in (whole / "samples/epoch-0001/samples.jsonl").read_text().splitlines()
-    }
-    assert first not in seen, "the seed must show some prompt for the first time in the second epoch"
-    healthy = (spec.parent / "rewards.py").read_text()
-    fail_at(spec, first)
+def prompts(folder: Path, epoch: int) -> list[str]:
+    table = folder / f"samples/epoch-{epoch:04d}/samples.jsonl"
+    return [json.loads(line)["prompt"] for line in table.read_text().splitlines()]
+
+
+def test_abort_leaves_a_checkpoint_to_go_on_from(
+    spec: Path, run: Runner, asleep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("reward.0.on_error=abort", "eval.every=0", "-data.eval_prompts")
+    whole = run("whole", *changes)
+    new = next(prompt for prompt in prompts(whole, 2) if prompt not in prompts(whole, 1))
+    asleep.write_text(new)
     folder = spec.parent / "runs" / "aborted"
-    options = [f"--set=reward.0.{change}" for change in ('on_error="abort"',)]
+    options = [f"--unset={c[1:]}" if c.startswith("-") else f"--set={c}" for c in changes]
     capsys.readouterr()
     assert main(["run", str(spec), "--folder", str(folder), *options]) == 1
-    assert "reward 'redness' failed: OSError: the judge is asleep" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("reward 'redness' failed: OSError: the judge is asleep") == 1
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
     (line,) = (folder / "failures" / "failures.jsonl").read_text().splitlines()
-    assert json.loads(line)["prompt"] == first
-    assert healthy != (spec.parent / "rewards.py").read_text()
+    assert (json.loads(line)["prompt"], json.loads(line)["epoch"]) == (new, 2)
+    asleep.unlink()
+    assert main(["resume", str(folder)]) == 0
+    assert metrics(folder) == metrics(whole)
 
 
-def test_two_processes_drop_what_one_drops(spec: Path, run: Runner) -> None:
-    fail_at(spec, "a cat")
+def test_two_processes_drop_what_one_drops(spec: Path, run: Runner, asleep: Path) -> None:
+    asleep.write_text("a cat")
     changes = ("reward.0.retries=1", "reward.0.retry_pause=0", "optimizer.eps=1e-4", "sampling.micro_batch=3")
     one, two = run("one", *changes), spec.parent / "runs" / "two"
     options = [f"--set={change}" for change in changes]
