@@ -23,6 +23,7 @@ PUBLIC = [
     "Loss",
     "Moments",
     "Needs",
+    "NoKeys",
     "PipelineAdapter",
     "Policy",
     "Provides",

@@ -11,19 +11,16 @@ from flowfactory.cli import main
 from flowfactory_plugin_flux.flux import Flux
 
 REWARDS = '''
-from flowfactory import Provides, hookimpl
-import attrs
+from flowfactory import NoKeys, Provides, hookimpl
 
-@attrs.frozen
-class Nothing:
-    """No keys."""
 
 def redness(samples):
     return [float(s.media[0].mean() - s.media[1:].mean()) for s in samples]
 
+
 @hookimpl
 def flowfactory_rewards():
-    yield Provides("redness", Nothing, redness, "How red an image is.")
+    yield Provides("redness", NoKeys, redness, "How red an image is.")
 '''
 
 SPEC = """

@@ -58,7 +58,7 @@ class Redness(Reward):
 def test_a_process_that_fails_ends_the_others_and_says_so_once(spec: Path, tmp_path: Path) -> None:
     rewards = spec.parent / "rewards.py"
     text = rewards.read_text().replace("@hookimpl", LOADS_ON_RANK_0_ONLY + "\n@hookimpl")
-    rewards.write_text(text.replace("Nothing, redness,", "Nothing, Redness,"))
+    rewards.write_text(text.replace("NoKeys, redness,", "NoKeys, Redness,"))
     done = two_processes(spec, tmp_path / "runs" / "two")
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("ValueError: no such model") == 1

@@ -11,8 +11,8 @@ from typing import Any
 _HOMES = {
     "flowfactory.hooks": ("Provides", "hookimpl"),
     "flowfactory.spec": (
-        "AdapterSpec", "Decay", "DecoupledSpec", "Location", "Needs", "SchedulerSpec", "Size", "Spec",
-        "StochasticSpec", "Times", "TrainerSpec", "Window", "key",
+        "AdapterSpec", "Decay", "DecoupledSpec", "Location", "Needs", "NoKeys", "SchedulerSpec", "Size",
+        "Spec", "StochasticSpec", "Times", "TrainerSpec", "Window", "key",
     ),
     "flowfactory.types": ("Batch", "Conditions", "Loss", "Rollout", "Row", "Sample", "Update"),
     "flowfactory.adapter": ("Adapter",),

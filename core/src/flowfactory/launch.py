@@ -50,7 +50,7 @@ def main(processes: str, *arguments: str) -> int:
     options = ["--standalone", "--nproc-per-node", processes, "--module", "flowfactory", *arguments]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        run(get_args_parser().parse_args(options))
+        run(get_args_parser().parse_args(options))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         return min(failure.exitcode for failure in error.failures.values() if failure.exitcode > 0)
     except SignalException as stopped:

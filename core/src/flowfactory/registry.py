@@ -225,18 +225,23 @@ class Events:
         self._registry = registry
 
     def run_started(self, *, run: Any, plan: Any) -> None:
+        """Tell `flowfactory_run_started`."""
         self._tell("flowfactory_run_started", run=run, plan=plan)
 
     def samples_scored(self, *, run: Any, epoch: int, samples: Any, scores: Any) -> None:
+        """Tell `flowfactory_samples_scored`."""
         self._tell("flowfactory_samples_scored", run=run, epoch=epoch, samples=samples, scores=scores)
 
     def epoch_finished(self, *, run: Any, epoch: int, metrics: Any) -> None:
+        """Tell `flowfactory_epoch_finished`."""
         self._tell("flowfactory_epoch_finished", run=run, epoch=epoch, metrics=metrics)
 
     def checkpoint_saved(self, *, run: Any, epoch: int, path: Path) -> None:
+        """Tell `flowfactory_checkpoint_saved`."""
         self._tell("flowfactory_checkpoint_saved", run=run, epoch=epoch, path=path)
 
     def run_finished(self, *, run: Any, outcome: str) -> None:
+        """Tell `flowfactory_run_finished`."""
         self._tell("flowfactory_run_finished", run=run, outcome=outcome)
 
     def _tell(self, hook: str, **what: Any) -> None:

@@ -76,6 +76,11 @@ def check_record(record: Any, kind: Kind, who: str) -> None:
 
 
 def resolve(contribution: Contribution) -> Callable[..., Any]:
+    """The target of a contribution, imported and held to its contract.
+
+    Raises:
+        PluginError: it cannot be imported, or is not what it is registered as.
+    """
     target = contribution.provides.target
     if not isinstance(target, str):
         return target
@@ -95,11 +100,13 @@ def resolve(contribution: Contribution) -> Callable[..., Any]:
 
 
 def attribute(path: str) -> Any:
+    """What `"module:name"` names."""
     module, _, name = path.partition(":")
     return vars(importlib.import_module(module))[name]
 
 
 def broken(who: str, cause: str) -> PluginError:
+    """The error of a plugin that is at fault itself."""
     return PluginError("plugin-broken", f"{who} is broken: {cause}", "report this to its author")
 
 

@@ -266,6 +266,11 @@ class StochasticSpec(SchedulerSpec):
     window: Window = key("Which steps are stochastic.", default=Window())
 
 
+@attrs.frozen
+class NoKeys:
+    """A reward's table that takes no keys of the reward's own."""
+
+
 # --- core's own tables ---------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,11 @@ class Transition:
 
     @classmethod
     def of(cls, batch: Batch, step: int) -> Transition:
+        """The stored step of a batch.
+
+        Raises:
+            TypeError: its scheduler is deterministic.
+        """
         rollout, scheduler = batch.rollout, batch.scheduler
         if not isinstance(scheduler, StochasticScheduler):
             raise TypeError(f"{type(scheduler).__name__} has no log-probabilities; use a stochastic scheduler")

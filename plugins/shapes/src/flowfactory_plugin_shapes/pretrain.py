@@ -67,6 +67,7 @@ class Recipe:
 def main(
     out: Path, images: int, vae_steps: int, clean_steps: int, noisy_steps: int, seed: int, vae: Path | None
 ) -> None:
+    """Train everything and write the checkpoint to `out`."""
     default = Recipe()
     recipe = Recipe(
         images=images,
@@ -205,6 +206,7 @@ def encode_prompts(pipe: FluxPipeline, prompts: list[str]) -> tuple[Tensor, Tens
 
 
 def update(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor) -> None:
+    """One optimizer step down `loss`, its gradient clipped to norm 1."""
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
