@@ -184,6 +184,13 @@ def plain_card(made: Trained, exported: Exported) -> Path:
     return made.folder
 
 
+@pytest.mark.parametrize(
+    "name", sorted(FAMILIES.keys() - {"sd3", "flux", "qwen-image", "wan", "wan-2.2", "flux-kontext"})
+)
+def test_lora_of_every_family_is_read_back(name: str, trained: Callable[..., Trained]) -> None:
+    assert trained(name).export().difference <= 1e-5
+
+
 DOUBLE = 'targets = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v", "ff.net.2", "attn.to_add_out"]'
 
 
