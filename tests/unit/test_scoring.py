@@ -98,3 +98,13 @@ def test_a_backbone_is_made_once_for_all_judges_and_entries() -> None:
     for one in (judge(backbones, a=Backboned, b=Backboned), judge(backbones, c=Backboned)):
         one.load(torch.device("cpu"), torch.float32)
     assert made == ["clip"]
+
+
+def test_a_session_tells_the_mean_so_far() -> None:
+    with judge(brightness=brightness, never=lambda batch: [None] * len(batch)).session(2, overlap=False) as session:
+        assert session.means == {}
+        session.submit(samples()[:3])
+        assert session.means == {"brightness": pytest.approx(0.1)}
+        session.submit(samples()[3:])
+        assert session.means == {"brightness": pytest.approx(0.25)}
+        session.finish()

@@ -146,7 +146,7 @@ def load_model(
         missing = cache.missing()
     with ui.phase("loading the model"), clock("load"):
         adapter.load(device, DTYPES[precision], None if missing else cache[rows[0]])
-    with ui.phase("encoding prompts", total=len(missing)) as bar, clock("encode"), torch.no_grad():
+    with ui.phase("encoding prompts", len(missing), "prompts") as bar, clock("encode"), torch.no_grad():
         cache.fill(adapter.encode, bar.advance)
         adapter.drop_encoders()
     return cache

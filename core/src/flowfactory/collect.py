@@ -71,7 +71,7 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
         parts.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring,
         recording(scoring, parts.folder, epoch),
     ):
-        with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: sampling", total=len(members)) as bar:
+        with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: sampling", len(members), "samples") as bar:
             for chunk in chunks(members, spec.sampling.micro_batch):
                 stop.check(parts.processes)
                 check_rewards(parts.processes, scoring)
@@ -82,9 +82,11 @@ def collect(parts: Parts, run: Run, epoch: int, stop: StopRequest) -> Collected:
                     if len(fresh) == size:
                         gallery += fresh[: max(0, kept - len(gallery))]
                         spreads.append(diversity([s.media for s in fresh]))
-                        scoring.submit(fresh)
+                        with parts.clock("score"):
+                            scoring.submit(fresh)
                         fresh = []
                 bar.advance(len(chunk))
+                bar.note(**scoring.means)
         with parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), parts.clock("score"):
             scored = scoring.finish()
         check_rewards(parts.processes, scoring)

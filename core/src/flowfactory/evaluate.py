@@ -36,7 +36,7 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
     drifts: list[Tensor] = []
     with (
         parts.clock("evaluate"),
-        parts.ui.phase("evaluating", total=len(mine)) as bar,
+        parts.ui.phase("evaluating", len(mine), "samples") as bar,
         parts.held_out_judge.session(len(parts.held_out.rows), spec.sampling.overlap) as scoring,
         recording(scoring, parts.folder, epoch),
     ):

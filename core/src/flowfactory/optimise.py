@@ -36,7 +36,7 @@ def optimise(parts: Parts, progress: Progress, epoch: int, made: Collected) -> t
     with parts.clock("terms"), torch.no_grad():
         updates = [prepare(parts, epoch, made, index) for index in range(spec.optimizer.updates)]
     with (
-        parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: training", total=len(made.members)) as bar,
+        parts.ui.phase(f"epoch {epoch}/{spec.run.epochs}: training", len(made.members), "samples") as bar,
         parts.clock("update"),
     ):
         for index, batches in enumerate(updates):

@@ -170,6 +170,18 @@ class Session:
         return sum(count == len(self._rewards) for count in answered.values())
 
     @property
+    def means(self) -> dict[str, float]:
+        """The mean of the scores so far, by label; labels without any are left out."""
+        with self._changed:
+            answers = dict(self._answers)
+        means = {}
+        for number, asked in enumerate(self._rewards):
+            scores = [s for (n, _), answer in answers.items() if n == number for s in answer.scores if s == s]
+            if scores:
+                means[asked.entry.label] = math.fsum(scores) / len(scores)
+        return means
+
+    @property
     def failures(self) -> Sequence[Failure]:
         """What has no scores so far, by reward and then in the order of submission."""
         with self._changed:
