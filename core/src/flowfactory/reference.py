@@ -170,7 +170,8 @@ def hooks_page() -> str:
     lines = ["# Hooks", HOOKS_INTRODUCTION, "## Entry-point groups", "", "| group | hook | what |", "|---|---|---|"]
     for kind in KINDS.values():
         lines.append(_row(f"`{kind.group}`", f"`{kind.hook}`", f"named by `{kind.key}`"))
-    lines += [_row("`flowfactory.plugins`", "any event hook", "observers, named in `plugins`"), ""]
+    lines += [_row("`flowfactory.plugins`", "any event hook", "observers, named in `plugins`")]
+    lines += [_row("`flowfactory.commands`", "none", "click commands, by their names: `flowfactory NAME`"), ""]
     lines += ["## `Provides`", "", inspect.cleandoc(Provides.__doc__ or "").replace("\n", "  \n"), ""]
     lines += ["## `key`", "", *_function_doc(vars(sys.modules[Needs.__module__])["key"]), ""]
     lines += ["## Hook functions", "", inspect.cleandoc(hooks.__doc__ or "").partition("\n\n")[2], ""]
