@@ -115,3 +115,11 @@ def test_a_second_run_of_one_name_gets_its_own_folder(spec: Path, tmp_path: Path
     for expected in ("tiny", "tiny-2"):
         assert main(["run", str(spec), "--runs", str(tmp_path / "runs"), "--set", "run.epochs=0"]) == 0
         assert (tmp_path / "runs" / expected / "metrics.jsonl").exists()
+
+
+def test_samples_pass_the_network_no_oftener_than_the_algorithm_asks(run: Runner) -> None:
+    """Flow-GRPO: every step forward once, every stochastic step trained once; 4 x 3 samples, 4 steps, 2 stochastic."""
+    for line in metrics(run("a"))[1:]:
+        assert (line["network/forward"], line["network/trained"]) == (12 * 4, 12 * 2)
+    for line in metrics(run("b", "trainer.kl_beta=0.1"))[1:]:
+        assert (line["network/forward"], line["network/trained"]) == (12 * 4 + 12 * 2, 12 * 2), "and once for KL"

@@ -105,6 +105,10 @@ class Processes:
         with _together():
             return list(gather_object(values))
 
+    def sum(self, count: int) -> int:
+        """A number added up over all processes."""
+        return int(self.gather(torch.tensor([count])).sum()) if self.world > 1 else count
+
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
         return bool(self.gather(torch.tensor([flag])).any()) if self.world > 1 else flag

@@ -45,7 +45,7 @@ def optimise(parts: Parts, progress: Progress, epoch: int, made: Collected) -> t
                 take_step(parts, step, means)
             parts.trainer.after_update(parts.policy, Update(epoch, index, step, last=index == len(updates) - 1))
     metrics = merge(parts.processes.gather_objects([means.totals()]))
-    return Progress(epoch, step), metrics | {"lr": learning_rate(spec, step)}
+    return Progress(epoch, step), metrics | parts.policy.read_counts() | {"lr": learning_rate(spec, step)}
 
 
 def prepare(parts: Parts, epoch: int, made: Collected, update: int) -> list[MicroBatch]:
@@ -82,7 +82,7 @@ def accumulate(
     Returns whether there was any sample to learn from.
     """
     parts.optimizer.zero_grad()
-    total = int(parts.processes.gather(torch.tensor([sum(len(micro.samples) for micro in batches)])).sum())
+    total = parts.processes.sum(sum(len(micro.samples) for micro in batches))
     for micro in batches:
         batch = batch_of(parts, made, micro.samples, micro.on_policy)
         weight = len(micro.samples) / total / len(micro.terms)

@@ -14,9 +14,11 @@ from flowfactory.spec import Size
 from flowfactory.types import Conditions
 from flowfactory.weights import Weights
 
+FORWARD, TRAINED = "network/forward", "network/trained"
+
 
 class ModelPolicy:
-    """`flowfactory.trainer.Policy` over an adapter, at one guidance and size; counts its network calls.
+    """`flowfactory.trainer.Policy` over an adapter, at one guidance and size; counts what passes the network.
 
     Args:
         offload: whether what `decode` needs is on the device only while it runs.
@@ -34,7 +36,7 @@ class ModelPolicy:
     ) -> None:
         self._adapter, self._weights, self._processes = adapter, weights, processes
         self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
-        self.samples_forwarded = 0
+        self._passed = {FORWARD: 0, TRAINED: 0}
 
     def at(self, size: Size) -> ModelPolicy:
         """The same policy for samples of another size."""
@@ -43,9 +45,15 @@ class ModelPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
-        self.samples_forwarded += len(x)
+        self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
         with self._processes.autocast():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
+
+    def read_counts(self) -> dict[str, float]:
+        """Samples that passed the network since the last reading: without, and with a backward pass to follow."""
+        counts = {name: float(self._processes.sum(count)) for name, count in self._passed.items()}
+        self._passed = dict.fromkeys(self._passed, 0)
+        return counts
 
     def sigmas(self, steps: int) -> Tensor:
         """Noise levels `(steps+1,)` of the model's own schedule."""
