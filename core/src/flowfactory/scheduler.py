@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import attrs
 import torch
@@ -58,7 +58,12 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
     """A stochastic dynamics: give the `moments` of a step, and sampling and log-probabilities follow.
 
     Steps outside the window are Euler steps of the probability-flow ODE.
+
+    keeps_marginals: whether, as steps get small, samples at every noise level have the distribution the ODE gives
+        them. The conformance kit holds those who claim it to it.
     """
+
+    keeps_marginals: ClassVar[bool] = False
 
     @final
     def advance(self, state: State, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, State]:

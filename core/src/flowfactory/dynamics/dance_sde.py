@@ -7,6 +7,8 @@ the reverse SDE of `flow_sde` with a constant diffusion coefficient.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from flowfactory.scheduler import Moments, StochasticScheduler
 
 class DanceSDE(StochasticScheduler[DanceSDESpec]):
     """`x' ~ N(x - D v - eta² D / (2 sigma) X1, eta² D)` with `D = sigma - sigma'`."""
+
+    keeps_marginals: ClassVar[bool] = True
 
     def moments(self, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, ceiling: float) -> Moments:
         return reverse_sde(v, x, sigma, sigma_next, torch.full_like(sigma, self.spec.eta))

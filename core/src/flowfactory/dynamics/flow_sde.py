@@ -8,6 +8,8 @@ level stands in for it; so the first step adds noise of standard deviation `eta`
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from flowfactory.scheduler import Moments, StochasticScheduler
 
 class FlowSDE(StochasticScheduler[FlowSDESpec]):
     """`x' ~ N(x - D v - g² D / (2 sigma) X1, g² D)` with `D = sigma - sigma'`."""
+
+    keeps_marginals: ClassVar[bool] = True
 
     def moments(self, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, ceiling: float) -> Moments:
         g = self.spec.eta * torch.sqrt(sigma / (1 - sigma.clamp(max=ceiling)))

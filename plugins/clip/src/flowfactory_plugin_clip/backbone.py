@@ -75,6 +75,8 @@ class Backbone:
 
     def cosines(self, samples: Sequence[Sample], spec: FramesSpec) -> Tensor:
         """Similarity `(N,)` float64 of each sample to its prompt; of a video, pooled over some of its frames."""
+        if not samples:
+            return torch.zeros(0, dtype=torch.float64)
         prompts = list(dict.fromkeys(sample.row.prompt for sample in samples))
         frames = [some_frames(sample.media, spec.frames) for sample in samples]
         texts, images = self.texts(prompts), self.images(list(chain(*frames)))

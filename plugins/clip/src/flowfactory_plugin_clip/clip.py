@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from flowfactory.reward import Reward, Score, Shared
@@ -11,6 +12,7 @@ from flowfactory.types import Sample
 
 from flowfactory_plugin_clip import CLIPSpec
 from flowfactory_plugin_clip.backbone import Backbone
+from flowfactory_plugin_clip.tiny import tiny_clip
 
 
 class CLIP(Reward):
@@ -32,3 +34,7 @@ class CLIP(Reward):
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
         scores: list[float] = (self.spec.scale * self.backbone.cosines(samples, self.spec)).tolist()
         return scores
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Mapping[str, Any]:
+        return {"path": str(tiny_clip(folder))}

@@ -9,13 +9,15 @@ The rank of a sample among the `K` of its group, ties sharing the mean of their 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from flowfactory.reward import GroupReward, Reward, Score, Shared
 from flowfactory.types import Sample
 from flowfactory_plugin_clip.backbone import Backbone
+from flowfactory_plugin_clip.tiny import tiny_clip
 from torch import Tensor
 
 from flowfactory_plugin_pickscore import PickScoreSpec
@@ -38,6 +40,10 @@ class PickScore(Reward):
         scores: list[float] = pick_scores(self.backbone, samples, self.spec).tolist()
         return scores
 
+    @classmethod
+    def tiny(cls, folder: Path) -> Mapping[str, Any]:
+        return tiny_keys(folder)
+
 
 class PickScoreRank(GroupReward):
     """The place of each sample in its group by PickScore; all that is left of the score is its order."""
@@ -55,6 +61,16 @@ class PickScoreRank(GroupReward):
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
         places: list[float] = ranks(pick_scores(self.backbone, samples, self.spec)).tolist()
         return places
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Mapping[str, Any]:
+        return tiny_keys(folder)
+
+
+def tiny_keys(folder: Path) -> Mapping[str, Any]:
+    """Keys that name a small checkpoint with random weights, written into `folder`."""
+    path = str(tiny_clip(folder))
+    return {"path": path, "processor": path}
 
 
 def load_backbone(spec: PickScoreSpec, device: torch.device, dtype: torch.dtype, shared: Shared) -> Backbone:
