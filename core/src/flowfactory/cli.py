@@ -279,6 +279,35 @@ def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], process
     ui.data(f"\ndigest {made.digest}")
 
 
+@cli.command("bench")
+@click.argument("spec", type=click.Path(path_type=Path))
+@with_changes
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")
+@as_json
+@click.pass_obj
+def bench_spec(
+    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], warmup: int, epochs: int, as_json: bool
+) -> int:
+    """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry)
+    with ui.phase("loading torch"):
+        _quieten_libraries()
+        from flowfactory.bench import bench
+    try:
+        measured = bench(plan, registry, ui, warmup, epochs)
+    except RunError as error:
+        ui.error(str(error))
+        return FAILED
+    if as_json:
+        ui.json(measured.as_json())
+        return DONE
+    ui.rows(("phase", "seconds", "share"), measured.rows())
+    ui.data("\n".join(["", *measured.words()]))
+    return DONE
+
+
 @cli.command("report")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -340,6 +369,26 @@ def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
     for contribution in found:
         ui.data(f"{contribution.title}\n{contribution.provides.summary}\n")
         ui.rows(("key", "type", "default", ""), [(k.name, k.type, k.default, k.doc) for k in _keys_of(contribution)])
+
+
+@plugins.command("check")
+@click.argument("name")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="ENTRY.KEY=VALUE",
+    help="A key an entry needs, e.g. mine.url=http://[::1]:80",
+)
+@click.option("--prompts", metavar="PATH", help="Prompts to try entries on, in place of the kit's own.")
+@as_json
+@click.pass_obj
+def check_plugin(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as_json: bool) -> int:
+    """Run every check that NAME's entries owe; NAME is a distribution, or a name it provides."""
+    with ui.phase("loading torch"):
+        _quieten_libraries()
+        from flowfactory.testing import shell
+    return shell.check(ui, name, sets, prompts, as_json)
 
 
 def _named(registry: Registry, wanted: str) -> list[Entry]:

@@ -33,10 +33,12 @@ class Node:
 
     @property
     def is_table(self) -> bool:
+        """Whether it has keys."""
         return isinstance(self.value, Mapping)
 
     @property
     def is_array(self) -> bool:
+        """Whether it has numbered entries."""
         return isinstance(self.value, tuple)
 
     def plain(self) -> Any:
@@ -178,7 +180,7 @@ def _set(root: Node, text: str) -> Node:
     if not equals or not left.strip():
         raise SpecError([Problem("bad-set", f"--set expects KEY=VALUE, not {text!r}", _spot("--set", text))])
     key, value = _spot("--set", text, 0, len(left)), _spot("--set", text, len(left) + 1)
-    return _put(root, _parts(left), _everywhere(_parse_value(right.strip()), key, value), ())
+    return _put(root, _parts(left), _everywhere(parse_value(right.strip()), key, value), ())
 
 
 def _unset(root: Node, text: str) -> Node:
@@ -194,7 +196,8 @@ def _parts(text: str) -> list[str]:
     return [part.strip().strip("\"'") for part in re.sub(r"\[(\d+)\]", r".\1", text).split(".")]
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value as the command line writes it: TOML, or else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from flowfactory.registry import Registry
 from flowfactory.structure import load_spec
+from flowfactory.testing import conformance
 from flowfactory.types import Row, Sample
 from flowfactory_plugin_preference import PreferenceSpec
 from flowfactory_plugin_preference.judge import JudgeError
@@ -209,3 +210,10 @@ def test_the_api_key_comes_from_the_environment(
 def test_the_example_is_a_sound_spec() -> None:
     spec = load_spec(Path(__file__).parents[1] / "examples" / "preference.toml", Registry())
     assert isinstance(spec.rewards[0].spec, PreferenceSpec)
+
+
+def judge_keys(folder: Path) -> dict[str, Any]:
+    return {"url": Server(brighter).url, "model": "judge", "pause": 0.0}
+
+
+test_conformance = conformance("flowfactory-plugin-preference", keys={"preference": judge_keys})

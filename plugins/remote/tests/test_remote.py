@@ -26,6 +26,7 @@ from flowfactory.reward import GroupReward, Score
 from flowfactory.scoring import Judge
 from flowfactory.spec import RewardEntry
 from flowfactory.structure import load_spec
+from flowfactory.testing import conformance
 from flowfactory.types import Row, Sample
 from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup
@@ -326,3 +327,20 @@ def test_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
 def test_the_example_is_a_sound_spec() -> None:
     (entry,) = load_spec(EXAMPLES / "remote.toml", Registry()).rewards
     assert (entry.name, entry.workers, entry.spec.reward) == ("remote", 4, "small-files")
+
+
+# --- the conformance kit -------------------------------------------------------------------------------------------
+
+
+def served(reward: str, target: Any) -> Callable[[Path], dict[str, Any]]:
+    """The keys of a reward that a server of its own computes."""
+
+    def keys(folder: Path) -> dict[str, Any]:
+        server = Running(RewardServer(judge({reward: target}).rewards, None, 10**8).app)
+        return {"url": server.url, "reward": reward, "pause": 0.01}
+
+    return keys
+
+
+SERVED = {"remote": served("brightness", brightness), "remote-group": served("place", Place)}
+test_conformance = conformance("flowfactory-plugin-remote", keys=SERVED)

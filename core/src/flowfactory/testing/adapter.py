@@ -1,0 +1,284 @@
+"""What every adapter owes, on its own tiny checkpoint. Where it drives a pipeline, the tap is the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from flowfactory.adapter import Adapter
+from flowfactory.cache import ConditionCache
+from flowfactory.pipeline import PipelineAdapter
+from flowfactory.seeds import Draws
+from flowfactory.spec import Lora, Size
+from flowfactory.testing.subject import Check, NotOwed, Subject, expect, offline
+from flowfactory.types import Conditions
+from flowfactory.weights import Weights
+
+CPU = torch.device("cpu")
+SQUARE, WIDE = Size(64, 64), Size(64, 96)
+LARGEST = 8_000_000
+"""Bytes of a tiny checkpoint."""
+TOLERANCE = 1e-5
+"""Largest difference of velocities that should be equal, relative to the largest velocity."""
+LEVELS = torch.tensor([0.9, 0.5, 0.2])
+GUIDANCES = (1.0, 3.5)
+
+
+class AdapterSubject(Subject):
+    """An adapter, loaded from its own tiny checkpoint on the CPU."""
+
+    def checks(self) -> Sequence[Check]:
+        return CHECKS
+
+    def tiny(self, folder: Path) -> Mapping[str, Any]:
+        return {"path": str(self.target.tiny(folder))}
+
+    def load(self, spec: Any = None, encoded: Conditions | None = None) -> Adapter[Any]:
+        """A new adapter with its weights."""
+        adapter: Adapter[Any] = self.target(spec or self.spec)
+        with offline():
+            adapter.load(CPU, torch.float32, encoded)
+        return adapter
+
+    @cached_property
+    def adapter(self) -> Adapter[Any]:
+        """One that no check changes."""
+        return self.load()
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """Of three rows."""
+        return self.adapter.encode(self.hints.rows[:3])
+
+    @cached_property
+    def pipeline(self) -> PipelineAdapter[Any]:
+        """The adapter, where it drives a pipeline.
+
+        Raises:
+            NotOwed: it drives none.
+        """
+        if not isinstance(self.adapter, PipelineAdapter):
+            raise NotOwed("it drives no diffusers pipeline, so there is no tap to compare with")
+        return self.adapter
+
+    def overridden(self, *names: str) -> PipelineAdapter[Any]:
+        """The adapter, where it has a version of its own of what the tap does.
+
+        Raises:
+            NotOwed: it leaves all of it to the tap.
+        """
+        adapter = self.pipeline
+        if all(vars(PipelineAdapter)[name] is _found(type(adapter), name) for name in names):
+            raise NotOwed(f"it leaves {' and '.join(names)} to the tap")
+        return adapter
+
+    def latents(self, size: Size = SQUARE, count: int = 3) -> Tensor:
+        """Noise `(count, …)`, each time the same."""
+        return Draws([(0, "conformance", i) for i in range(count)]).normal(*self.adapter.latent_shape(size))
+
+
+def tiny_is_small(subject: AdapterSubject) -> None:
+    """Its tiny checkpoint is a few hundred KB, a few MB at most."""
+    folder = Path(subject.keys["path"])
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    expect(0 < size <= LARGEST, f"it has {size} bytes, and {LARGEST} are much")
+
+
+def schedule_falls_to_zero(subject: AdapterSubject) -> None:
+    """Noise levels are float32 on the CPU, one more than steps, at most 1, and fall strictly to 0."""
+    for steps in (1, 4, 10):
+        sigmas = subject.adapter.sigmas(steps, SQUARE)
+        expect(sigmas.shape == (steps + 1,), f"{steps} steps have the noise levels {sigmas.tolist()}")
+        expect(sigmas.dtype == torch.float32 and sigmas.device == CPU, f"they are {sigmas.dtype} on {sigmas.device}")
+        expect(sigmas[0] <= 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all(), f"they are {sigmas.tolist()}")
+
+
+def conditions_are_tensors(subject: AdapterSubject) -> None:
+    """Conditions are tensors with the batch in front, the same for the same rows, whatever they are encoded with."""
+    for name, tensor in subject.conditions.items():
+        expect(isinstance(tensor, Tensor) and len(tensor) == 3, f"`{name}` is {tensor}, not a tensor of three rows")
+        expect(not tensor.requires_grad, f"`{name}` has a gradient")
+    rows = subject.hints.rows[:3]
+    alone = subject.adapter.collate([subject.adapter.encode([row]) for row in rows])
+    for name, tensor in subject.conditions.items():
+        expect(torch.equal(tensor, alone[name]), f"`{name}` depends on which rows are encoded together")
+
+
+def conditions_survive_the_cache(subject: AdapterSubject) -> None:
+    """Conditions come back from the condition cache bit for bit, and give the same velocities."""
+    rows, adapter = subject.hints.rows[:3], subject.adapter
+    cache = ConditionCache(subject.folder / "cache", {"adapter": subject.entry.name}, rows, lambda text: None)
+    cache.fill(adapter.encode, lambda count: None)
+    kept = adapter.collate([cache[row] for row in rows])
+    for name, tensor in subject.conditions.items():
+        expect(torch.equal(kept[name], tensor), f"`{name}` is another after the cache")
+    x = subject.latents()
+    expected, found = (adapter.velocity(x, LEVELS, c, 1.0, SQUARE) for c in (subject.conditions, kept))
+    expect(torch.equal(expected, found), "velocities are others with conditions from the cache")
+
+
+def works_without_encoders(subject: AdapterSubject) -> None:
+    """Without its encoders, dropped or never loaded, it computes the same velocities and the same media."""
+    x, one = subject.latents(), {name: tensor[:1] for name, tensor in subject.conditions.items()}
+    expected = subject.adapter.velocity(x, LEVELS, subject.conditions, 1.0, SQUARE)
+    dropped = subject.load()
+    dropped.encode(subject.hints.rows[:1])
+    dropped.drop_encoders()
+    for adapter in (dropped, subject.load(encoded=one)):
+        expect(adapter.latent_shape(SQUARE) == tuple(x.shape[1:]), "latents have another shape without encoders")
+        expect(torch.equal(adapter.sigmas(4, SQUARE), subject.adapter.sigmas(4, SQUARE)), "the schedule is another")
+        found = adapter.velocity(x, LEVELS, subject.conditions, 1.0, SQUARE)
+        expect(torch.equal(expected, found), "velocities are others without encoders")
+        expect(torch.equal(adapter.decode(x, SQUARE), subject.adapter.decode(x, SQUARE)), "media are others")
+
+
+def velocities_are_each_samples_own(subject: AdapterSubject) -> None:
+    """A sample's velocity depends on its own latents, noise level and conditions, not on its batch."""
+    adapter, conditions, x = subject.adapter, subject.conditions, subject.latents()
+    together = adapter.velocity(x, LEVELS, conditions, 1.0, SQUARE)
+    expect(together.shape == x.shape, f"velocities have the shape {tuple(together.shape)}, latents {tuple(x.shape)}")
+    for i in range(3):
+        own = slice(i, i + 1)
+        alone = adapter.velocity(x[own], LEVELS[own], {n: t[own] for n, t in conditions.items()}, 1.0, SQUARE)
+        _near(together[own], alone, f"the velocity of sample {i} depends on its batch")
+    swapped = adapter.velocity(x, LEVELS, {n: t[[1, 0, 2]] for n, t in conditions.items()}, 1.0, SQUARE)
+    expect(not torch.allclose(swapped[0], together[0]), "velocities do not depend on the conditions")
+
+
+def media_are_in_range(subject: AdapterSubject) -> None:
+    """Media are float32 in [0, 1], of the size asked for, each decoded by itself."""
+    for size in (SQUARE, WIDE):
+        x = subject.latents(size, 2)
+        media = subject.adapter.decode(8 * x, size)
+        expect(media.dtype == torch.float32, f"media are {media.dtype}")
+        expect(media.shape == (2, 3, size.height, size.width), f"media of {size} have the shape {tuple(media.shape)}")
+        expect(media.min() >= 0 and media.max() <= 1, f"media range from {media.min():g} to {media.max():g}")
+        _near(media[:1], subject.adapter.decode(8 * x[:1], size), "an image depends on what is decoded with it")
+
+
+def gradients_reach_every_lora(subject: AdapterSubject) -> None:
+    """Every LoRA parameter that moves the velocity has a gradient, and most parameters do."""
+    adapter = subject.load()
+    weights = Weights(adapter.networks(), Lora(rank=2, alpha=2.0), adapter.lora_targets(), [], seed=0)
+    with torch.no_grad():
+        for parameter in weights.parameters.values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+
+    def ask() -> Tensor:
+        return adapter.velocity(subject.latents(), LEVELS, subject.conditions, 1.0, SQUARE).float()
+
+    made = ask()
+    expect(made.requires_grad, "velocities have no gradient")
+    torch.autograd.backward(made.square().mean())
+    without = [n for n, p in weights.parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
+    expect(
+        len(without) <= len(weights.parameters) / 2, f"{len(without)} LoRA parameters have no gradient: {without[:3]}"
+    )
+    with torch.no_grad():
+        lost = [name for name in without if _moves(weights.parameters[name], made, ask)]
+    expect(not lost, f"the velocity depends on {', '.join(lost)}, but no gradient reaches it")
+
+
+def velocity_equals_the_tap(subject: AdapterSubject) -> None:
+    """Its own `velocity` is the tap's, at every size, guidance and noise level it is tried at."""
+    adapter = subject.overridden("velocity")
+    for size in (SQUARE, WIDE):
+        x = subject.latents(size)
+        for guidance in GUIDANCES:
+            expected, found = (
+                one(adapter, x, LEVELS, subject.conditions, guidance, size)
+                for one in (PipelineAdapter.velocity, type(adapter).velocity)
+            )
+            _near(expected, found, f"at {size} and guidance {guidance:g} its velocity is not the tap's")
+
+
+def true_cfg_equals_the_tap(subject: AdapterSubject) -> None:
+    """The same with classifier-free guidance beside the embedded one."""
+    subject.overridden("velocity")
+    adapter = subject.target(attrs.evolve(subject.spec, true_cfg=2.0))
+    try:
+        adapter.load(CPU, torch.float32)
+    except ValueError as refusal:
+        raise NotOwed(str(refusal)) from None
+    conditions, x = adapter.encode(subject.hints.rows[:3]), subject.latents()
+    expected = PipelineAdapter.velocity(adapter, x, LEVELS, conditions, 1.0, SQUARE)
+    found = adapter.velocity(x, LEVELS, conditions, 1.0, SQUARE)
+    _near(expected, found, "with `true_cfg` 2 its velocity is not the tap's")
+
+
+def decode_equals_the_tap(subject: AdapterSubject) -> None:
+    """Its own `decode` is the pipeline's."""
+    adapter = subject.overridden("decode")
+    for size in (SQUARE, WIDE):
+        x = subject.latents(size, 2)
+        _near(
+            PipelineAdapter.decode(adapter, x, size), adapter.decode(x, size), f"at {size} its media are not the tap's"
+        )
+
+
+def schedule_equals_the_tap(subject: AdapterSubject) -> None:
+    """Its own `sigmas` and `latent_shape` are the pipeline's, bit for bit."""
+    adapter = subject.overridden("sigmas", "latent_shape")
+    for size in (SQUARE, WIDE):
+        expect(
+            adapter.latent_shape(size) == PipelineAdapter.latent_shape(adapter, size),
+            f"latents of {size} are {adapter.latent_shape(size)}",
+        )
+        for steps in (4, 10):
+            expected = PipelineAdapter.sigmas(adapter, steps, size)
+            expect(
+                torch.equal(adapter.sigmas(steps, size), expected), f"{steps} steps at {size} are not the pipeline's"
+            )
+
+
+def encode_equals_the_tap(subject: AdapterSubject) -> None:
+    """Its own `encode` returns what the tap records, under the same names or not: the pipeline's velocities follow."""
+    adapter = subject.overridden("encode")
+    expected = PipelineAdapter.encode(adapter, subject.hints.rows[:3])
+    x = subject.latents()
+    _near(
+        PipelineAdapter.velocity(adapter, x, LEVELS, expected, 1.0, SQUARE),
+        adapter.velocity(x, LEVELS, subject.conditions, 1.0, SQUARE),
+        "with its own conditions, velocities are not the tap's",
+    )
+
+
+CHECKS = (
+    tiny_is_small,
+    schedule_falls_to_zero,
+    conditions_are_tensors,
+    conditions_survive_the_cache,
+    works_without_encoders,
+    velocities_are_each_samples_own,
+    media_are_in_range,
+    gradients_reach_every_lora,
+    velocity_equals_the_tap,
+    true_cfg_equals_the_tap,
+    decode_equals_the_tap,
+    schedule_equals_the_tap,
+    encode_equals_the_tap,
+)
+
+
+def _found(cls: type, name: str) -> Any:
+    return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+
+
+def _moves(parameter: nn.Parameter, before: Tensor, ask: Any) -> bool:
+    """Whether the velocity changes with a parameter."""
+    kept = parameter.clone()
+    parameter.add_(1.0)
+    moved = not torch.equal(ask(), before)
+    parameter.copy_(kept)
+    return moved
+
+
+def _near(expected: Tensor, found: Tensor, what: str) -> None:
+    gap, size = float((expected - found).detach().abs().max()), float(expected.detach().abs().max())
+    expect(gap <= TOLERANCE * size, f"{what}: they differ by {gap:.1e}, of {size:.1e}")

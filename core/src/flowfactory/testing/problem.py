@@ -1,0 +1,216 @@
+"""A small exact problem: data that are one Gaussian, whose velocity field is known, and a policy that is its mean.
+
+For data `x0 ~ N(m, s²)` and `x = (1 - sigma) x0 + sigma e`, with `V = (1 - sigma)² s² + sigma²`:
+
+    v(x) = E[e - x0 | x] = (sigma - (1 - sigma) s²) / V (x - (1 - sigma) m) - m
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from flowfactory.builtin import FlowSDESpec, ODESpec
+from flowfactory.dynamics.flow_sde import FlowSDE
+from flowfactory.dynamics.ode import ODE
+from flowfactory.rollout import draw_noise, rollout
+from flowfactory.scheduler import Scheduler, StochasticScheduler, like_latents, per_sample_mean
+from flowfactory.seeds import Draws
+from flowfactory.spec import Full, Needs
+from flowfactory.times import noised
+from flowfactory.trainer import Scores, Trainer
+from flowfactory.types import Batch, Conditions, Loss, Rollout, Update
+from flowfactory.weights import Weights
+
+SHAPE = (4,)
+SPREAD = 0.5
+"""Standard deviation of the data."""
+STEPS = 6
+TARGET = 1.0
+"""Where samples are rewarded for lying, in every direction; they begin around 0."""
+
+
+def schedule(steps: int, shift: float = 3.0) -> Tensor:
+    """Noise levels `(steps+1,)` from 1 to 0, moved towards noise as image models do."""
+    even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (shift * even / (1 + (shift - 1) * even)).float()
+
+
+def gaussian_velocity(x: Tensor, sigma: Tensor, mean: Tensor | float, spread: float) -> Tensor:
+    """The exact velocity `(B, …)` for data `N(mean, spread²)` at noise levels `(B,)`."""
+    level = like_latents(sigma, x).to(x.dtype)
+    variance = ((1 - level) * spread) ** 2 + level**2
+    return (level - (1 - level) * spread**2) / variance * (x - (1 - level) * mean) - mean
+
+
+class Mean(nn.Module):
+    """The velocity field of `N(mean + condition, SPREAD²)`; the mean `(4,)` is what is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(SHAPE))
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        """The velocity `(B, 4)`."""
+        return gaussian_velocity(x.float(), sigma, self.mean + condition, SPREAD)
+
+
+class MeanPolicy:
+    """`flowfactory.trainer.Policy` over `Mean`, with core's own weight sets."""
+
+    def __init__(self, needs: Needs) -> None:
+        self.network = Mean()
+        sets = {*needs.sets, *({"reference"} if needs.reference else ())}
+        self.weights = Weights({"mean": self.network}, Full(), [], sorted(sets), seed=0)
+        self.active = "current"
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return list(self.weights.parameters.values())
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The velocity `(B, 4)`."""
+        made: Tensor = self.network(x, sigma, conditions["shift"])
+        return made
+
+    @contextmanager
+    def using(self, weights: str) -> Iterator[None]:
+        """Compute with another set of weights; see `Weights.using`."""
+        before, self.active = self.active, weights
+        try:
+            with self.weights.using(weights):
+                yield
+        finally:
+            self.active = before
+
+    def move(self, weights: str, decay: float) -> None:
+        """Move a set towards the current weights; see `Weights.move`."""
+        self.weights.move(weights, decay)
+
+
+@attrs.frozen(eq=False)
+class Made:
+    """Trajectories of `B` samples, and what they were conditioned on."""
+
+    rollout: Rollout
+    conditions: Conditions
+
+
+class Problem:
+    """The problem as a trainer sees it; samples are named by whole numbers, and each is its own whatever its batch."""
+
+    def __init__(self, trainer: Trainer[Any]) -> None:
+        self.trainer = trainer
+        self.needs = trainer.needs
+        self.policy = MeanPolicy(self.needs)
+        stochastic = self.needs.trajectory == "steps" or self.needs.density != "none"
+        self.scheduler: Scheduler[Any] = FlowSDE(FlowSDESpec()) if stochastic else ODE(ODESpec())
+        self.steps = tuple(range(STEPS - 1)) if stochastic else ()
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether samples come from the current weights."""
+        return self.needs.rollout == "current"
+
+    def sample(self, samples: Sequence[int], epoch: int = 0) -> Made:
+        """Roll trajectories out with the weights the trainer wants."""
+        keys = [(0, "conformance", epoch, i) for i in samples]
+        noise = draw_noise([(*k, "start") for k in keys], [(*k, "steps") for k in keys], SHAPE, len(self.steps))
+        shift = 0.1 * torch.tensor([float(i % 3 - 1) for i in samples])[:, None].expand(-1, *SHAPE)
+        conditions = {"shift": shift.contiguous()}
+        with self.policy.using(self.needs.rollout):
+            wanted = self.needs.trajectory == "steps"
+            made = rollout(
+                self.policy, self.scheduler, schedule(STEPS), self.steps, noise, conditions, torch.float32, wanted
+            )
+        return Made(made, conditions)
+
+    def batch(
+        self, made: Made, advantages: Tensor, chosen: slice = slice(None), on_policy: bool | None = None
+    ) -> Batch:
+        """Some of the samples as a micro-batch."""
+        conditions = {name: tensor[chosen] for name, tensor in made.conditions.items()}
+        fresh = self.on_policy if on_policy is None else on_policy
+        return Batch(made.rollout[chosen], conditions, advantages[chosen].double(), fresh, self.scheduler)
+
+    @torch.no_grad()
+    def terms(self, batch: Batch, samples: Sequence[int]) -> Sequence[Any]:
+        """What the trainer wants to train on."""
+        return self.trainer.terms(self.policy, batch, Draws([(0, "conformance-terms", i) for i in samples]))
+
+    def losses(self, batch: Batch, terms: Sequence[Any]) -> list[Loss]:
+        """The loss of each term."""
+        return [self.trainer.loss(self.policy, batch, term) for term in terms]
+
+    def gradient(self, value: Tensor) -> Tensor:
+        """The gradient `(P,)` float64 of a scalar, zero where it has none."""
+        if not value.requires_grad:
+            return torch.zeros(sum(p.numel() for p in self.policy.parameters), dtype=torch.float64)
+        found = torch.autograd.grad(value, self.policy.parameters, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.policy.parameters, strict=True)]
+        return torch.cat([part.flatten() for part in parts]).double()
+
+    def total(self, losses: Sequence[Loss]) -> Tensor:
+        """What core differentiates: all parts, averaged over the terms."""
+        return torch.stack([torch.stack(list(loss.parts.values())).sum() for loss in losses]).mean()
+
+    def nudge(self, size: float) -> None:
+        """Move the current weights a little, as an update would."""
+        with torch.no_grad():
+            for parameter in self.policy.parameters:
+                parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+    def likelihood(self, made: Made, sample: int) -> Tensor:
+        """How likely the current weights are to make a sample, up to a constant and a positive factor.
+
+        Of a stored trajectory its log-probability; of final latents `-E|v - (e - x0)|²`, which bounds it from below.
+        """
+        one = slice(sample, sample + 1)
+        conditions = {name: tensor[one] for name, tensor in made.conditions.items()}
+        stored = made.rollout[one]
+        if stored.steps:
+            return torch.stack([self._logprob(stored, step, conditions) for step in stored.steps]).sum()
+        noise = torch.randn(256, *SHAPE, generator=torch.Generator().manual_seed(2))
+        sigma = (torch.arange(256) + 0.5) / 256
+        x0 = stored.final.float().expand(256, *SHAPE)
+        many = {name: tensor.expand(256, *tensor.shape[1:]) for name, tensor in conditions.items()}
+        v = self.policy.velocity(noised(x0, noise, sigma), sigma, many)
+        return -per_sample_mean((v - (noise - x0)) ** 2).mean()
+
+    def _logprob(self, stored: Rollout, step: int, conditions: Conditions) -> Tensor:
+        assert isinstance(self.scheduler, StochasticScheduler)
+        x, x_next = stored.latents[step], stored.latents[step + 1]
+        sigma, sigma_next = (stored.sigmas[i : i + 1] for i in (step, step + 1))
+        v = self.policy.velocity(x, sigma, conditions)
+        return self.scheduler.logprob(v, x, x_next, sigma, sigma_next, stored.ceiling).sum()
+
+    def learn(self, epochs: int, groups: int, group: int, lr: float) -> tuple[float, float]:
+        """Train, and return how far samples lie from the target, squared, before and after."""
+        optimizer = torch.optim.Adam(self.policy.parameters, lr=lr)
+        samples = range(groups * group)
+        slots = torch.arange(groups).repeat_interleave(group)
+        distances = []
+        for epoch in range(epochs):
+            made = self.sample(samples, epoch)
+            reward = -((made.rollout.final.double() - TARGET) ** 2).mean(1)
+            distances.append(-float(reward.mean()))
+            advantages = self.trainer.advantages(Scores({"near": reward}, {"near": 1.0}), slots)
+            batch = self.batch(made, advantages)
+            loss = self.total(self.losses(batch, self.terms(batch, [epoch * 1000 + i for i in samples])))
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            self.trainer.after_update(self.policy, Update(epoch, 0, epoch + 1, last=True))
+        return distances[0], distances[-1]
+
+
+def parts_of(losses: Sequence[Loss]) -> Mapping[str, Tensor]:
+    """Each part `()`, averaged over the terms that have it."""
+    names = dict.fromkeys(name for loss in losses for name in loss.parts)
+    return {name: torch.stack([loss.parts[name] for loss in losses if name in loss.parts]).mean() for name in names}

@@ -1,0 +1,219 @@
+"""What every trainer owes, on a problem small enough to be exact: see `problem`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowfactory.testing.problem import Problem, parts_of
+from flowfactory.testing.subject import Check, NotOwed, Subject, expect
+from flowfactory.trainer import Scores
+
+SAMPLES = range(8)
+MIXED = torch.tensor([0.5, -0.5, 0.3, -0.3, 0.4, -0.4, 0.2, -0.2], dtype=torch.float64)
+"""Advantages of both signs and mean 0."""
+EPOCHS = 60
+
+
+class TrainerSubject(Subject):
+    """A trainer with the problem it is tried on; every check begins with it anew."""
+
+    def checks(self) -> Sequence[Check]:
+        return CHECKS
+
+    def problem(self) -> Problem:
+        """The problem, before any update."""
+        return Problem(self.make())
+
+
+def needs_are_sound(subject: TrainerSubject) -> None:
+    """Its needs can be met, and its spec names the same ones."""
+    trainer = subject.make()
+    needs = trainer.needs
+    expect(needs == subject.spec.needs, "the trainer's needs are not its spec's, which `check` judges specs by")
+    own = needs.rollout == "current" or needs.rollout in needs.sets
+    expect(own, f"it samples with the weights {needs.rollout!r}, which are not among its `sets`")
+    expect(not needs.sets & {"current", "reference", "ema"}, f"`sets` {set(needs.sets)} name weights core keeps itself")
+
+
+def better_scores_better_advantages(subject: TrainerSubject) -> None:
+    """Advantages are finite, float64, one per sample, and of two samples of a group the better has the greater one."""
+    scores = torch.tensor([0.1, 0.4, 0.2, 0.9, 5.0, 5.5, 7.0, 6.0], dtype=torch.float64)
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
+    expect(found.shape == (8,) and found.dtype == torch.float64, f"they are {tuple(found.shape)}, {found.dtype}")
+    expect(found.isfinite().all(), f"they are {found.tolist()}")
+    for group in (0, 1):
+        own = groups == group
+        expect(
+            torch.equal(found[own].argsort(), scores[own].argsort()),
+            f"scores {scores[own].tolist()} have advantages {found[own].tolist()}",
+        )
+
+
+def equal_scores_teach_nothing(subject: TrainerSubject) -> None:
+    """A group whose samples score the same has advantages of 0."""
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    scores = torch.tensor([0.7] * 4 + [0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)[:4]
+    expect((found.abs() < 1e-6).all(), f"equal scores have advantages {found.tolist()}")
+
+
+def terms_leave_no_trace(subject: TrainerSubject) -> None:
+    """Choosing terms and computing losses changes no weight, leaves the current ones active and draws from nobody."""
+    problem = subject.problem()
+    before, random = _weights(problem), torch.get_rng_state()
+    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    terms = problem.terms(batch, SAMPLES)
+    expect(len(terms), "it has no terms: there is nothing to train on")
+    problem.losses(batch, terms)
+    expect(all(torch.equal(a, b) for a, b in zip(before, _weights(problem), strict=True)), "it changes weights")
+    expect(problem.policy.active == "current", f"it leaves the weights {problem.policy.active!r} active")
+    expect(torch.equal(random, torch.get_rng_state()), "it draws from torch's global random numbers; use `draws`")
+
+
+def same_seed_same_terms(subject: TrainerSubject) -> None:
+    """The same seed has the same losses, bit for bit, whatever was drawn elsewhere meanwhile."""
+    problem = subject.problem()
+    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    problem.nudge(1e-3)
+    found = []
+    for elsewhere in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(elsewhere)
+            found.append(parts_of(problem.losses(batch, problem.terms(batch, SAMPLES))))
+    for name, value in found[0].items():
+        expect(torch.equal(value, found[1][name]), f"`{name}` is {value} and then {found[1][name]}")
+
+
+def parts_are_numbers(subject: TrainerSubject) -> None:
+    """Every loss part is one finite number, and every metric one number without a gradient."""
+    problem = subject.problem()
+    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    for loss in problem.losses(batch, problem.terms(batch, SAMPLES)):
+        expect(loss.parts, "a loss has no parts")
+        for name, value in loss.parts.items():
+            expect(value.dim() == 0 and value.isfinite(), f"part `{name}` is {value}")
+        for name, value in loss.metrics.items():
+            expect(value.numel() == 1, f"metric `{name}` has the shape {tuple(value.shape)}")
+            expect(not value.requires_grad, f"metric `{name}` has a gradient; detach it")
+
+
+def every_part_carries_a_gradient(subject: TrainerSubject) -> None:
+    """Every loss part moves the weights, in the first update or after it."""
+    problem = subject.problem()
+    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    terms, sizes = problem.terms(batch, SAMPLES), dict[str, float]()
+    for step in (0.0, 1e-5, 1e-2):
+        problem.nudge(step)
+        for name, value in parts_of(problem.losses(batch, terms)).items():
+            sizes[name] = max(sizes.get(name, 0.0), float(problem.gradient(value).norm()))
+    lost = [name for name, size in sizes.items() if not size > 0]
+    expect(not lost, f"no gradient comes from {', '.join(lost)}")
+
+
+def first_ratio_is_one(subject: TrainerSubject) -> None:
+    """Before any update, the ratio it reports is 1 and deviates by 0, exactly."""
+    problem = subject.problem()
+    made = problem.sample(SAMPLES)
+    for on_policy in (True, False) if problem.on_policy else (False,):
+        batch = problem.batch(made, MIXED, on_policy=on_policy)
+        for loss in problem.losses(batch, problem.terms(batch, SAMPLES)):
+            if "ratio" not in loss.metrics:
+                raise NotOwed("it reports no `ratio`")
+            expect(float(loss.metrics["ratio"]) == 1, f"the first ratio is {float(loss.metrics['ratio'])!r}")
+            if "ratio_deviation" in loss.metrics:
+                expect(float(loss.metrics["ratio_deviation"]) == 0, f"it deviates: {loss.metrics['ratio_deviation']}")
+
+
+def advantage_raises_likelihood(subject: TrainerSubject) -> None:
+    """Raising a sample's advantage moves the weights to where that sample is likelier."""
+    problem = subject.problem()
+    made = problem.sample(SAMPLES)
+
+    def gradient(advantages: Tensor) -> Tensor:
+        batch = problem.batch(made, advantages)
+        return problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, SAMPLES))))
+
+    level = gradient(MIXED)
+    for sample in SAMPLES:
+        raised = MIXED.clone()
+        raised[sample] += 0.25
+        change = -(gradient(raised) - level)
+        expect(change.norm() > 0, f"raising the advantage of sample {sample} changes nothing")
+        gain = float(change @ problem.gradient(problem.likelihood(made, sample)))
+        expect(gain > 0, f"raising the advantage of sample {sample} makes it less likely: a gain of {gain:.2e}")
+
+
+def microbatch_invariance(subject: TrainerSubject) -> None:
+    """The loss of a batch, and its gradient, are the means of those of its halves."""
+    problem = subject.problem()
+    made = problem.sample(SAMPLES)
+    whole = problem.batch(made, MIXED)
+    terms = problem.terms(whole, SAMPLES)
+    halves = []
+    for chosen in (slice(0, 4), slice(4, 8)):
+        batch = problem.batch(made, MIXED, chosen)
+        halves.append((batch, problem.terms(batch, SAMPLES[chosen])))
+    problem.nudge(1e-5)
+    expected = problem.total(problem.losses(whole, terms))
+    both = torch.stack([problem.total(problem.losses(batch, own)) for batch, own in halves]).mean()
+    _near(expected, both, "the loss")
+    _near(problem.gradient(expected), problem.gradient(both), "its gradient")
+
+
+def order_does_not_matter(subject: TrainerSubject) -> None:
+    """The loss of a batch does not depend on the order of its samples."""
+    problem, found = subject.problem(), []
+    for order in (list(SAMPLES), [5, 2, 7, 0, 3, 6, 1, 4]):
+        batch = problem.batch(problem.sample(order), MIXED[order])
+        found.append(problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, order)))))
+    _near(found[0], found[1], "the gradient")
+
+
+def terms_keep_the_past(subject: TrainerSubject) -> None:
+    """A term keeps what the rollout's weights said: copied, it has the same loss after the weights have moved."""
+    problem = subject.problem()
+    batch = problem.batch(problem.sample(SAMPLES), MIXED, on_policy=False)
+    terms = problem.terms(batch, SAMPLES)
+    kept = copy.deepcopy(terms)
+    problem.nudge(0.1)
+    one, two = (problem.total(problem.losses(batch, some)) for some in (terms, kept))
+    expect(torch.equal(one, two), "a term shares memory with the weights, so it changes with them; clone it")
+
+
+def learns(subject: TrainerSubject) -> None:
+    """It learns: samples come to lie around where the reward is."""
+    before, after = subject.problem().learn(EPOCHS, groups=4, group=8, lr=0.05)
+    expect(after < 0.5 * before, f"after {EPOCHS} updates, squared distances are {after:.3f} and were {before:.3f}")
+
+
+CHECKS = (
+    needs_are_sound,
+    better_scores_better_advantages,
+    equal_scores_teach_nothing,
+    terms_leave_no_trace,
+    same_seed_same_terms,
+    parts_are_numbers,
+    every_part_carries_a_gradient,
+    first_ratio_is_one,
+    advantage_raises_likelihood,
+    microbatch_invariance,
+    order_does_not_matter,
+    terms_keep_the_past,
+    learns,
+)
+
+
+def _weights(problem: Problem) -> list[Tensor]:
+    weights = problem.policy.weights
+    every = [weights.tensors(name).values() for name in ("current", *weights.sets)]
+    return [tensor.detach().clone() for tensors in every for tensor in tensors]
+
+
+def _near(one: Tensor, two: Tensor, what: str) -> None:
+    gap, size = float((one - two).detach().abs().max()), float(one.detach().abs().max())
+    expect(gap <= 1e-6 + 1e-4 * size, f"{what} differs by {gap:.1e}, of {size:.1e}")
