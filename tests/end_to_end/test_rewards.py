@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from end_to_end.conftest import metrics
 from flowfactory.cli import main
+from flowfactory.registry import Registry
+from flowfactory.structure import load_rewards
 
 Runner = Callable[..., Path]
 
@@ -78,6 +81,19 @@ def test_two_processes_drop_what_one_drops(spec: Path, run: Runner, asleep: Path
 
 def test_overlap_changes_nothing(run: Runner) -> None:
     assert metrics(run("a", "sampling.overlap=true")) == metrics(run("b", "sampling.overlap=false"))
+
+
+def test_the_page_names_the_metrics_of_a_run_and_its_spec_is_sound(run: Runner, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "page.toml").write_text(snippet)
+    assert [entry.weight for entry in load_rewards(tmp_path / "page.toml", Registry())] == [1.0, 0.0]
+    lines = metrics(run("lora", "-full", "lora.rank=4"))
+    rows = re.findall(r"^\| `((?:reward|samples|eval)/[^`]+)`(?:, `/(\w+)`)?", page, re.MULTILINE)
+    assert len(rows) == 9
+    for name, further in rows:
+        for wanted in (name, f"{name.rpartition('/')[0]}/{further}" if further else name):
+            assert wanted.replace("<label>", "redness") in lines[-1], wanted
 
 
 def test_drift_from_the_reference_starts_at_0_and_grows(run: Runner) -> None:
