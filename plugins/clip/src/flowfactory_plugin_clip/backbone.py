@@ -93,4 +93,5 @@ _POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "min": torc
 
 def _unit(x: Tensor) -> Tensor:
     x = x.cpu().double()
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return unit
