@@ -23,6 +23,8 @@ def flowfactory_rewards():
     yield Provides("redness", NoKeys, redness, "How red an image is.")
 '''
 
+SECONDS = ("time/", "network/seconds")
+
 SPEC = """
 plugins = ["./rewards.py"]
 
@@ -107,4 +109,4 @@ def run(spec: Path, tmp_path: Path) -> Callable[..., Path]:
 def metrics(folder: Path, times: bool = False) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl`, without seconds unless wanted."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if times or not k.startswith("time/")} for line in lines]
+    return [{k: v for k, v in line.items() if times or not k.startswith(SECONDS)} for line in lines]

@@ -15,7 +15,7 @@ from flowfactory.cache import ConditionCache, ConditionStore, cache_folder
 from flowfactory.data import load_rows
 from flowfactory.distributed import DTYPES, Processes
 from flowfactory.identity import encoder_identity
-from flowfactory.metrics import Clock
+from flowfactory.metrics import Clock, Stopwatch
 from flowfactory.plan import Plan
 from flowfactory.policy import ModelPolicy
 from flowfactory.problems import RunError
@@ -46,6 +46,7 @@ class Parts:
     registry: Registry
     ui: Ui
     clock: Clock
+    stopwatch: Stopwatch
     processes: Processes
     adapter: Adapter[Any]
     scheduler: Scheduler[Any]
@@ -104,6 +105,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
         registry=registry,
         ui=ui,
         clock=clock,
+        stopwatch=Stopwatch(weights.networks.values()),
         processes=processes,
         adapter=adapter,
         scheduler=scheduler,
@@ -159,7 +161,7 @@ def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> Weight
     weights = Weights(adapter.networks(), spec.tuning, targets, sets, spec.run.seed)
     if spec.memory.gradient_checkpointing:
         for network in weights.networks.values():
-            network.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
     return weights
 
 

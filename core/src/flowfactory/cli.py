@@ -148,7 +148,7 @@ def export(ui: Ui, run: Path, form: str, epoch: int | None, weights: str | None,
     if not (run / PLAN_FILE).is_file():
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
     with ui.phase("loading torch"):
-        _quieten_libraries()
+        _load_libraries()
         from flowfactory.export import export as write
     try:
         done = write(run, new_registry(ui), ui, form, epoch, weights, to)
@@ -166,7 +166,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
     """Run the loop; what goes wrong there is told here."""
     with _logging_to(folder, quiet=launch.rank() > 0) as log:
         with ui.phase("loading torch"):
-            _quieten_libraries()
+            _load_libraries()
             from flowfactory import loop
             from flowfactory.data import DataError
             from flowfactory.distributed import PeerLost
@@ -195,8 +195,13 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
     return DONE
 
 
-def _quieten_libraries() -> None:
-    """Their bars would break ours, and their advice is not about anything a user of this command can change."""
+def _load_libraries() -> None:
+    """Import torch, diffusers and transformers as a command wants them.
+
+    Their bars would break ours, and their advice is not about anything a user of this command can change. OpenMP's
+    threads must sleep while they wait: spinning, two of them made a small model 60 times slower beside other work.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     from diffusers.utils import logging as diffusers_logging
@@ -293,7 +298,7 @@ def bench_spec(
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry)
     with ui.phase("loading torch"):
-        _quieten_libraries()
+        _load_libraries()
         from flowfactory.bench import bench
     try:
         measured = bench(plan, registry, ui, warmup, epochs)
@@ -386,7 +391,7 @@ def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
 def check_plugin(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as_json: bool) -> int:
     """Run every check that NAME's entries owe; NAME is a distribution, or a name it provides."""
     with ui.phase("loading torch"):
-        _quieten_libraries()
+        _load_libraries()
         from flowfactory.testing import shell
     return shell.check(ui, name, sets, prompts, as_json)
 

@@ -84,7 +84,7 @@ def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
 
 def report(parts: Parts, told: Run, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
     """Put the metrics of an epoch where people look."""
-    metrics = metrics | parts.clock.read()
+    metrics = metrics | parts.clock.read() | parts.stopwatch.read()
     for tracker in trackers:
         tracker.log(metrics, epoch)
     parts.ui.epoch_line(epoch, parts.spec.run.epochs, metrics)

@@ -88,7 +88,8 @@ def accumulate(
         weight = len(micro.samples) / total / len(micro.terms)
         for term in micro.terms:
             loss = parts.trainer.loss(parts.policy, batch, term)
-            parts.processes.backward(torch.stack(list(loss.parts.values())).sum() * weight)
+            with parts.stopwatch.backward():
+                parts.processes.backward(torch.stack(list(loss.parts.values())).sum() * weight)
             means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
             means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
         advance(len(micro.samples))
