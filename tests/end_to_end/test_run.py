@@ -123,3 +123,20 @@ def test_samples_pass_the_network_no_oftener_than_the_algorithm_asks(run: Runner
         assert (line["network/forward"], line["network/trained"]) == (12 * 4, 12 * 2)
     for line in metrics(run("b", "trainer.kl_beta=0.1"))[1:]:
         assert (line["network/forward"], line["network/trained"]) == (12 * 4 + 12 * 2, 12 * 2), "and once for KL"
+
+
+def test_a_group_that_starts_from_one_noise_shares_the_steps_before_its_window(run: Runner) -> None:
+    """Flow-GRPO-Fast: steps 0 and 1 once for each of 4 groups, steps 2 and 3 for each of 12 samples."""
+    changes = (
+        "sampling.shared_noise=true",
+        'scheduler.window={rule="list", steps=[2]}',
+        "run.epochs=1",
+        "optimizer.updates=1",
+    )
+    shared, split = run("shared", *changes), run("split", *changes, "sampling.micro_batch=1")
+    (_, line), (_, whole) = metrics(shared), metrics(split)
+    assert line["network/forward"] == 4 * 2 + 12 * 2
+    assert whole["network/forward"] == 12 * 4
+    assert line["reward/redness/mean"] == pytest.approx(whole["reward/redness/mean"], abs=1e-6)
+    assert line["reward/redness/std"] == pytest.approx(whole["reward/redness/std"], abs=1e-6)
+    assert line["train/ratio_deviation"] == pytest.approx(0, abs=1e-5)

@@ -16,7 +16,7 @@ from flowfactory.epochs import Group, plan_epoch, share
 from flowfactory.failures import check_losses, check_rewards, recording, without_failures
 from flowfactory.media import save_samples
 from flowfactory.metrics import diversity, group_metrics, score_metrics, zero_std_groups
-from flowfactory.rollout import draw_noise, rollout
+from flowfactory.rollout import Trunks, draw_noise, rollout
 from flowfactory.scoring import Scored
 from flowfactory.spec import StochasticSpec
 from flowfactory.stop import StopRequest
@@ -134,6 +134,7 @@ def sample(parts: Parts, epoch: int, members: Sequence[Member]) -> tuple[Rollout
                 conditions,
                 DTYPES[spec.sampling.storage],
                 parts.trainer.needs.trajectory == "steps",
+                Trunks.by([m.group.slot for m in members]) if spec.sampling.shared_noise else None,
             )
     with parts.clock("decode"):
         return made, parts.policy.decode(made.final)
