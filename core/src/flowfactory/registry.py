@@ -21,7 +21,7 @@ from typing import Any
 
 import pluggy
 
-from flowfactory import hooks
+from flowfactory import directory, hooks
 from flowfactory.entries import KINDS, OBSERVERS, Contribution, Entry, Source, installed_entries, noun
 from flowfactory.hooks import PROJECT
 from flowfactory.problems import PluginError, did_you_mean, listed, shown
@@ -135,10 +135,16 @@ class Registry:
         elsewhere = [entry.kind for entry in self._entries if entry.name == name and entry.kind != kind]
         if elsewhere:
             return PluginError("plugin-other-kind", f"`{name}` is a {noun(elsewhere[0])}, not a {noun(kind)}")
-        near, install = did_you_mean(name, self.names(kind)), f"try: pip install flowfactory-plugin-{name}"
-        hint = f"{near} Otherwise {install}" if near else install
-        known = listed(self.names(kind))
-        return PluginError("plugin-missing", f"no {noun(kind)} `{name}` is installed (there is: {known})", hint)
+        what = f"no {noun(kind)} `{name}` is installed (there is: {listed(self.names(kind))})"
+        return PluginError("plugin-missing", what, self._what_to_install(kind, name))
+
+    def _what_to_install(self, kind: str, name: str) -> str:
+        """What the directory knows about a name; else a near one that is installed or known; else a guess."""
+        if listed_in := directory.distribution_of(kind, name):
+            return f"try: pip install {listed_in}"
+        near = did_you_mean(name, [*self.names(kind), *directory.names(kind)])
+        install = f"try: pip install flowfactory-plugin-{name}"
+        return f"{near} Otherwise {install}" if near else install
 
     def _load(self, entry: Entry) -> dict[tuple[str, str], Contribution]:
         if (entry.module, entry.source) in self._loaded:
