@@ -260,7 +260,7 @@ def test_several_processes_start_the_launcher(spec: Path, monkeypatch: pytest.Mo
     assert started == [
         (2, ["run", "spec.toml", "--set=run.name=two", "--unset=trainer.beta", "--folder", "runs/two"]),
     ]
-    assert launch.command(2, ["run"])[-3:] == ["-m", "flowfactory", "run"]
+    assert launch.command(2, ["run"])[1:] == ["-m", "flowfactory.launch", "2", "run"]
 
 
 def test_inside_a_launcher_nothing_is_started(
