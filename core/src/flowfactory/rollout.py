@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -52,7 +53,7 @@ def draw_noise(start: Sequence[Key], steps: Sequence[Key], shape: tuple[int, ...
 @torch.no_grad()
 def rollout(
     policy: Policy,
-    scheduler: Scheduler,  # type: ignore[type-arg]
+    scheduler: Scheduler[Any],
     sigmas: Tensor,
     steps: tuple[int, ...],
     noise: Noise,

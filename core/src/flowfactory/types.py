@@ -100,7 +100,7 @@ class Batch:
     conditions: Conditions
     advantages: Tensor
     on_policy: bool
-    scheduler: Scheduler
+    scheduler: Scheduler[Any]
 
 
 @attrs.frozen(eq=False)
