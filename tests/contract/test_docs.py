@@ -1,9 +1,9 @@
-"""The reference pages are what the source declares; the guide's snippets work."""
+"""The reference pages are what the source declares. What stands in fenced blocks is tested in `test_snippets.py`."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from flowfactory.entries import KINDS
 from flowfactory.reader import keys
 from flowfactory.registry import Registry
 from flowfactory.spec import RewardEntry
-from flowfactory.structure import TABLES, load_spec
+from flowfactory.structure import TABLES
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def snippets(language: str, text: str = GUIDE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["spec.md", "hooks.md", "cli.md"])
+@pytest.mark.parametrize("name", ["spec.md", "hooks.md", "cli.md", "plugins.md"])
 def test_pages_are_up_to_date(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == reference.pages()[name], "run: python -m flowfactory.reference docs"
@@ -66,24 +66,6 @@ def test_reference_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_guides_specs_load(tmp_path: Path) -> None:
-    first, extending = snippets("toml")
-    (tmp_path / "base.toml").write_text(first)
-    (tmp_path / "spec.toml").write_text(extending)
-    for name in ("train.txt", "eval.txt"):
-        (tmp_path / name).write_text("a red circle\n")
-    spec = load_spec(tmp_path / "spec.toml", Registry())
-    assert (spec.run.name, spec.scheduler.spec.eta) == ("more-noise", 0.9)
-
-
-def test_the_guides_reward_works(tmp_path: Path) -> None:
-    (code,) = snippets("python")
-    (tmp_path / "my_rewards.py").write_text(code)
-    registry = Registry()
-    registry.load_file(tmp_path / "my_rewards.py")
-    assert registry.find("rewards", "red").provides.spec().least == 0.0
-
-
 def test_the_hook_pages_plugin_works(tmp_path: Path) -> None:
     (code,) = snippets("python", reference.HOOKS_INTRODUCTION)
     (tmp_path / "mine.py").write_text(code)
@@ -92,11 +74,41 @@ def test_the_hook_pages_plugin_works(tmp_path: Path) -> None:
     assert registry.find("rewards", "mine").provides.summary == "What it rewards, in one line."
 
 
-def test_the_guides_commands_parse() -> None:
-    lines = [line[2:] for block in snippets("console") for line in block.splitlines() if line.startswith("$ ")]
-    assert len(lines) >= 7
-    for line in lines:
-        program, verb, *arguments = shlex.split(line)
-        assert program == "flowfactory"
-        command = cli.commands[verb]
-        command.make_context(verb, arguments, obj=None)
+def golden() -> dict[str, list[str]]:
+    """The golden messages by kind."""
+    found: dict[str, list[str]] = {}
+    text = (Path(__file__).parent / "messages.txt").read_text(encoding="utf-8")
+    for kind, message in re.findall(r"^== (\S+) ==\n(.*?)(?=\n\n== |\Z)", text, re.MULTILINE | re.DOTALL):
+        found.setdefault(kind, []).append(message.strip("\n"))
+    return found
+
+
+@pytest.mark.parametrize("kind", golden())
+def test_every_kind_of_message_is_explained(kind: str) -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    section = page.partition(f"### `{kind}`\n")[2].partition("\n##")[0]
+    example, explanation = re.fullmatch(r"\n```text\n(.*?)\n```\n\n(.+)", section, re.DOTALL).groups()  # type: ignore[union-attr]
+    assert example in golden()[kind]
+    assert len(explanation) > 20
+
+
+def test_no_explanation_is_left_over() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^### `(.+)`$", page, re.MULTILINE)) == golden().keys()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    named = re.findall(r"([a-z0-9-]+\.md)$", text, re.MULTILINE)
+    assert sorted(named) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=DOCS.parent, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = {page.stem for page in tmp_path.glob("*.html")}
+    assert pages >= {page.stem for page in DOCS.glob("*.md")}
+    for page in tmp_path.glob("*.html"):
+        assert not re.search(r"""(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)""", page.read_text()), page.name

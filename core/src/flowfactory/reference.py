@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from flowfactory import hooks
+from flowfactory import directory, hooks
 from flowfactory.cli import cli
 from flowfactory.describe import describe
 from flowfactory.entries import KINDS, installed_entries
@@ -40,7 +40,7 @@ BASES: Mapping[str, Mapping[str, type]] = {
 
 def pages() -> Mapping[str, str]:
     """Every generated page by its file name."""
-    return {"spec.md": spec_page(), "hooks.md": hooks_page(), "cli.md": cli_page()}
+    return {"spec.md": spec_page(), "hooks.md": hooks_page(), "cli.md": cli_page(), "plugins.md": plugins_page()}
 
 
 # --- the spec ------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def hooks_page() -> str:
     lines += ["## `key`", "", *_function_doc(vars(sys.modules[Needs.__module__])["key"]), ""]
     lines += ["## Hook functions", "", inspect.cleandoc(hooks.__doc__ or "").partition("\n\n")[2], ""]
     for name, function in hook_functions().items():
-        lines += [f"### `{name}`", "", "```python", f"def {name}{_signature(function)}", "```", ""]
+        lines += [f"### `{name}`", "", "```py", f"def {name}{_signature(function)}", "```", ""]
         lines += [inspect.cleandoc(function.__doc__ or ""), ""]
     lines += ["## What spec classes are made of", ""]
     for cls in (AdapterSpec, SchedulerSpec, StochasticSpec, TrainerSpec, Window, Times, Decay):
@@ -246,6 +246,34 @@ def _parameters(command: click.Command) -> Iterator[tuple[str, str]]:
             yield parameter.make_metavar(context), "argument"
         elif (record := parameter.get_help_record(context)) is not None:
             yield record
+
+
+# --- the plugin directory ------------------------------------------------------------------------------------------
+
+PLUGINS_INTRODUCTION = """
+Distributions one can `pip install`. `flowfactory plugins list` shows what is installed, `flowfactory plugins show NAME`
+the keys of one name. A spec that names something of this list which is not installed is told what to install.
+"""
+
+PLUGINS_CLOSING = """
+Core itself brings the adapter `diffusers`, the schedulers, and two rewards that count JPEG bytes: see
+[the spec](spec.md#what-core-itself-provides).
+
+## To be listed
+
+A plugin passes `flowfactory plugins check`, states ranges of flowfactory rather than one version, and says in one line
+what it is. Add its table to `core/src/flowfactory/directory.toml`. The list says what exists, not that it was audited:
+see [Security](security.md).
+"""
+
+
+def plugins_page() -> str:
+    """`docs/plugins.md`."""
+    lines = ["# Plugin directory", PLUGINS_INTRODUCTION, "| distribution | names | what |", "|---|---|---|"]
+    for listing in directory.listings():
+        named = [f"{KINDS[kind].name} `{name}`" for kind, names in listing.names.items() for name in names]
+        lines.append(_row(f"`{listing.distribution}`", ", ".join(named), listing.summary))
+    return _page([*lines, PLUGINS_CLOSING])
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
