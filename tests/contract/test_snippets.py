@@ -1,26 +1,33 @@
 """Every command, spec and program in the documentation works, or says why it is not run.
 
 The blocks of a page are taken in order, in a folder of their own. A block with a title is that file. Whole specs are
-checked, parts of specs on top of the one in `start.md`; programs and `flowfactory` commands are run.
+checked, parts of specs on top of the one in `start.md`; programs and `flowfactory` commands are run. In `sh` blocks,
+which are to be typed at the root of the repository, commands must exist.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import runpy
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from flowfactory.cli import cli, main
+from flowfactory.toml import dumps
 from runs import lay_run
 from snippets import Block, blocks
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")])
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
 
 
 @pytest.fixture
@@ -50,11 +57,21 @@ def toml(block: Block, folder: Path) -> None:
     tables = tomllib.loads(block.text)
     if "project" in tables:
         return
-    whole = "model" in tables or "extends" in tables
+    whole = "run" in tables or "extends" in tables
     path = write(block, folder, "spec.toml" if whole else "part.toml")
     if not whole:
-        path.write_text('extends = "first.toml"\n' + block.text)
+        path.write_text(dumps(completed(tables, folder)))
     assert main(["check", path.name, *block.options]) == 0, block
+
+
+def completed(part: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The spec of `start.md`, of ten steps, with some tables changed; those that name a plugin are replaced."""
+    whole = tomllib.loads((folder / "first.toml").read_text())
+    whole["sampling"]["steps"] = 10
+    for name, table in part.items():
+        merge = isinstance(table, dict) and "name" not in table
+        whole[name] = {**whole.get(name, {}), **table} if merge else table
+    return whole
 
 
 def python(block: Block, folder: Path) -> None:
@@ -87,6 +104,22 @@ def commands(block: Block) -> Iterator[list[str]]:
                 yield arguments
 
 
+def shell(block: Block, folder: Path) -> None:
+    for line in block.text.splitlines():
+        program, *arguments = shlex.split(line, comments=True) or [""]
+        if program == "make":
+            assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), block
+        if program == "flowfactory":
+            parse(arguments)
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Take a command's arguments apart without running it."""
+    command = cli.get_command(click.Context(cli), arguments[0])
+    assert command is not None, f"there is no command {arguments[0]}"
+    command.make_context(arguments[0], list(arguments[1:]), obj=None)
+
+
 def text(block: Block, folder: Path) -> None:
     if block.title:
         write(block, folder)
@@ -97,12 +130,13 @@ RUN: Mapping[str, Callable[[Block, Path], None]] = {
     "python": python,
     "py": signature,
     "console": console,
+    "sh": shell,
     "text": text,
     "": text,
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pages
 def test_snippets_work(page: Path, folder: Path) -> None:
     if page.stem == "reports":
         for name in ("first", "slower"):
@@ -113,13 +147,12 @@ def test_snippets_work(page: Path, folder: Path) -> None:
             RUN[block.language](block, folder)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pages
 def test_commands_that_are_not_run_parse(page: Path) -> None:
     for block in blocks(page):
         if block.not_run and block.language == "console":
             for arguments in commands(block):
-                command, rest = cli.commands[arguments[0]], arguments[1:]
-                command.make_context(arguments[0], rest, obj=None)
+                parse(arguments)
 
 
 def test_most_blocks_are_run() -> None:
