@@ -282,3 +282,16 @@ def test_all_changes_that_do_not_fit_are_told(spec: Path) -> None:
     with pytest.raises(SpecError) as caught:
         toml.load(spec, ["a", "run.name.x=1"], ["nothing"])
     assert len(caught.value.problems) == 3
+
+
+def test_a_table_that_names_another_plugin_does_not_inherit_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        '[run]\nname = "a"\nseed = 1\n[scheduler]\nname = "flow-sde"\neta = 0.7\n[trainer]\nname = "grpo"\nclip = 1\n'
+    )
+    top = '[run]\nname = "b"\n[scheduler]\nname = "ode"\n[trainer]\nname = "grpo"\nbeta = 2\n'
+    (tmp_path / "top.toml").write_text('extends = "base.toml"\n' + top)
+    assert toml.load(tmp_path / "top.toml").plain() == {
+        "run": {"name": "b", "seed": 1},
+        "scheduler": {"name": "ode"},
+        "trainer": {"name": "grpo", "clip": 1, "beta": 2},
+    }

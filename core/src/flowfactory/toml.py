@@ -67,6 +67,10 @@ class Node:
         return attrs.evolve(self, value={key: child for key, child in self.value.items() if key in keys})
 
 
+PLUGIN_TABLES = ("model", "scheduler", "trainer")
+"""Tables that are replaced as a whole where an extending spec names another plugin: its keys are others."""
+
+
 def load(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Node:
     """Read a spec, what it extends, and the changes made on the command line.
 
@@ -105,7 +109,15 @@ def _read(path: Path, asked: Place | None, below: tuple[Path, ...]) -> Node:
         return root
     if not isinstance(base.value, str):
         raise SpecError([Problem("bad-extends", "`extends` expects the path of one spec, a string", base.place)])
-    return merge(_read(file.parent / base.value, base.place, (*below, file)), root.without("extends"))
+    extended, own = _read(file.parent / base.value, base.place, (*below, file)), root.without("extends")
+    exchanged = [table for table in PLUGIN_TABLES if _plugin(own, table) not in (None, _plugin(extended, table))]
+    return merge(extended.without(*exchanged), own)
+
+
+def _plugin(root: Node, table: str) -> Any:
+    """Which plugin a table names, if it does."""
+    name = root.at(table, "name")
+    return None if name is None else name.value
 
 
 def parse(text: str, file: Path) -> Node:
