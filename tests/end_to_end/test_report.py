@@ -195,15 +195,3 @@ def test_a_real_run(show: Show, run: Callable[..., Path]) -> None:
     assert "2 of 2" in driver.find_element(By.ID, "overview").text
     assert len(visible(driver, "held-out-samples", "img")) == 3
     assert len(driver.find_elements(By.CSS_SELECTOR, "#loss-and-updates .chart")) >= 4
-
-
-def test_a_report_lies_in_its_run(tmp_path: Path) -> None:
-    folder = lay_run(tmp_path / "run", epochs=1)
-    assert main(["report", str(folder)]) == 0
-    assert (folder / "report.html").is_file()
-    assert (folder / "report-curves" / "reward.png").is_file()
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path)]) == 2
-    assert "is not the folder of a run: it has no plan.json" in capsys.readouterr().err
