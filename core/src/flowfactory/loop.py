@@ -113,4 +113,7 @@ def closing_words(folder: Path) -> str:
     ]
     if (sheet := folder / BEFORE_AFTER).exists():
         words.append(f"the same prompts and noise before and after: {sheet}")
-    return "\n".join([*words, f"done; the run is in {folder}"])
+    next_step = (
+        f"next: flowfactory report {folder}, to look at it; flowfactory export {folder}, to take the weights along"
+    )
+    return "\n".join([*words, f"done; the run is in {folder}", next_step])
