@@ -166,7 +166,7 @@ def samples_do_not_mix(subject: SchedulerSubject) -> None:
 
 
 def gradient_reaches_the_velocity(subject: SchedulerSubject) -> None:
-    """A step's log-probability has a gradient with respect to the velocity; following it makes the step likelier."""
+    """A step's log-probability has a gradient with respect to the velocity, which is how it changes."""
     scheduler, sigmas = subject.stochastic, schedule(STEPS)
     x, v, x_next = noise(0, *SHAPE), noise(1, *SHAPE).requires_grad_(), noise(2, *SHAPE)
     here = (sigmas[3].expand(3), sigmas[4].expand(3), float(sigmas[1]))
@@ -174,8 +174,11 @@ def gradient_reaches_the_velocity(subject: SchedulerSubject) -> None:
     expect(before.requires_grad, "the log-probability has no gradient with respect to the velocity")
     (slope,) = torch.autograd.grad(before.sum(), v)
     expect((slope.flatten(1).norm(dim=1) > 0).all(), "the gradient with respect to the velocity is 0")
-    after = scheduler.logprob(v + 1e-2 * slope / slope.norm(), x, x_next, *here)
-    expect((after > before).all(), "following the gradient makes the step less likely")
+    with torch.no_grad():
+        more, less = (scheduler.logprob(v + step * slope, x, x_next, *here) for step in (1e-2, -1e-2))
+    found, expected = (more - less) / 2e-2, slope.square().sum((1, 2))
+    expect((found > 0).all(), "following the gradient makes the step less likely")
+    _near(expected / found, torch.ones(3), 0.02, "its gradient is not how its log-probability changes")
 
 
 def eta_to_zero_is_euler(subject: SchedulerSubject) -> None:

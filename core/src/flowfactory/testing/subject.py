@@ -88,19 +88,14 @@ class Subject(ABC):
         """
 
     @cached_property
-    def registry(self) -> Registry:
-        """What is installed."""
-        return Registry()
-
-    @cached_property
     def contribution(self) -> Contribution:
         """What its hook says; loads the hook module."""
-        return self.registry.find(self.entry.kind, self.wanted)
+        return Registry().find(self.entry.kind, self.wanted)
 
     @cached_property
     def target(self) -> Any:
         """The implementation."""
-        return self.registry.target(self.entry.kind, self.wanted)
+        return Registry().target(self.entry.kind, self.wanted)
 
     @cached_property
     def keys(self) -> Mapping[str, Any]:
