@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -340,6 +341,36 @@ def schema(ui: Ui) -> None:
     for error in broken:
         ui.say(f"left out: {error}")
     ui.json(made)
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(sorted(kind.name for kind in KINDS.values())))
+@click.argument("name")
+@click.option("--summary", help="What it is, in one line.")
+@click.option("--author", help="Whose it is.")
+@click.option("--license", "licence", help="SPDX name of its licence.")
+@click.option(
+    "--into", type=click.Path(path_type=Path), default=".", help="Where its folder is made; here when absent."
+)
+@click.pass_obj
+def new(
+    ui: Ui, kind: str, name: str, summary: str | None, author: str | None, licence: str | None, into: Path
+) -> int | None:
+    """Make a plugin from a template, complete and tested. On a terminal, asks for what is not said."""
+    from flowfactory import baking
+
+    said = {"summary": summary, "author": author, "license": licence}
+    answers = {key: value for key, value in said.items() if value is not None}
+    for question, default in baking.questions(kind).items():
+        if question not in (*answers, "name") and sys.stdin.isatty():
+            answers[question] = click.prompt(question, default=default, err=True)
+    try:
+        folder = baking.bake(kind, name, answers, into)
+    except ValueError as error:
+        ui.error(str(error))
+        return BAD_SPEC
+    ui.say(f"{folder} is ready; next: pip install --editable '{folder}[test]', then pytest {folder}")
+    return None
 
 
 @cli.group()
