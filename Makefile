@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 PACKAGES := $(shell sed -n 's/^packages = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint types dist clean
+.PHONY: quickstart test reproduce lint types dist docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/flowfactory run plugins/shapes/examples/shapes-grpo.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
+
+reproduce: $(STAMP)
+	$(BIN)/python plugins/shapes/reproduce/reproduce.py --to docs/results
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -23,6 +26,9 @@ types: $(STAMP)
 
 dist: $(STAMP)
 	for package in $(PACKAGES); do $(BIN)/python -m build --wheel --outdir dist $$package || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 # Everything editable, in one resolution, with the pins of constraints.txt.
 $(STAMP): constraints.txt requirements-dev.txt pyproject.toml $(addsuffix /pyproject.toml,$(PACKAGES))
