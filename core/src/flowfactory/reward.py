@@ -54,7 +54,7 @@ class Reward(ABC):
 
     @classmethod
     def tiny(cls, folder: Path) -> Mapping[str, Any]:
-        """Keys with which it works offline; writes what they name, e.g. a small checkpoint, into `folder`. For tests."""
+        """Keys with which it works offline, for tests; writes what they name, as a small checkpoint, into `folder`."""
         return {}
 
 
