@@ -1,0 +1,287 @@
+"""Small faults in the plugins that the templates make, each with the check that must find it.
+
+A mutant is a template baked anew, with one replacement in one of its files.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import attrs
+from flowfactory.baking import bake
+
+
+@attrs.frozen
+class Mutant:
+    """A fault: in a `kind`'s `file`, `old` becomes `new`; `check` finds it, and its message has `words` in it."""
+
+    name: str
+    kind: str
+    file: str
+    old: str
+    new: str
+    check: str
+    words: str = ""
+
+
+HOOKS, PROJECT = "__init__.py", "pyproject.toml"
+SCORE = "return [1 - float((average - wanted).abs().mean()) for average in averages]"
+SCORES = "scores = [1 - float((average - wanted).abs().mean()) for average in averages]\n        "
+
+EVERY_ENTRY = (
+    Mutant(
+        "torch imported at L1", "reward", HOOKS, "import attrs\n", "import attrs\nimport torch\n",
+        "hook_module_is_light", "imports torch",
+    ),
+    Mutant(
+        "slow to import", "reward", HOOKS, "SUMMARY =", "SLOW = sum(i * i for i in range(8_000_000))\nSUMMARY =",
+        "hook_module_is_quick", "of processor time",
+    ),
+    Mutant(
+        "misspelt hook", "reward", HOOKS, "def flowfactory_rewards", "def flowfactory_rewadrs",
+        "names_agree", "did you mean `flowfactory_rewards`?",
+    ),
+    Mutant(
+        "another name than its entry point's", "scheduler", HOOKS, 'Provides("', 'Provides("x-',
+        "names_agree", "declares the entry point",
+    ),
+    Mutant(
+        "no summary", "trainer", HOOKS, "TARGET, SUMMARY", "TARGET, ''", "summary_is_a_line", "not one line",
+    ),
+    Mutant(
+        "a spec that can be changed", "reward", HOOKS, "@attrs.frozen(", "@attrs.define(",
+        "spec_is_frozen", "can be changed",
+    ),
+    Mutant(
+        "keys by position", "reward", HOOKS, "frozen(kw_only=True)", "frozen", "spec_is_keyword_only", "by position",
+    ),
+    Mutant(
+        "a key without words", "scheduler", HOOKS, '"Noise per root of sigma, at pure noise."', '""',
+        "spec_is_documented", "without words: eta",
+    ),
+    Mutant(
+        "a default out of its bounds", "scheduler", HOOKS, "default=0.5, gt=0", "default=0.5, gt=1",
+        "spec_round_trips", "greater than 1",
+    ),
+    Mutant(
+        "one version of flowfactory only", "reward", PROJECT, "flowfactory>=0.1,<1", "flowfactory==0.1.0",
+        "requirement_is_a_range", "no other plugin",
+    ),
+    Mutant(
+        "a method under another name", "reward", "reward.py", "def score(self", "def scores(self",
+        "target_honours_its_contract", "lacks score",
+    ),
+    Mutant(
+        "a method with another signature", "scheduler", "scheduler.py", "ceiling: float) ->", "top: float) ->",
+        "target_honours_its_contract", "its contract says",
+    ),
+    Mutant(
+        "a tiny checkpoint from the hub", "adapter", "adapter.py",
+        "        stable_diffusion_3()",
+        '        __import__("socket").create_connection(("huggingface.co", 443))\n        stable_diffusion_3()',
+        "tiny_is_offline", "huggingface.co",
+    ),
+)  # fmt: skip
+REWARDS = (
+    Mutant(
+        "a score that depends on the batch", "reward", "reward.py", SCORE,
+        f"{SCORES}return [score - sum(scores) / len(scores) for score in scores] if scores else []",
+        "batch_independence", "one at a time",
+    ),
+    Mutant(
+        "a score that depends on the place in the batch", "reward", "reward.py", SCORE,
+        f"{SCORES}return [score + 0.1 * i for i, score in enumerate(scores)]",
+        "permutation", "in another order",
+    ),
+    Mutant(
+        "scores out of order", "reward", "reward.py", SCORE, f"{SCORES}return sorted(scores)",
+        "permutation", "in another order",
+    ),
+    Mutant(
+        "reads what it does not declare", "reward", "reward.py", SCORE,
+        f"{SCORES}return [x + len(s.row.negative_prompt or '') for x, s in zip(scores, samples)]",
+        "reads_what_it_declares", "with another negative_prompt",
+    ),
+    Mutant(
+        "changes the images", "reward", "reward.py", "sample.media.mean((-2, -1))",
+        "sample.media.mul_(0.5).mean((-2, -1))",
+        "inputs_stay", "changes the media",
+    ),
+    Mutant(
+        "random scores", "reward", "reward.py", SCORE,
+        f"{SCORES}return [score + float(torch.rand(())) for score in scores]",
+        "repeatable", "asked twice",
+    ),
+    Mutant(
+        "seeds everybody's random numbers", "reward", "reward.py", "wanted = torch",
+        "torch.manual_seed(0)\n        wanted = torch",
+        "no_side_effects", "torch's random numbers",
+    ),
+    Mutant(
+        "a score that is no number", "reward", "reward.py", SCORE, f"{SCORES}return [float('nan')] * len(scores)",
+        "one_score_each", "not a finite number",
+    ),
+    Mutant(
+        "one score too few", "reward", "reward.py", SCORE, f"{SCORES}return scores[1:]",
+        "one_score_each", "returned 3 scores for 4 samples",
+    ),
+    Mutant(
+        "fails on nothing", "reward", "reward.py", "wanted = torch", "top = samples[0]\n        wanted = torch",
+        "empty_input", "IndexError",
+    ),
+)  # fmt: skip
+SCHEDULERS = (
+    Mutant(
+        "wrong sign of the drift", "scheduler", "scheduler.py", "- g**2 * D", "+ g**2 * D",
+        "keeps_the_marginals", "not 0.5 and 0.4",
+    ),
+    Mutant(
+        "noise without the root", "scheduler", "scheduler.py", "g * torch.sqrt(D)", "3 * g * D",
+        "keeps_the_marginals", "not 0.5 and 0.4",
+    ),
+    Mutant(
+        "drift in the wrong direction", "scheduler", "scheduler.py", "x - D * v", "x + D * v",
+        "eta_to_zero_is_euler", "is not Euler's",
+    ),
+    Mutant(
+        "a variance for a standard deviation", "scheduler", "scheduler.py", "g * torch.sqrt(D))",
+        "g * torch.sqrt(D))\n\n"
+        "    def logprob(self, v, x, x_next, sigma, sigma_next, ceiling):\n"
+        "        at = self.moments_of(v, x, sigma, sigma_next, ceiling)\n"
+        "        return (-((x_next - at.mean) ** 2) / (2 * at.std)).flatten(1).mean(1)",
+        "density_is_what_it_claims", "log-probability of step 0 is wrong",
+    ),
+    Mutant(
+        "no gradient through the velocity", "scheduler", "scheduler.py", "D * v", "D * v.detach()",
+        "gradient_reaches_the_velocity", "is not how its log-probability changes",
+    ),
+    Mutant(
+        "remembers the step before", "scheduler", "scheduler.py", "        noise = x +",
+        "        self.calls = vars(self).get('calls', 0) + 1\n        x = x + 1e-3 * self.calls\n        noise = x +",
+        "steps_are_drawn_from_it", "step",
+    ),
+    Mutant(
+        "one noise level for the batch", "scheduler", "scheduler.py", "self.spec.eta * sigma",
+        "self.spec.eta * sigma[:1]",
+        "samples_do_not_mix", "depends on its batch",
+    ),
+    Mutant(
+        "no noise at the end", "scheduler", "scheduler.py", "self.spec.eta * sigma",
+        "self.spec.eta * (sigma - 0.5).clamp(min=0)",
+        "moments_are_sound", "standard deviations",
+    ),
+)  # fmt: skip
+TRAINERS = (
+    Mutant(
+        "wrong sign", "trainer", "trainer.py", "-(batch.advantages * ratio)", "(batch.advantages * ratio)",
+        "advantage_raises_likelihood", "less likely",
+    ),
+    Mutant(
+        "wrong sign, not learning", "trainer", "trainer.py", "-(batch.advantages * ratio)",
+        "(batch.advantages * ratio)",
+        "learns", "squared distances",
+    ),
+    Mutant(
+        "lost gradient", "trainer", "trainer.py", "((v.float() -", "((v.detach().float() -",
+        "every_part_carries_a_gradient", "no gradient comes from kl",
+    ),
+    Mutant(
+        "everybody's random numbers", "trainer", "trainer.py",
+        "            return policy.velocity(batch.rollout.latents[step],",
+        "            x = batch.rollout.latents[step]\n"
+        "            return policy.velocity(x + 0.1 * __import__('torch').randn_like(x),",
+        "same_seed_same_terms", "`kl` is",
+    ),
+    Mutant(
+        "a sum for a mean", "trainer", "trainer.py", "* ratio).mean()", "* ratio).sum()",
+        "microbatch_invariance", "differs",
+    ),
+    Mutant(
+        "advantages centred in the micro-batch", "trainer", "trainer.py", "-(batch.advantages * ratio)",
+        "-((batch.advantages / batch.advantages.std()) * ratio)",
+        "microbatch_invariance", "differs",
+    ),
+    Mutant(
+        "advantages of other samples", "trainer", "trainer.py", "batch.advantages * ratio",
+        "batch.advantages.flip(0) * ratio",
+        "advantage_raises_likelihood", "less likely",
+    ),
+    Mutant(
+        "a ratio that does not begin at 1", "trainer", "trainer.py", "(logprob - batch.rollout",
+        "(logprob + 1e-3 - batch.rollout",
+        "first_ratio_is_one", "the first ratio is",
+    ),
+    Mutant(
+        "metrics that keep the graph", "trainer", "trainer.py", '"ratio": ratio.detach()', '"ratio": ratio',
+        "parts_are_numbers", "detach it",
+    ),
+    Mutant(
+        "other weights left active", "trainer", "trainer.py", '        with policy.using("reference"):\n',
+        '        self.left = policy.using("reference")\n        self.left.__enter__()\n        if True:\n',
+        "terms_leave_no_trace", "active",
+    ),
+    Mutant(
+        "the best are the worst", "trainer", "trainer.py", "    def terms(",
+        "    def advantages(self, scores, groups):\n        return -super().advantages(scores, groups)\n\n"
+        "    def terms(",
+        "better_scores_better_advantages", "have advantages",
+    ),
+    Mutant(
+        "needs it does not state", "trainer", HOOKS, ", reference=self.kl_beta > 0", "",
+        "terms_leave_no_trace", "no weight set 'reference'",
+    ),
+)  # fmt: skip
+ADAPTERS = (
+    Mutant(
+        "guidance the wrong way", "adapter", "adapter.py", "guidance * (positive - negative)",
+        "guidance * (negative - positive)",
+        "velocity_equals_the_tap", "is not the tap's",
+    ),
+    Mutant(
+        "noise levels not scaled", "adapter", "adapter.py", "1000 * sigma", "999 * sigma",
+        "velocity_equals_the_tap", "is not the tap's",
+    ),
+    Mutant(
+        "no gradient", "adapter", "adapter.py", "    def velocity(", "    @torch.no_grad()\n    def velocity(",
+        "gradients_reach_every_lora", "have no gradient",
+    ),
+    Mutant(
+        "one noise level for the batch", "adapter", "adapter.py", "sigma.to(x.device)",
+        "sigma[:1].expand(len(x)).to(x.device)",
+        "velocities_are_each_samples_own", "depends on its batch",
+    ),
+    Mutant(
+        "images out of range", "adapter", "adapter.py", "    @classmethod",
+        "    def decode(self, x, size):\n        return 2 * super().decode(x, size)\n\n    @classmethod",
+        "media_are_in_range", "media range from",
+    ),
+    Mutant(
+        "a schedule of its own", "adapter", "adapter.py", "    @classmethod",
+        "    def sigmas(self, steps, size):\n        return torch.linspace(1, 0, steps + 1)\n\n    @classmethod",
+        "schedule_equals_the_tap", "not the pipeline's",
+    ),
+)  # fmt: skip
+MUTANTS = (*EVERY_ENTRY, *REWARDS, *SCHEDULERS, *TRAINERS, *ADAPTERS)
+
+
+def install(folder: Path, kind: str, name: str, mutant: Mutant | None = None) -> str:
+    """Bake a plugin, make the fault if there is one, and lay it out as an installed one; returns its distribution."""
+    baked = bake(kind, name, {}, folder / "baked")
+    (source,) = (baked / "src").iterdir()
+    if mutant is not None:
+        file = baked / PROJECT if mutant.file == PROJECT else source / mutant.file
+        text = file.read_text()
+        assert text.count(mutant.old) == 1, f"{mutant.name}: {mutant.old!r} occurs {text.count(mutant.old)} times"
+        file.write_text(text.replace(mutant.old, mutant.new))
+    project = tomllib.loads((baked / PROJECT).read_text())["project"]
+    site = folder / "site"
+    info = site / f"{source.name}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    source.rename(site / source.name)
+    required = "".join(f"Requires-Dist: {text}\n" for text in project["dependencies"])
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n{required}")
+    groups = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "".join(f"{n} = {module}\n" for n, module in points.items()) for group, points in groups]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return str(project["name"])
