@@ -1,0 +1,84 @@
+"""Wheels of this repository, and environments outside it that have nothing but what is installed into them.
+
+Third-party libraries are borrowed from the environment the tests run in, so that nothing is downloaded; everything of
+flowfactory's is left behind there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OWN = ("flowfactory", "__editable__", "_editable_impl_flowfactory", "_virtualenv")
+"""How the files that installing this repository puts into an environment begin."""
+
+
+def packages() -> Sequence[Path]:
+    """The folders of the first-party distributions."""
+    workspace = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return [ROOT / name for name in workspace["tool"]["flowfactory"]["packages"]]
+
+
+def build_wheel(project: Path, folder: Path) -> Path:
+    """Build a project's wheel into `folder`."""
+    before = set(folder.glob("*.whl"))
+    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=project)
+    (made,) = set(folder.glob("*.whl")) - before
+    return made
+
+
+def run(command: Sequence[str], cwd: Path, environment: dict[str, str] | None = None) -> str:
+    """Run a command and return its stdout; one that fails shows all it said."""
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+class Environment:
+    """A Python environment in a new folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv.create(folder, with_pip=False)
+        borrowed = folder / "borrowed"
+        borrowed.mkdir()
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            if not path.name.startswith(OWN):
+                (borrowed / path.name).symlink_to(path)
+        (self.site / "borrowed.pth").write_text(f"{borrowed}\n")
+
+    @property
+    def site(self) -> Path:
+        """Where it keeps what is installed."""
+        (site,) = (self.folder / "lib").glob("python*/site-packages")
+        return site
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of processes in it; nothing of the repository's is among them."""
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        return {**kept, "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+
+    def install(self, *wanted: str | Path, index: bool = False, cwd: Path | None = None) -> None:
+        """Install wheels and whatever else pip takes.
+
+        Args:
+            index: whether what is missing may come from the package index; otherwise all must be there already.
+            cwd: what paths are relative to.
+        """
+        pip = [sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), "install", "--quiet"]
+        options = () if index else ("--no-index",)
+        run([*pip, *options, *map(str, wanted)], cwd=cwd or self.folder, environment=self.variables)
+
+    def run(self, *command: str, cwd: Path) -> str:
+        """Run a command in it and return its stdout."""
+        program = self.folder / "bin" / command[0]
+        first = str(program) if program.exists() else command[0]
+        return run([first, *command[1:]], cwd=cwd, environment=self.variables)
