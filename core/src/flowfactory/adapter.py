@@ -22,9 +22,11 @@ class Adapter(ABC, Generic[SpecT]):
     `sigma` is 1 at pure noise and 0 at data. Only `velocity` is called with gradients.
 
     not_encoded: keys of the spec that `encode` makes no use of: conditions cached under other values stay good.
+    edits: whether every row has to have a condition image.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset()
+    edits: ClassVar[bool] = False
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec

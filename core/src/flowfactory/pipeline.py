@@ -9,19 +9,20 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
+from PIL import Image
 from torch import Tensor, nn
 
 from flowfactory import tap
 from flowfactory.adapter import Adapter
 from flowfactory.builtin import PipelineSpec
-from flowfactory.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes
+from flowfactory.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes, together
 from flowfactory.spec import Size
 from flowfactory.types import Conditions, Row
 
@@ -51,8 +52,11 @@ class PipelineAdapter(Adapter[SpecT]):
     `guidance` is the pipeline's `guidance_scale`. Pipelines with a `true_cfg_scale` take it for that, except where the
     network is distilled to embed guidance: there `true_cfg_scale` is the spec's `true_cfg`. A row without a negative
     prompt has the pipeline's own default, or else the empty one.
+
+    alone: whether the pipeline takes one row at a time, and so has to be called for each.
     """
 
+    alone: ClassVar[bool] = False
     pipe: DiffusionPipeline
 
     def __init__(self, spec: SpecT) -> None:
@@ -94,7 +98,7 @@ class PipelineAdapter(Adapter[SpecT]):
     @torch.no_grad()
     def encode(self, rows: Sequence[Row]) -> Conditions:
         """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
-        encoded = [self._encode(row) for row in rows]
+        encoded = [self._encode(row, [load_image(str(path)) for path in row.images]) for row in rows]
         self._sample = self._sample or encoded[0]
         return self.collate(encoded)
 
@@ -130,21 +134,20 @@ class PipelineAdapter(Adapter[SpecT]):
         """
         if guidance != 1 and not self.guidance_scales(guidance).keys() & self._parameters.keys():
             raise self._refusal(f"it takes no guidance; set [sampling] guidance to 1, not {guidance:g}")
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for row, key in enumerate(zip(sigma.float().tolist(), map(tuple, conditions[SHAPES].tolist()), strict=True)):
-            alike.setdefault(key, []).append(row)
-        if len(alike) == 1:
-            return self._reach(x, float(sigma[0]), conditions, guidance, size).model_output
-        parts = [
-            self._reach(x[rows], level, {name: t[rows] for name, t in conditions.items()}, guidance, size).model_output
-            for (level, _), rows in alike.items()
-        ]
-        order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
-        return torch.cat(parts)[order.to(x.device)]
+        levels, shapes = sigma.float().tolist(), map(tuple, conditions[SHAPES].tolist())
+
+        def ask(rows: list[int]) -> Tensor:
+            own = conditions if len(rows) == len(x) else {name: tensor[rows] for name, tensor in conditions.items()}
+            return self._reach(x[rows], levels[rows[0]], own, guidance, size).model_output
+
+        places = range(len(x)) if self.alone else [0] * len(x)
+        return together(list(zip(levels, shapes, places, strict=True)), ask)
 
     @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """By the pipeline, which is given a schedule without steps."""
+        if self.alone and len(x) > 1:
+            return torch.cat([PipelineAdapter.decode(self, one, size) for one in x.split(1)])
         conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in self._stand_in().items()}
         finished = tap.scheduler(self.pipe.scheduler, [0.0], [])
         media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
@@ -194,32 +197,37 @@ class PipelineAdapter(Adapter[SpecT]):
             del arguments["negative_prompt"]
         return {name: value for name, value in arguments.items() if name in self._parameters}
 
-    def _record(self, row: Row, times: int) -> list[Call]:
+    def _record(self, row: Row, images: Sequence[Image.Image], times: int) -> list[Call]:
         """What the `encode_*` methods return for a batch of one row, before the network is first called."""
+        if self.edits and not images:
+            raise self._refusal(f"it edits images, and the prompt {row.prompt!r} has none; give its row an `image`")
         default = self._parameters["negative_prompt"].default if "negative_prompt" in self._parameters else None
         negative = default or "" if row.negative_prompt is None else row.negative_prompt
         arguments: dict[str, Any] = {"prompt": [row.prompt] * times, "negative_prompt": [negative] * times}
         recorder = Recorder()
-        if images := [load_image(str(path)) for path in row.images]:
-            arguments["image"] = images * times
+        if images:
+            arguments["image"] = images[0] if len(images) == times == 1 else [*images] * times
             recorder.calls += [(tap.IMAGE, tap.outline(image, times)) for image in images]
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
         with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
             tap.run(self.pipe, members, self._arguments(GUIDED, None, arguments))
-        if images and not any("image" in name for name, _ in recorder.calls[len(images) :]):
-            raise self._refusal("it does not encode condition images, or not where that can be kept")
         return recorder.calls
 
-    def _encode(self, row: Row) -> Conditions:
-        calls = self._record(row, 1)
+    def _encode(self, row: Row, images: Sequence[Image.Image]) -> Conditions:
+        calls = self._record(row, images, 1)
+        if images and not any("image" in name for name, _ in calls[len(images) :]):
+            raise self._refusal("it does not encode condition images, or not where that can be kept")
         methods = tuple(name for name, _ in calls)
         if methods not in self._suffixes:
-            self._suffixes[methods] = suffixes(calls, self._record(row, 2))
+            self._suffixes[methods] = suffixes(calls, self._record(row, images, 2))
         return flatten(calls, self._suffixes[methods])
 
     def _stand_in(self) -> Conditions:
         """Conditions of any one row, whose prompt is not its negative prompt."""
-        return self._sample or self.encode([Row("a photo")])
+        if self._sample is None:
+            with torch.no_grad():
+                self._sample = self._encode(Row("a photo"), [Image.new("RGB", (64, 64))] if self.edits else [])
+        return self._sample
 
     def _run(
         self,
@@ -241,8 +249,10 @@ class PipelineAdapter(Adapter[SpecT]):
             "negative_prompt": [""] * batch,
             "num_inference_steps": steps,
         }
-        if images := [tap.blank_image(replay.method(tap.IMAGE)()) for n in conditions if n.startswith(f"{tap.IMAGE}.")]:
-            arguments["image"] = images * batch
+        if images := [
+            tap.picture(replay.method(tap.IMAGE)()) for name in conditions if name.startswith(f"{tap.IMAGE}.")
+        ]:
+            arguments["image"] = images[0] if len(images) == batch == 1 else images * batch
         if x is not None and self._survey(size).handed:
             arguments["latents"] = x
         elif x is not None:
@@ -283,7 +293,7 @@ class PipelineAdapter(Adapter[SpecT]):
         with tap.stopping_at(self._networks.values()):
             self._run(self._stand_in(), 1.0, size, scheduler, None, steps)
         sigmas, timesteps = scheduler.sigmas.float().cpu(), scheduler.timesteps.cpu()
-        if (len(sigmas), len(timesteps)) != (steps + 1, steps) or sigmas[-1] != 0 or (sigmas.diff() >= 0).any():
+        if (len(sigmas), len(timesteps)) != (steps + 1, steps) or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
             raise self._refusal(f"it does not go from noise to data in {steps} falling noise levels")
         return sigmas, timesteps
 

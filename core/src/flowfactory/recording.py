@@ -9,7 +9,7 @@ Rows of unequal length are padded by `Adapter.collate`; `shapes` `(B, …)` keep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,16 @@ def flatten(calls: Sequence[Call], suffix: Mapping[str, str]) -> dict[str, Tenso
     return conditions | {SHAPES: torch.tensor([lengths])}
 
 
+def lengths(conditions: Conditions, name: str) -> Tensor:
+    """What the axes of the recorded tensor `name`, but the first, were before padding: `(B, axes)`.
+
+    Raises:
+        KeyError: nothing of that name was recorded.
+    """
+    before = sum(conditions[other].dim() - 1 for other in conditions if other != SHAPES and other < name)
+    return conditions[SHAPES][:, before : before + conditions[name].dim() - 1]
+
+
 class Replay:
     """Stands in for the recorded methods of a batch whose rows all have the same shapes."""
 
@@ -100,6 +110,22 @@ class Replay:
             return _sequence(self._returns[name][call])
 
         return replayed
+
+
+def together(keys: Sequence[Hashable], ask: Callable[[list[int]], Tensor]) -> Tensor:
+    """Ask once for all rows of equal keys; the answers `(rows, …)`, joined in the order of the rows.
+
+    Args:
+        keys: one of each row. ask: is given the numbers of some rows, rising.
+    """
+    alike: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        alike.setdefault(key, []).append(row)
+    answers = torch.cat([ask(rows) for rows in alike.values()])
+    if len(alike) == 1:
+        return answers
+    order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
+    return answers[order.to(answers.device)]
 
 
 def _named(calls: Sequence[Call]) -> Iterator[tuple[str, Any]]:

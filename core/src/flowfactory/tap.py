@@ -192,6 +192,8 @@ def outline(image: Image.Image, batch: int) -> Tensor:
     return torch.empty(batch, image.height, image.width, 0)
 
 
-def blank_image(outline: Tensor) -> Image.Image:
-    """An image of that size, for calls in which its encoding is replayed."""
-    return Image.new("RGB", (outline.shape[2], outline.shape[1]))
+def picture(kept: Tensor) -> Image.Image:
+    """The condition image that was kept: an image `(batch, height, width, 3)`, or its `outline`, which is blank."""
+    if kept.shape[3]:
+        return Image.fromarray(kept[0].cpu().numpy())
+    return Image.new("RGB", (kept.shape[2], kept.shape[1]))

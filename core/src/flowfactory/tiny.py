@@ -14,18 +14,45 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 WIDTH = 32
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{{ message['content'][0]['text'] }}{% endif %}<|im_end|>{% endfor %}"
+)
+"""A chat template that takes text, plain or as the first item of a list."""
+
+LANGUAGE_MODEL = {
+    "vocab_size": 259,
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 256,
+    "bos_token_id": 257,
+    "eos_token_id": 256,
+}
+"""Sizes of a decoder over the tokens of `byte_tokenizer`."""
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -62,6 +89,33 @@ def t5_encoder(tokenizer: T5Tokenizer, width: int = WIDTH) -> T5EncoderModel:
     """T5's encoder, `width` wide."""
     config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=16, d_ff=WIDTH, num_layers=2, num_heads=2)
     return T5EncoderModel(config)
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """A token for each byte and the three marks that end a text, begin and end a message."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return {piece: i for i, piece in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
+
+
+def byte_tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
+    """One token for each byte, after a first one that begins every text; padded at `side`."""
+    model = Tokenizer(BPE(vocab=byte_vocabulary(), merges=[]))
+    model.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    model.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 257)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        padding_side=side,
+        model_max_length=4096,
+        chat_template=CHAT,
+    )
+
+
+def umt5_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """UMT5's encoder, `WIDTH` wide."""
+    config = UMT5Config(vocab_size=vocabulary, d_model=WIDTH, d_kv=16, d_ff=WIDTH, num_layers=2, num_heads=2)
+    return UMT5EncoderModel(config)
 
 
 def vae(channels: int) -> AutoencoderKL:
