@@ -105,8 +105,15 @@ def take_step(parts: Parts, step: int, means: Means) -> None:
         group["lr"] = learning_rate(parts.spec, step)
     parts.optimizer.step()
     if parts.spec.optimizer.ema:
-        # Young averages move fast, so that the first evaluations do not show the initial weights.
-        parts.weights.move("ema", min(parts.spec.optimizer.ema, (1 + step) / (10 + step)))
+        parts.weights.move("ema", ema_decay(parts.spec.optimizer.ema, step))
+
+
+def ema_decay(largest: float, step: int) -> float:
+    """The decay of the average at optimizer step `step`: `min(largest, (1 + step) / (10 + step))`, as Flow-GRPO has it.
+
+    Young averages move fast, so that the first evaluations do not show the initial weights.
+    """
+    return min(largest, (1 + step) / (10 + step))
 
 
 def learning_rate(spec: Spec, step: int) -> float:
