@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import attrs
 import pytest
 from flowfactory.optimise import ema_decay, learning_rate
@@ -36,4 +38,4 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     cosine = rates(lr_schedule="cosine", warmup=2)
     assert cosine[:3] == [0.5, 1.0, 1.0]
     assert cosine[6] == pytest.approx(0.5)
-    assert all(a > b for a, b in zip(cosine[2:], cosine[3:], strict=False))
+    assert all(a > b for a, b in pairwise(cosine[2:]))
