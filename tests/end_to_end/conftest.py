@@ -10,7 +10,7 @@ import pytest
 from flowfactory.cli import main
 from flowfactory_plugin_flux.flux import Flux
 
-REWARDS = '''
+REWARDS = """
 from flowfactory import NoKeys, Provides, hookimpl
 
 
@@ -21,7 +21,7 @@ def redness(samples):
 @hookimpl
 def flowfactory_rewards():
     yield Provides("redness", NoKeys, redness, "How red an image is.")
-'''
+"""
 
 SECONDS = ("time/", "network/seconds")
 
