@@ -147,7 +147,7 @@ class PipelineAdapter(Adapter[SpecT]):
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """By the pipeline, which is given a schedule without steps."""
         if self.alone and len(x) > 1:
-            return torch.cat([PipelineAdapter.decode(self, one, size) for one in x.split(1)])
+            return torch.cat([PipelineAdapter.decode(self, one, size) for one in x.split(1)])  # type: ignore[no-untyped-call]
         conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in self._stand_in().items()}
         finished = tap.scheduler(self.pipe.scheduler, [0.0], [])
         media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
