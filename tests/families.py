@@ -13,21 +13,23 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
 )
 from flowfactory.spec import Size
-from flowfactory.tiny import WIDTH, clip_encoder, clip_tokenizer, stable_diffusion_3, t5_encoder, t5_tokenizer, vae
-from flowfactory_plugin_flux.checkpoint import tiny_flux
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
-
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{{ message['content'][0]['text'] }}{% endif %}<|im_end|>{% endfor %}"
+from flowfactory.tiny import (
+    LANGUAGE_MODEL,
+    WIDTH,
+    byte_tokenizer,
+    clip_encoder,
+    clip_tokenizer,
+    stable_diffusion_3,
+    t5_encoder,
+    t5_tokenizer,
+    umt5_encoder,
+    vae,
 )
+from flowfactory_plugin_flux.checkpoint import tiny_flux
+from flowfactory_plugin_qwen_image.checkpoint import tiny_qwen_image, tiny_qwen_image_edit
+from flowfactory_plugin_wan.checkpoint import tiny_wan
 
 
 @attrs.frozen
@@ -46,44 +48,6 @@ class Family:
     max_sequence_length: int | None = None
     true_cfg: float = 1.0
     image: bool = False
-
-
-def byte_tokenizer(side: str = "right") -> transformers.PreTrainedTokenizerFast:
-    """One token for each byte, after a first one that begins every text."""
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {piece: i for i, piece in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
-    model = Tokenizer(BPE(vocab=vocab, merges=[]))
-    model.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    model.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 257)])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model,
-        pad_token=marks[0],
-        eos_token=marks[0],
-        padding_side=side,
-        model_max_length=4096,
-        chat_template=CHAT,
-    )
-
-
-LANGUAGE_MODEL = {
-    "vocab_size": 259,
-    "hidden_size": WIDTH,
-    "intermediate_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "pad_token_id": 256,
-    "bos_token_id": 257,
-    "eos_token_id": 256,
-}
-
-
-def umt5_encoder(vocabulary: int) -> transformers.UMT5EncoderModel:
-    config = transformers.UMT5Config(
-        vocab_size=vocabulary, d_model=WIDTH, d_kv=16, d_ff=WIDTH, num_layers=2, num_heads=2
-    )
-    return transformers.UMT5EncoderModel(config)
 
 
 def chroma() -> DiffusionPipeline:
@@ -111,65 +75,6 @@ def chroma() -> DiffusionPipeline:
 def flux_kontext() -> DiffusionPipeline:
     parts = {name: part for name, part in tiny_flux().components.items() if part is not None}
     return diffusers.FluxKontextPipeline(**parts)
-
-
-def qwen_image() -> DiffusionPipeline:
-    return diffusers.QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
-        ),
-        vae=diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
-        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(
-            transformers.Qwen2_5_VLConfig(
-                text_config=LANGUAGE_MODEL
-                | {"rope_parameters": {"type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}},
-                vision_config={
-                    "depth": 1,
-                    "hidden_size": WIDTH,
-                    "intermediate_size": WIDTH,
-                    "num_heads": 2,
-                    "out_hidden_size": WIDTH,
-                },
-            )
-        ),
-        tokenizer=byte_tokenizer(),
-        transformer=diffusers.QwenImageTransformer2DModel(
-            in_channels=64,
-            out_channels=16,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=WIDTH,
-            axes_dims_rope=(4, 6, 6),
-        ),
-    )
-
-
-def wan_transformer() -> diffusers.WanTransformer3DModel:
-    return diffusers.WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=16,
-        out_channels=16,
-        text_dim=WIDTH,
-        ffn_dim=WIDTH,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
-
-
-def wan(experts: int = 1, expand_timesteps: bool = False) -> DiffusionPipeline:
-    tokenizer = t5_tokenizer()
-    return diffusers.WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=umt5_encoder(len(tokenizer)),
-        vae=diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        transformer=wan_transformer(),
-        transformer_2=wan_transformer() if experts == 2 else None,
-        boundary_ratio=0.875 if experts == 2 else None,
-        expand_timesteps=expand_timesteps,
-    )
 
 
 def z_image() -> DiffusionPipeline:
@@ -427,10 +332,11 @@ FAMILIES = {
     "flux-true-cfg": Family(tiny_flux, IMAGE, 3.5, {"guidance_scale": 3.5, "true_cfg_scale": 4.0}, 32, 4.0),
     "flux-kontext": Family(flux_kontext, IMAGE, 3.5, {"guidance_scale": 3.5, "max_area": 32 * 48}, 32, image=True),
     "sd3": Family(stable_diffusion_3, IMAGE, 4.5, {"guidance_scale": 4.5}, 32),
-    "qwen-image": Family(qwen_image, IMAGE, 4.0, {"true_cfg_scale": 4.0}),
-    "wan": Family(wan, VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
-    "wan-2.2": Family(lambda: wan(2), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
-    "wan-ti2v": Family(lambda: wan(expand_timesteps=True), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
+    "qwen-image": Family(tiny_qwen_image, IMAGE, 4.0, {"true_cfg_scale": 4.0}),
+    "qwen-image-edit": Family(tiny_qwen_image_edit, IMAGE, 4.0, {"true_cfg_scale": 4.0}, image=True),
+    "wan": Family(tiny_wan, VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
+    "wan-2.2": Family(lambda: tiny_wan(2), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
+    "wan-ti2v": Family(lambda: tiny_wan(expand_timesteps=True), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
     "z-image": Family(z_image, IMAGE, 4.0, {"guidance_scale": 4.0}, 64),
     "aura-flow": Family(aura_flow, IMAGE, 3.5, {"guidance_scale": 3.5}, 32),
     "lumina-2": Family(lumina2, IMAGE, 4.0, {"guidance_scale": 4.0}),

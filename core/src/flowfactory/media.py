@@ -1,7 +1,8 @@
-"""Writing samples to disk: images as PNG, and the table that belongs to them."""
+"""Writing samples to disk: images as PNG, videos as a strip of frames and mp4, and the table that belongs to them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from torch import Tensor
 from flowfactory.types import Sample
 
 TABLE = "samples.jsonl"
+
+FRAMES_PER_SECOND = 16
+"""Of videos that are written; Wan's."""
 
 
 def to_bytes(media: Tensor) -> Tensor:
@@ -36,13 +40,39 @@ def to_image(media: Tensor) -> Image.Image:
     return Image.fromarray(to_bytes(strip).permute(1, 2, 0).cpu().numpy())
 
 
+def save_video(frames: Tensor, path: Path, rate: int = FRAMES_PER_SECOND) -> bool:
+    """Write frames `(F, 3, H, W)` in [0, 1] as mp4 (H.264), where PyAV is installed; returns whether it was.
+
+    Args:
+        rate: frames per second. A last odd row or column of pixels, which the format cannot have, is left out.
+    """
+    if importlib.util.find_spec("av") is None:
+        return False
+    import av
+
+    pictures = to_bytes(frames[..., : frames.shape[-2] // 2 * 2, : frames.shape[-1] // 2 * 2])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width = pictures.shape[-2:]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures.permute(0, 2, 3, 1).cpu().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return True
+
+
 def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
-    """Write `0000.png …` and `samples.jsonl` with the prompt and the scores of each, null where there is none."""
+    """Write `0000.png …` and `samples.jsonl` with the prompt and the scores of each, null where there is none.
+
+    A video is `0000.mp4`, too, where PyAV is installed; its PNG shows the frames side by side.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / TABLE).open("w", encoding="utf-8") as table:
         for number, sample in enumerate(samples):
             name = f"{number:04d}.png"
             to_image(sample.media).save(folder / name)
+            if sample.media.dim() == 4:
+                save_video(sample.media, folder / f"{number:04d}.mp4")
             line = {
                 "file": name,
                 "prompt": sample.row.prompt,
