@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from flowfactory.adapter import Adapter
@@ -18,7 +19,7 @@ from flowfactory.seeds import Draws
 from flowfactory.spec import Lora, Size
 from flowfactory.testing import exporting
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect, offline
-from flowfactory.types import Conditions
+from flowfactory.types import Conditions, Row
 from flowfactory.weights import Weights
 
 CPU = torch.device("cpu")
@@ -53,9 +54,20 @@ class AdapterSubject(Subject):
         return self.load()
 
     @cached_property
+    def rows(self) -> Sequence[Row]:
+        """Three rows; with images of their own, of two sizes, for an adapter that edits."""
+        rows = self.hints.rows[:3]
+        if not self.target.edits or rows[0].images:
+            return rows
+        images = [self.folder / f"{i}.png" for i in range(len(rows))]
+        for i, path in enumerate(images):
+            Image.linear_gradient("L").convert("RGB").rotate(60 * i).resize(((64, 64), (48, 64))[i % 2]).save(path)
+        return [attrs.evolve(row, images=(path,)) for row, path in zip(rows, images, strict=True)]
+
+    @cached_property
     def conditions(self) -> Conditions:
         """Of three rows."""
-        return self.adapter.encode(self.hints.rows[:3])
+        return self.adapter.encode(self.rows)
 
     @cached_property
     def pipeline(self) -> PipelineAdapter[Any]:
@@ -93,7 +105,7 @@ def tiny_is_small(subject: AdapterSubject) -> None:
 
 def schedule_falls_to_zero(subject: AdapterSubject) -> None:
     """Noise levels are float32 on the CPU, one more than steps, at most 1, and fall strictly to 0."""
-    for steps in (1, 4, 10):
+    for steps in (2, 4, 10):
         sigmas = subject.adapter.sigmas(steps, SQUARE)
         expect(sigmas.shape == (steps + 1,), f"{steps} steps have the noise levels {sigmas.tolist()}")
         expect(sigmas.dtype == torch.float32 and sigmas.device == CPU, f"they are {sigmas.dtype} on {sigmas.device}")
@@ -105,7 +117,7 @@ def conditions_are_tensors(subject: AdapterSubject) -> None:
     for name, tensor in subject.conditions.items():
         expect(isinstance(tensor, Tensor) and len(tensor) == 3, f"`{name}` is {tensor}, not a tensor of three rows")
         expect(not tensor.requires_grad, f"`{name}` has a gradient")
-    rows = subject.hints.rows[:3]
+    rows = subject.rows
     alone = subject.adapter.collate([subject.adapter.encode([row]) for row in rows])
     for name, tensor in subject.conditions.items():
         expect(torch.equal(tensor, alone[name]), f"`{name}` depends on which rows are encoded together")
@@ -113,7 +125,7 @@ def conditions_are_tensors(subject: AdapterSubject) -> None:
 
 def conditions_survive_the_cache(subject: AdapterSubject) -> None:
     """Conditions come back from the condition cache bit for bit, and give the same velocities."""
-    rows, adapter = subject.hints.rows[:3], subject.adapter
+    rows, adapter = subject.rows, subject.adapter
     cache = ConditionCache(subject.folder / "cache", {"adapter": subject.entry.name}, rows, lambda text: None)
     cache.fill(adapter.encode, lambda count: None)
     kept = adapter.collate([cache[row] for row in rows])
@@ -129,7 +141,7 @@ def works_without_encoders(subject: AdapterSubject) -> None:
     x, one = subject.latents(), {name: tensor[:1] for name, tensor in subject.conditions.items()}
     expected = subject.adapter.velocity(x, LEVELS, subject.conditions, 1.0, SQUARE)
     dropped = subject.load()
-    dropped.encode(subject.hints.rows[:1])
+    dropped.encode(subject.rows[:1])
     dropped.drop_encoders()
     for adapter in (dropped, subject.load(encoded=one)):
         expect(adapter.latent_shape(SQUARE) == tuple(x.shape[1:]), "latents have another shape without encoders")
@@ -207,7 +219,7 @@ def true_cfg_equals_the_tap(subject: AdapterSubject) -> None:
         adapter.load(CPU, torch.float32)
     except ValueError as refusal:
         raise NotOwed(str(refusal)) from None
-    conditions, x = adapter.encode(subject.hints.rows[:3]), subject.latents()
+    conditions, x = adapter.encode(subject.rows), subject.latents()
     expected = PipelineAdapter.velocity(adapter, x, LEVELS, conditions, 1.0, SQUARE)
     found = adapter.velocity(x, LEVELS, conditions, 1.0, SQUARE)
     _near(expected, found, "with `true_cfg` 2 its velocity is not the tap's")
@@ -241,7 +253,7 @@ def schedule_equals_the_tap(subject: AdapterSubject) -> None:
 def encode_equals_the_tap(subject: AdapterSubject) -> None:
     """Its own `encode` returns what the tap records, under the same names or not: the pipeline's velocities follow."""
     adapter = subject.overridden("encode")
-    expected = PipelineAdapter.encode(adapter, subject.hints.rows[:3])
+    expected = PipelineAdapter.encode(adapter, subject.rows)
     x = subject.latents()
     _near(
         PipelineAdapter.velocity(adapter, x, LEVELS, expected, 1.0, SQUARE),
@@ -257,7 +269,7 @@ def export_round_trips(subject: AdapterSubject) -> None:
     folder = subject.folder / "export"
     folder.mkdir()
     try:
-        gap = exporting.lora_gap(subject.make(), subject.hints.rows[0], SQUARE, folder)
+        gap = exporting.lora_gap(subject.make(), subject.rows[0], SQUARE, folder)
     except ValueError as refusal:
         raise NotOwed(str(refusal)) from None
     expect(gap <= TOLERANCE, f"read back, its velocities are {gap:.1e} off the largest")
