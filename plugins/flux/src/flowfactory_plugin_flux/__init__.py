@@ -14,6 +14,13 @@ class FluxSpec(PipelineSpec):
     """FLUX.1 dev and schnell. `guidance` is the embedded guidance of dev; schnell has none and ignores it."""
 
 
+@attrs.frozen(kw_only=True)
+class FluxKontextSpec(PipelineSpec):
+    """FLUX.1 Kontext: each row has the image to edit. `guidance` is embedded."""
+
+
 @hookimpl
 def flowfactory_adapters() -> Iterable[Provides]:
     yield Provides("flux", FluxSpec, "flowfactory_plugin_flux.flux:Flux", "FLUX.1 dev and schnell.")
+    target = "flowfactory_plugin_flux.kontext:FluxKontext"
+    yield Provides("flux-kontext", FluxKontextSpec, target, "FLUX.1 Kontext: edits images.")

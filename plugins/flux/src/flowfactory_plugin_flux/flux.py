@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from flowfactory.builtin import PipelineSpec
 from flowfactory.pipeline import PipelineAdapter
 from flowfactory.spec import Size
 from flowfactory.types import Conditions
 from torch import Tensor
 
-from flowfactory_plugin_flux import FluxSpec
 from flowfactory_plugin_flux.checkpoint import tiny_flux
 
 EMBEDS, POOLED, TEXT_IDS = "encode_prompt.{}.0", "encode_prompt.{}.1", "encode_prompt.{}.2:shared"
@@ -25,14 +26,17 @@ TARGETS = (
 """What Flow-GRPO's LoRA adapts: attention, and the feed-forward layers of the double-stream blocks."""
 
 
-class Flux(PipelineAdapter[FluxSpec]):
+SpecT = TypeVar("SpecT", bound=PipelineSpec)
+
+
+class Flux(PipelineAdapter[SpecT]):
     """FLUX.1 dev and schnell.
 
     `guidance` is dev's embedded guidance. `true_cfg` above 1 also steers away from the negative prompts, at twice the
     cost: `v = v_negative + true_cfg (v_positive - v_negative)`. A row without a negative prompt has the empty one.
     """
 
-    def __init__(self, spec: FluxSpec) -> None:
+    def __init__(self, spec: SpecT) -> None:
         super().__init__(spec)
         self._image_ids: dict[tuple[Size, torch.device, torch.dtype], Tensor] = {}
 
@@ -49,20 +53,25 @@ class Flux(PipelineAdapter[FluxSpec]):
         pooled = torch.cat([conditions[POOLED.format(call)] for call in calls])
         x = x.to(prompts.dtype)
         timestep = (sigma.to(x.device, torch.float32) * 1000).to(x.dtype) / 1000
+        tokens, ids = self.beside(conditions)
         v: Tensor = self.pipe.transformer(
-            hidden_states=torch.cat([x] * len(calls)),
+            hidden_states=torch.cat([torch.cat([x, *tokens], dim=1)] * len(calls)),
             timestep=torch.cat([timestep] * len(calls)),
             guidance=self._guidance(guidance, len(prompts), x.device),
             pooled_projections=pooled,
             encoder_hidden_states=prompts,
             txt_ids=conditions[TEXT_IDS.format(0)][0],
-            img_ids=self._ids(size, x.device, prompts.dtype),
+            img_ids=torch.cat([self._ids(size, x.device, prompts.dtype), *ids]),
             return_dict=False,
-        )[0]
+        )[0][:, : x.shape[1]]
         if len(calls) == 1:
             return v
         positive, negative = v.chunk(2)
         return negative + self.spec.true_cfg * (positive - negative)
+
+    def beside(self, conditions: Conditions) -> tuple[list[Tensor], list[Tensor]]:
+        """Image tokens `(B, tokens, channels)` that the transformer sees beside the latents, and their ids."""
+        return [], []
 
     @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:

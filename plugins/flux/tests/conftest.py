@@ -1,0 +1,13 @@
+"""For every test here: Kontext scales condition images to one of these few, small sizes."""
+
+from __future__ import annotations
+
+import pytest
+from diffusers.pipelines.flux import pipeline_flux_kontext
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_condition_images():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
+        yield
