@@ -1,4 +1,4 @@
-"""Every trainer with every scheduler, LoRA and full: it trains, or `check` says why it cannot."""
+"""Every trainer with every scheduler on every model, LoRA and full: it trains, or `check` says why it cannot."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from end_to_end.conftest import metrics
 from flowfactory.cli import main
+from flowfactory.registry import Registry
 
 TRAINERS = ("grpo", "grpo-guard", "nft", "awm")
 DENSITY = {
@@ -26,6 +27,7 @@ ACCEPTS = {
     "awm": set(DENSITY.values()),
 }
 PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "nft": {"policy", "kl"}, "awm": {"policy", "kl", "average"}}
+SIZES = {"flux": "32", "diffusers": "32", "qwen-image": "32", "wan": "[32, 32, 5]"}
 TUNINGS = {"full": ("full={}",), "lora": ("-full", "lora.rank=2")}
 
 
@@ -34,12 +36,24 @@ def changes(trainer: str, scheduler: str) -> tuple[str, ...]:
     return (f'trainer={{name="{trainer}"}}', f'scheduler={{name="{scheduler}"{window}}}', "run.epochs=1")
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of each model."""
+    registry, folder = Registry(), tmp_path_factory.mktemp("models")
+    return {name: registry.target("adapters", name).tiny(folder / name) for name in SIZES}  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("model", SIZES)
 @pytest.mark.parametrize(
     ("trainer", "scheduler"), [(t, s) for t, s in product(TRAINERS, DENSITY) if DENSITY[s] in ACCEPTS[t]]
 )
-def test_it_trains(run: Callable[..., Path], trainer: str, scheduler: str, tuning: str) -> None:
-    folder = run("a", *changes(trainer, scheduler), *TUNINGS[tuning], "-eval", "-data.eval_prompts")
+def test_it_trains(
+    run: Callable[..., Path], checkpoints: dict[str, Path], model: str, trainer: str, scheduler: str, tuning: str
+) -> None:
+    table = f'model={{name="{model}", path="{checkpoints[model]}"}}'
+    small = (f"sampling.size={SIZES[model]}", "sampling.prompts=2", "optimizer.updates=1")
+    folder = run("a", table, *changes(trainer, scheduler), *TUNINGS[tuning], *small, "-eval", "-data.eval_prompts")
     line = metrics(folder)[-1]
     assert {name.removeprefix("loss/") for name in line if name.startswith("loss/")} == PARTS[trainer]
     assert 0 < line["train/gradient_norm"] < float("inf")

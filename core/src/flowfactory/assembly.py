@@ -22,7 +22,7 @@ from flowfactory.problems import RunError
 from flowfactory.registry import Registry
 from flowfactory.scheduler import Scheduler
 from flowfactory.scoring import Judge
-from flowfactory.spec import Full, RewardEntry, Spec
+from flowfactory.spec import Full, Memory, RewardEntry, Spec
 from flowfactory.trainer import Trainer
 from flowfactory.types import Row
 from flowfactory.ui import Ui
@@ -159,10 +159,26 @@ def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> Weight
     sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
     targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
     weights = Weights(adapter.networks(), spec.tuning, targets, sets, spec.run.seed)
-    if spec.memory.gradient_checkpointing:
-        for network in weights.networks.values():
-            network.enable_gradient_checkpointing()  # type: ignore[operator]
+    for network in weights.networks.values():
+        _set_up(network, spec.memory)
     return weights
+
+
+def _set_up(network: Any, memory: Memory) -> None:
+    """How a diffusers network computes, as `[memory]` says; after LoRA, which compiled blocks must contain.
+
+    Raises:
+        RunError: the network or this machine cannot compute attention that way, or has no blocks to compile.
+    """
+    if memory.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    try:
+        if memory.attention is not None:
+            network.set_attention_backend(memory.attention)
+        if memory.compile:
+            network.compile_repeated_blocks()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise RunError(f"[memory] asks {type(network).__name__} for what it cannot do: {error}") from error
 
 
 def _judges(spec: Spec, registry: Registry) -> tuple[Judge, Judge]:

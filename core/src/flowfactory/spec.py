@@ -372,6 +372,12 @@ class Memory:
         default=(),
     )
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
+    compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
+    attention: str | None = key(
+        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's way when absent.",
+        default=None,
+        min_length=1,
+    )
 
 
 @attrs.frozen(kw_only=True)

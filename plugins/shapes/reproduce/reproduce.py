@@ -80,6 +80,8 @@ def calls_per_epoch(algorithm: str) -> int:
 def train(runs: Path, algorithm: str, seed: int, epochs: int) -> None:
     """One run, unless it is finished already."""
     folder = runs / f"{algorithm}-{seed}"
+    if (folder / "metrics.jsonl").exists() and lines(folder)[-1]["epoch"] == epochs:
+        return
     if folder.exists():
         flowfactory("resume", str(folder))
     else:
@@ -98,10 +100,15 @@ def flowfactory(*arguments: str) -> str:
     return done.stdout
 
 
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def points(folder: Path) -> Iterator[Point]:
     """The evaluations of a run; seconds of evaluating do not count."""
     calls = seconds = 0.0
-    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+    for line in lines(folder):
         calls += line.get("network/forward", 0) + line.get("network/trained", 0)
         if line["epoch"]:
             seconds += sum(v for k, v in line.items() if k.startswith("time/") and k != "time/evaluate")
@@ -133,7 +140,7 @@ def draw(curves: Sequence[Curve], file: Path) -> None:
 def page(curves: Sequence[Curve], epochs: dict[str, int], budget: int) -> str:
     """The table, and the pictures below it."""
     seeds = 1 + max(curve.seed for curve in curves)
-    lines = [
+    text = [
         "# Results",
         "",
         "Five algorithms from one base, the embedded checkpoint of `shapes`: the same prompts, the same optimizer,",
@@ -151,15 +158,15 @@ def page(curves: Sequence[Curve], epochs: dict[str, int], budget: int) -> str:
         spread = statistics.stdev(after) if len(after) > 1 else 0.0
         right = statistics.fmean(p.correct for p in last)
         calls = statistics.fmean(p.calls for p in last)
-        lines.append(
+        text.append(
             f"| {algorithm} | {epochs[algorithm]} | {calls:.0f} | {before.reward:.3f} "
             f"| {statistics.fmean(after):.3f} ± {spread:.3f} | {before.correct:.1%} | {right:.1%} "
             f"| {statistics.fmean(p.minutes for p in last):.1f} |"
         )
-    lines += ["", "![Curves](curves.png)", "", "The same held-out prompts and noise, before and after, seed 0:", ""]
+    text += ["", "![Curves](curves.png)", "", "The same held-out prompts and noise, before and after, seed 0:", ""]
     for algorithm in ALGORITHMS:
-        lines += [f"## {algorithm}", "", f"![{algorithm}]({algorithm}.png)", ""]
-    return "\n".join(lines)
+        text += [f"## {algorithm}", "", f"![{algorithm}]({algorithm}.png)", ""]
+    return "\n".join(text)
 
 
 if __name__ == "__main__":
