@@ -40,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for block in blocks(DOCS / "start.md"):
         if block.title:
             (tmp_path / block.title).write_text(block.text)
+    (tmp_path / "edits.jsonl").write_text('{"prompt": "make it red", "image": "cat.png"}\n')
     for name in ("train.txt", "eval.txt"):
         (tmp_path / name).write_text("a red circle\ntwo blue squares\n")
     yield tmp_path
