@@ -82,15 +82,22 @@ class Processes:
             raise RunError(problem) if self.main else PeerLost(problem)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients over all processes, in one message."""
+        """Add up gradients over all processes, in one message.
+
+        A parameter that no process has a gradient for is left without, as in one process: the optimizer passes it by.
+        """
         if self.world == 1:
             return
-        with_gradient = [p for p in parameters if p.requires_grad]
-        flat = torch.cat([_gradient(p).flatten() for p in with_gradient])
+        trained = [p for p in parameters if p.requires_grad]
+        present = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
         with _together():
-            total = self.accelerator.reduce(flat, reduction="sum")
-        for parameter, part in zip(with_gradient, total.split([p.numel() for p in with_gradient]), strict=True):
-            parameter.grad = part.view_as(parameter)
+            total = self.accelerator.reduce(
+                torch.cat([present, *(_gradient(p).flatten() for p in trained)]), reduction="sum"
+            )
+        anywhere, *parts = total.split([len(trained), *(p.numel() for p in trained)])
+        for parameter, part, holders in zip(trained, parts, anywhere.tolist(), strict=True):
+            if holders:
+                parameter.grad = part.view_as(parameter)
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate equally shaped tensors of all processes, by rank."""
