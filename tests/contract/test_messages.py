@@ -169,7 +169,8 @@ def test_every_kind_has_one() -> None:
 
 def kinds() -> Iterator[str]:
     """The kinds of problems core's source mentions."""
-    for path in Path(flowfactory.__file__).parent.glob("*.py"):
+    core = Path(flowfactory.__file__).parent
+    for path in [*core.glob("*.py"), *core.glob("verbs/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 function = node.func

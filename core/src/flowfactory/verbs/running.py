@@ -1,0 +1,203 @@
+"""Verbs that compute: `run`, `resume`, `export`, `bench`. They import torch, once their spec is known to be sound."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from flowfactory import environment, launch
+from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
+from flowfactory.problems import BAD_SPEC, PluginError, RunError, SpecError, shown
+from flowfactory.registry import Registry
+from flowfactory.structure import load_spec
+from flowfactory.ui import Ui
+from flowfactory.verbs.options import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    as_json,
+    load_libraries,
+    new_registry,
+    with_changes,
+)
+
+LOG_FILE = "log.txt"
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@with_changes
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--folder", type=click.Path(path_type=Path), help="The run's own folder, instead of one in --runs.")
+@click.pass_obj
+def run(
+    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
+) -> int:
+    """Train as SPEC says, into a new folder under --runs."""
+    world = launch.world_size()
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry, world or processes)
+    folder = folder or free_folder(runs, plan.spec.run.name)
+    if world is None and processes > 1:
+        options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
+        return launch.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
+    if launch.rank() == 0:
+        plan.write(folder)
+        text = json.dumps(environment.metadata(registry.entries()), indent=2)
+        (folder / "env.json").write_text(text + "\n", encoding="utf-8")
+    return train(ui, plan, registry, folder, resume=False)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.pass_obj
+def resume(ui: Ui, run: Path, processes: int) -> int:
+    """Go on with the run in folder RUN from its last checkpoint."""
+    if not (run / PLAN_FILE).is_file():
+        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    world = launch.world_size()
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(run / SPEC_FILE, registry), registry, world or processes)
+    before = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
+    if before["digest"] != plan.digest:
+        what = f"{shown(run / SPEC_FILE)} or a file it names was changed since the run began"
+        raise click.UsageError(f"{what}; start a new run with it instead")
+    for name, version in before["versions"].items():
+        now = plan.versions.get(name, "not in use")
+        if now != version:
+            ui.say(f"{name} was {version} when the run began and is {now} now")
+    if world is None and processes > 1:
+        return launch.launch(processes, ["resume", str(run)])
+    return train(ui, plan, registry, run, resume=True)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--form",
+    type=click.Choice(("lora", "kohya", "merged")),
+    default="lora",
+    show_default=True,
+    help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
+)
+@click.option("--epoch", type=click.IntRange(0), help="Of which checkpoint; the last when absent.")
+@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
+@as_json
+@click.pass_obj
+def export(ui: Ui, run: Path, form: str, epoch: int | None, weights: str | None, to: Path | None, as_json: bool) -> int:
+    """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
+    if not (run / PLAN_FILE).is_file():
+        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    with ui.phase("loading torch"):
+        load_libraries()
+        from flowfactory.export import export as write
+    try:
+        done = write(run, new_registry(ui), ui, form, epoch, weights, to)
+    except RunError as error:
+        ui.error(str(error))
+        return FAILED
+    if as_json:
+        ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
+    else:
+        ui.data(str(done.folder))
+    return DONE
+
+
+@click.command("bench")
+@click.argument("spec", type=click.Path(path_type=Path))
+@with_changes
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")
+@as_json
+@click.pass_obj
+def bench_spec(
+    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], warmup: int, epochs: int, as_json: bool
+) -> int:
+    """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry)
+    with ui.phase("loading torch"):
+        load_libraries()
+        from flowfactory.bench import bench
+    try:
+        measured = bench(plan, registry, ui, warmup, epochs)
+    except RunError as error:
+        ui.error(str(error))
+        return FAILED
+    if as_json:
+        ui.json(measured.as_json())
+        return DONE
+    ui.rows(("phase", "seconds", "share"), measured.rows())
+    ui.data("\n".join(["", *measured.words()]))
+    return DONE
+
+
+def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) -> int:
+    """Run the loop; what goes wrong there is told here."""
+    with _logging_to(folder, quiet=launch.rank() > 0) as log:
+        with ui.phase("loading torch"):
+            load_libraries()
+            from flowfactory import loop
+            from flowfactory.data import DataError
+            from flowfactory.distributed import PeerLost
+            from flowfactory.stop import Stopped
+        try:
+            loop.run(plan, registry, folder, ui, resume=resume)
+        except Stopped as stopped:
+            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
+            return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
+        except DataError as error:
+            ui.error(str(error))
+            return BAD_SPEC
+        except PeerLost:
+            return FAILED
+        except RunError as error:
+            log.debug("the run failed", exc_info=True)
+            ui.error(str(error))
+            return FAILED
+        except (PluginError, SpecError):
+            raise
+        except Exception:
+            log.debug("the run failed", exc_info=True)
+            ui.error(f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too")
+            return FAILED
+        ui.say(loop.closing_words(folder))
+    return DONE
+
+
+def free_folder(runs: Path, name: str) -> Path:
+    """`runs/name`, or the first of `name-2`, `name-3`, … that does not exist yet."""
+    numbered = (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 1_000_000))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+@contextmanager
+def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
+    """Everything to the run's log, warnings to stderr as well."""
+    log = logging.getLogger("flowfactory")
+    log.setLevel(logging.DEBUG)
+    to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=True)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_stderr = logging.StreamHandler()
+    to_stderr.setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [] if quiet else [to_file, to_stderr]
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        log.info("flowfactory %s", importlib.metadata.version("flowfactory"))
+        yield log
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
