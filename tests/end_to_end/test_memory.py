@@ -6,14 +6,41 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from end_to_end.conftest import metrics
 from flowfactory.pipeline import PipelineAdapter
+from flowfactory.types import Rollout
 
 Runner = Callable[..., Path]
 
 
-def test_offloading_changes_nothing(run: Runner) -> None:
-    assert metrics(run("a")) == metrics(run("b", 'memory.offload=["vae", "rewards"]'))
+@pytest.mark.parametrize("what", ["vae", "rewards", "trajectories"])
+def test_offloading_changes_not_a_bit(run: Runner, what: str) -> None:
+    left, right = run("a"), run("b", f'memory.offload=["{what}"]')
+    assert metrics(left) == metrics(right)
+    trained = [file.relative_to(left) for file in left.glob("checkpoints/*/*.safetensors")]
+    assert trained
+    for file in trained:
+        assert (left / file).read_bytes() == (right / file).read_bytes()
+
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trajectories_come_back_as_they_were(device: str, dtype: torch.dtype) -> None:
+    latents = {i: torch.randn(5, 7, 3).to(device, dtype) for i in (2, 3, 8)}
+    made = Rollout(torch.linspace(1, 0, 9), (2,), latents, {2: torch.randn(5, device=device)})
+    kept = made.to(torch.device("cpu"))
+    assert {x.device.type for x in (*kept.latents.values(), *kept.logprobs.values())} == {"cpu"}
+    back = kept[torch.tensor([4, 1])].to(torch.device(device))
+    assert (back.sigmas.device.type, back.steps) == ("cpu", (2,))
+    for own, others in ((made.latents, back.latents), (made.logprobs, back.logprobs)):
+        assert own.keys() == others.keys()
+        for i, tensor in own.items():
+            assert others[i].device.type == device
+            assert torch.equal(others[i], tensor[[4, 1]])
 
 
 def test_a_second_run_neither_encodes_nor_reads_encoders_and_is_the_same(

@@ -25,7 +25,7 @@ from torch import Tensor
 from flowfactory import files
 from flowfactory.claims import Claims
 from flowfactory.identity import user_folder
-from flowfactory.types import Conditions, Row
+from flowfactory.types import Conditions, Row, moved
 
 SHARD = 32
 """Most rows of a shard, which are what a killed process loses."""
@@ -182,7 +182,4 @@ class ConditionStore:
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Conditions:
         """Conditions of the rows with these numbers, repeats allowed, on `device`."""
-        joined = self._collate([self._cache[self._rows[row]] for row in rows])
-        if device.type == "cuda":
-            joined = {name: tensor.pin_memory() for name, tensor in joined.items()}
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in joined.items()}
+        return moved(self._collate([self._cache[self._rows[row]] for row in rows]), device)

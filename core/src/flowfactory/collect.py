@@ -137,7 +137,8 @@ def sample(parts: Parts, epoch: int, members: Sequence[Member]) -> tuple[Rollout
                 Trunks.by([m.group.slot for m in members]) if spec.sampling.shared_noise else None,
             )
     with parts.clock("decode"):
-        return made, parts.policy.decode(made.final)
+        media = parts.policy.decode(made.final)
+        return made.to(torch.device("cpu")) if "trajectories" in spec.memory.offload else made, media
 
 
 def epoch_steps(parts: Parts, epoch: int) -> tuple[int, ...]:

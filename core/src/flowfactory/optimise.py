@@ -66,7 +66,7 @@ def batch_of(parts: Parts, made: Collected, samples: Sequence[int], on_policy: b
     """What the trainer sees of some samples; made anew when needed, since conditions are large."""
     device, chosen = parts.processes.device, torch.tensor(samples)
     return Batch(
-        made.rollout[chosen],
+        made.rollout[chosen].to(device),
         parts.data.conditions.batch([made.members[i].group.row for i in samples], device),
         made.advantages[chosen].to(device),
         on_policy,

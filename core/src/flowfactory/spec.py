@@ -367,8 +367,9 @@ class Memory:
         default=None,
         pattern="[~/].*",
     )
-    offload: tuple[Literal["vae", "rewards"], ...] = key(
-        "What is in main memory while it is not needed: the `vae`, which decodes; the networks of all `rewards`.",
+    offload: tuple[Literal["vae", "rewards", "trajectories"], ...] = key(
+        "What is in main memory while it is not needed: the `vae`, which decodes; the networks of all `rewards`; "
+        "the stored `trajectories`.",
         default=(),
     )
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)

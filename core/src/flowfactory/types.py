@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from flowfactory.scheduler import Scheduler
+
+KeyT = TypeVar("KeyT")
 
 Conditions = Mapping[str, Tensor]
 """What a network is conditioned on: tensors with a leading batch axis, padded and masked by the adapter."""
@@ -76,6 +78,10 @@ class Rollout:
             logprobs={i: x[samples] for i, x in self.logprobs.items()},
         )
 
+    def to(self, device: torch.device) -> Rollout:
+        """The same trajectories on `device`; noise levels stay on the CPU."""
+        return attrs.evolve(self, latents=moved(self.latents, device), logprobs=moved(self.logprobs, device))
+
     @staticmethod
     def cat(parts: Sequence[Rollout]) -> Rollout:
         """Join rollouts over the same noise levels and steps."""
@@ -85,6 +91,13 @@ class Rollout:
             latents={i: torch.cat([part.latents[i] for part in parts]) for i in first.latents},
             logprobs={i: torch.cat([part.logprobs[i] for part in parts]) for i in first.logprobs},
         )
+
+
+def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Tensor]:
+    """The tensors on `device`. From main memory to a GPU they go through pinned pages, and nobody waits for them."""
+    if device.type == "cuda":
+        tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in tensors.items()}
 
 
 @attrs.frozen(eq=False)
