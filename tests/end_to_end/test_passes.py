@@ -1,0 +1,126 @@
+"""How often the network is passed, for every trainer: not once more than the algorithm needs.
+
+12 samples, made in 4 steps. Both the run's own counters and the transformer's real calls are held to the number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from end_to_end.conftest import metrics
+from flowfactory import loop
+
+SAMPLES, STEPS = 12, 4
+ALL, TWO, THIRD = "{rule='all'}", "{rule='random', size=2}", "{rule='list', steps=[2]}"
+TWICE = "trainer.times={rule='discrete', fraction=0.9, count=2}"
+FIRST = STEPS * SAMPLES
+"""Passes of sampling: each sample's every step, whoever trains."""
+
+
+def case(name: str, trainer: str, updates: int, changes: Sequence[str], forward: int, trained: int) -> Any:
+    """`forward` and `trained`: passes of one epoch without a backward pass, and with one."""
+    changed = [f"trainer.name={trainer}", f"optimizer.updates={updates}", *changes]
+    return pytest.param(changed, forward, trained, id=name)
+
+
+def window(rule: str) -> str:
+    return f"scheduler.window={rule}"
+
+
+CASES = (
+    # Every step but the last is stochastic, and each is trained once. Log-probabilities are kept from sampling.
+    case("grpo", "grpo", 1, [window(ALL)], FIRST, 3 * SAMPLES),
+    # Two of the steps are stochastic.
+    case("grpo-window", "grpo", 1, [window(TWO)], FIRST, 2 * SAMPLES),
+    # A second update does not ask the sampling weights again: their log-probabilities are stored.
+    case("grpo-second-update", "grpo", 2, [window(TWO)], FIRST, 2 * SAMPLES),
+    # The reference says its velocity once for each trained step, whichever of the divergences is taken.
+    case("grpo-kl", "grpo", 2, [window(TWO), "trainer.kl_beta=0.1"], FIRST + 2 * SAMPLES, 2 * SAMPLES),
+    case(
+        "grpo-kl-v", "grpo", 2, [window(TWO), "trainer.kl_beta=0.1", "trainer.kl=v"], FIRST + 2 * SAMPLES, 2 * SAMPLES
+    ),
+    # Step 2 is stochastic, so the 4 groups of 3 make steps 0 and 1 once each, and 2 and 3 for every sample.
+    case("grpo-shared-prefix", "grpo", 1, [window(THIRD), "sampling.shared_noise=true"], 2 * 4 + 2 * SAMPLES, SAMPLES),
+    # Nothing is before the window: nothing is shared but the noise.
+    case(
+        "grpo-shared-noise",
+        "grpo",
+        1,
+        [window("{rule='list', steps=[0]}"), "sampling.shared_noise=true"],
+        FIRST,
+        SAMPLES,
+    ),
+    # In the first update the old mean is the current one.
+    case("guard", "grpo-guard", 1, [window(TWO)], FIRST, 2 * SAMPLES),
+    # In the second it is asked for, under the weights that sampled: both steps of half the samples.
+    case("guard-second-update", "grpo-guard", 2, [window(TWO)], FIRST + 2 * SAMPLES // 2, 2 * SAMPLES),
+    case(
+        "guard-kl",
+        "grpo-guard",
+        2,
+        [window(TWO), "trainer.kl_beta=0.1"],
+        FIRST + 2 * SAMPLES // 2 + 2 * SAMPLES,
+        2 * SAMPLES,
+    ),
+    # The old policy's velocity is part of the loss, at each of the 3 noise levels and in every update.
+    case("nft", "nft", 1, ["trainer.kl_beta=0"], FIRST + 3 * SAMPLES, 3 * SAMPLES),
+    case("nft-second-update", "nft", 2, ["trainer.kl_beta=0"], FIRST + 3 * SAMPLES, 3 * SAMPLES),
+    # And the reference's, where it has a weight.
+    case("nft-kl", "nft", 1, [], FIRST + 6 * SAMPLES, 3 * SAMPLES),
+    # The first update's ratio is 1 by construction: nothing is asked but what is trained.
+    case("awm", "awm", 1, [TWICE, "trainer.kl_beta=0", "trainer.average_beta=0"], FIRST, 2 * SAMPLES),
+    # The second update's samples need the log-probability of the weights that sampled.
+    case(
+        "awm-second-update",
+        "awm",
+        2,
+        [TWICE, "trainer.kl_beta=0", "trainer.average_beta=0"],
+        FIRST + 2 * SAMPLES // 2,
+        2 * SAMPLES,
+    ),
+    # The reference and the average are asked once each for each noise level.
+    case("awm-kl", "awm", 1, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
+)
+
+
+@pytest.mark.parametrize(("changes", "forward", "trained"), CASES)
+def test_passes_of_an_epoch(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, changes: Sequence[str], forward: int, trained: int
+) -> None:
+    rows = watched(monkeypatch)
+    line = metrics(run("a", "run.epochs=1", "run.save_samples=0", "eval.every=0", *changes))[-1]
+    assert (line["network/forward"], line["network/trained"]) == (forward, trained)
+    assert rows == {False: forward, True: trained}
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[bool, int]:
+    """How many samples have passed the transformer since the first epoch began: without gradients, and with them."""
+    rows: dict[bool, int] = {}
+    passing, collecting = FluxTransformer2DModel.forward, loop.collect
+
+    def forward(self: FluxTransformer2DModel, **inputs: Any) -> Any:
+        enabled = torch.is_grad_enabled()
+        rows[enabled] = rows.get(enabled, 0) + len(inputs["hidden_states"])
+        return passing(self, **inputs)
+
+    def collect(*arguments: Any) -> Any:
+        rows.clear()
+        return collecting(*arguments)
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", forward)
+    monkeypatch.setattr(loop, "collect", collect)
+    return rows
+
+
+def test_recomputed_activations_are_no_passes(run: Callable[..., Path]) -> None:
+    plain, checkpointed = (
+        metrics(run(name, "run.epochs=1", "eval.every=0", f"memory.gradient_checkpointing={on}"))[-1]
+        for name, on in (("a", "false"), ("b", "true"))
+    )
+    for name in ("network/forward", "network/trained"):
+        assert plain[name] == checkpointed[name]
