@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from flowfactory import environment, launch
+from flowfactory import completion, environment, launch
 from flowfactory.entries import installed_entries
 from flowfactory.plan import make_plan
 from flowfactory.problems import BAD_SPEC, RunError, SpecError, shown
@@ -18,7 +18,14 @@ from flowfactory.verbs.options import DONE, as_json, new_registry, report, with_
 
 
 @click.command()
-@click.argument("specs", metavar="SPEC...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "specs",
+    metavar="SPEC...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=completion.specs,
+)
 @with_changes
 @as_json
 @click.pass_obj
@@ -42,7 +49,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
 @as_json
@@ -88,7 +95,9 @@ def env(ui: Ui, devices: bool, as_json: bool) -> None:
 
 
 @click.command("report")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=completion.runs
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Where to write it.  [default: report.html in RUN, or here]"
 )

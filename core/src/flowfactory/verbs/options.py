@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flowfactory import completion
 from flowfactory.entries import Entry
 from flowfactory.problems import SpecError
 from flowfactory.registry import Registry, tracing
@@ -16,8 +17,20 @@ from flowfactory.ui import Ui
 DONE, FAILED, TERMINATED, INTERRUPTED = 0, 1, 75, 130
 
 changes = (
-    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a key, e.g. optimizer.lr=1e-4."),
-    click.option("--unset", "unsets", multiple=True, metavar="KEY", help="Remove a key or table, e.g. lora."),
+    click.option(
+        *("--set", "sets"),
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=completion.keys_to_set,
+        help="Change a key, e.g. optimizer.lr=1e-4.",
+    ),
+    click.option(
+        *("--unset", "unsets"),
+        multiple=True,
+        metavar="KEY",
+        shell_complete=completion.keys_to_unset,
+        help="Remove a key or table, e.g. lora.",
+    ),
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

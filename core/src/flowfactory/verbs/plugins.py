@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from flowfactory import completion
 from flowfactory.describe import describe
 from flowfactory.entries import KINDS, OBSERVERS, Contribution, Entry, installed_entries, noun
 from flowfactory.problems import BAD_SPEC, PluginError, did_you_mean
@@ -37,7 +38,7 @@ def list_plugins(ui: Ui, as_json: bool) -> None:
 
 
 @plugins.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.plugin_names)
 @as_json
 @click.pass_obj
 def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
@@ -53,7 +54,7 @@ def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
 
 
 @plugins.command("check")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.checked_names)
 @click.option(
     "--set",
     "sets",

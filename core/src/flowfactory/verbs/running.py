@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from flowfactory import environment, launch
+from flowfactory import completion, environment, launch
 from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.problems import BAD_SPEC, PluginError, RunError, SpecError, shown
 from flowfactory.registry import Registry
@@ -33,7 +33,7 @@ LOG_FILE = "log.txt"
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs are kept.")
@@ -58,7 +58,7 @@ def run(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.pass_obj
 def resume(ui: Ui, run: Path, processes: int) -> int:
@@ -82,7 +82,7 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.option(
     "--form",
     type=click.Choice(("lora", "kohya", "merged")),
@@ -115,7 +115,7 @@ def export(ui: Ui, run: Path, form: str, epoch: int | None, weights: str | None,
 
 
 @click.command("bench")
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
 @with_changes
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")
