@@ -8,7 +8,10 @@ from typing import ClassVar
 import attrs
 
 from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import AdapterSpec, Density, SchedulerSpec, StochasticSpec, key
+from flowfactory.spec import AdapterSpec, Calls, Density, SchedulerSpec, StochasticSpec, key
+
+
+Quantization = Literal["int8", "nf4"]
 
 
 @attrs.frozen(kw_only=True)
@@ -23,6 +26,16 @@ class PipelineSpec(AdapterSpec):
         default=1.0,
         ge=1,
     )
+
+    quantize: Quantization | None = key(
+        "Number format of the frozen blocks under LoRA: LLM.int8() or QLoRA's nf4; as `[run] precision` when absent. "
+        "Needs `flowfactory[bitsandbytes]`.",
+        default=None,
+    )
+
+    @property
+    def calls(self) -> Calls:
+        return "sample"
 
 
 @attrs.frozen(kw_only=True)

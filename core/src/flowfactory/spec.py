@@ -20,6 +20,10 @@ NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Density = Literal["gaussian", "squared-error", "none"]
+Calls = Literal["batch", "sample", "unknown"]
+"""For which batches one velocity takes the same calls of each network, in the same order, whatever is in them: for
+any "batch", for any single "sample", or "unknown". `[memory] shard` asks, since processes call a divided network
+together."""
 
 
 @attrs.frozen
@@ -110,6 +114,11 @@ class AdapterSpec:
     path: Location = key("Checkpoint: a hub id, a folder, or `package:resource`.")
     revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)
 
+    @property
+    def calls(self) -> Calls:
+        """For which batches one velocity takes the same calls of the networks; see `Calls`."""
+        return "unknown"
+
 
 @attrs.frozen(kw_only=True)
 class Needs:
@@ -131,7 +140,12 @@ class Needs:
 
 @attrs.frozen(kw_only=True)
 class TrainerSpec:
-    """Keys every `[trainer]` table takes."""
+    """Keys every `[trainer]` table takes.
+
+    even_calls: whether `terms` and `loss` ask for as many velocities whatever is in the batch. `[memory] shard` asks.
+    """
+
+    even_calls: ClassVar[bool] = False
 
     aggregate: Literal["sum", "gdpo"] = key(
         "How several rewards become one advantage: weighted sum, or GDPO (each reward normalised in its group first).",
@@ -373,6 +387,7 @@ class Memory:
         default=(),
     )
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
+    shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
     compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
     attention: str | None = key(
         "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's way when absent.",

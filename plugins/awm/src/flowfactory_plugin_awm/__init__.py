@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 from flowfactory.hooks import Provides, hookimpl
@@ -13,6 +13,8 @@ from flowfactory.spec import Decay, DecoupledSpec, Needs, key
 @attrs.frozen(kw_only=True)
 class AWMSpec(DecoupledSpec):
     """Advantage Weighted Matching."""
+
+    even_calls: ClassVar[bool] = True
 
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = key(
         "What of the matching error `l` at noise level `t` is the log-probability: `-l`, `-t l`, `-t² l`, "

@@ -7,11 +7,16 @@ from collections.abc import Iterable
 import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.hooks import Provides, hookimpl
+from flowfactory.spec import Calls
 
 
 @attrs.frozen(kw_only=True)
 class FluxSpec(PipelineSpec):
     """FLUX.1 dev and schnell. `guidance` is the embedded guidance of dev; schnell has none and ignores it."""
+
+    @property
+    def calls(self) -> Calls:
+        return "batch"
 
 
 @attrs.frozen(kw_only=True)

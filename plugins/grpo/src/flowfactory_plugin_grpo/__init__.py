@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 from flowfactory.hooks import Provides, hookimpl
@@ -13,6 +13,8 @@ from flowfactory.spec import Needs, TrainerSpec, key
 @attrs.frozen(kw_only=True)
 class ClippedSpec(TrainerSpec):
     """Keys of the trainers that clip probability ratios."""
+
+    even_calls: ClassVar[bool] = True
 
     clip_low: float = key("The ratio is clipped below 1 - clip_low.", default=1e-4, gt=0, le=1)
     clip_high: float = key("The ratio is clipped above 1 + clip_high.", default=1e-4, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 from flowfactory.hooks import Provides, hookimpl
@@ -13,6 +13,8 @@ from flowfactory.spec import Decay, DecoupledSpec, Needs, Times, key
 @attrs.frozen(kw_only=True)
 class NFTSpec(DecoupledSpec):
     """DiffusionNFT."""
+
+    even_calls: ClassVar[bool] = True
 
     times: Times = key("Noise levels to train at.", default=Times(rule="subset"))
     beta: float = key("How far the implicit policies lie from the old one; smaller learns faster.", default=1.0, gt=0)

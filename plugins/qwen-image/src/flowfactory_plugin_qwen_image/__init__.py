@@ -7,11 +7,16 @@ from collections.abc import Iterable
 import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.hooks import Provides, hookimpl
+from flowfactory.spec import Calls
 
 
 @attrs.frozen(kw_only=True)
 class QwenImageSpec(PipelineSpec):
     """Qwen-Image. `guidance` is classifier-free; 1 for checkpoints that were distilled to need none."""
+
+    @property
+    def calls(self) -> Calls:
+        return "batch"
 
 
 @attrs.frozen(kw_only=True)

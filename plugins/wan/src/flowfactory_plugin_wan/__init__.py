@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import key
+from flowfactory.spec import Calls, key
 
 
 @attrs.frozen(kw_only=True)
@@ -21,6 +21,10 @@ class WanSpec(PipelineSpec):
     experts: Literal["both", "high", "low"] = key(
         "Wan 2.2: which experts to train, that for high noise, that for low noise, or both.", default="both"
     )
+
+    @property
+    def calls(self) -> Calls:
+        return "batch" if self.experts == "both" else "unknown"
 
 
 @attrs.frozen(kw_only=True)
