@@ -15,7 +15,7 @@ class Twins(Processes):
     device = torch.device("cpu")  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        self.accelerator = self
+        self.accelerator, self._mesh = self, None
 
     def reduce(self, values: Tensor, reduction: str) -> Tensor:
         assert reduction == "sum"

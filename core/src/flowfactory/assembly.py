@@ -26,7 +26,7 @@ from flowfactory.spec import Full, Memory, RewardEntry, Spec
 from flowfactory.trainer import Trainer
 from flowfactory.types import Row
 from flowfactory.ui import Ui
-from flowfactory.weights import Weights
+from flowfactory.weights import Weights, masters
 
 
 @attrs.frozen(eq=False)
@@ -74,7 +74,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
     spec = plan.spec
     rows = load_rows(Path(spec.data.prompts))
     held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
-    processes = Processes(spec.run.precision)
+    processes = Processes(spec.run.precision, spec.memory.shard)
     processes.agree(plan)
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
     trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
@@ -90,7 +90,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
         for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
             adapter.latent_shape(size)
             adapter.sigmas(steps or spec.sampling.steps, size)
-    weights = _weights(spec, adapter, trainer)
+    weights = _weights(spec, adapter, trainer, processes)
     judge, held_out_judge = _judges(spec, registry)
     with ui.phase("loading the rewards"), clock("load"):
         judge.load(device, dtype)
@@ -154,8 +154,17 @@ def load_model(
     return cache
 
 
-def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> Weights:
-    needs = trainer.needs
+def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any], processes: Processes) -> Weights:
+    needs, networks = trainer.needs, adapter.networks()
+    if processes.sharded and len(networks) > 1 and needs.trajectory == "final":
+        why = f"trainer `{spec.trainer.name}` draws its own noise levels, so that each process would call another of"
+        what = f"{' and '.join(networks)} at a time, and divided ones are called together"
+        raise processes.refusal(f"[memory] shard: {why} {what}; set it to false, or train the sampled steps")
+
+    def settle(network: torch.nn.Module) -> None:
+        _set_up(network, spec.memory)
+        processes.divide(network, masters)
+
     sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
     targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
     weights = Weights(adapter.networks(), spec.tuning, targets, sets, spec.run.seed)

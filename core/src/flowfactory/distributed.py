@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from flowfactory import launch, sharding
 from flowfactory.plan import Plan
 from flowfactory.problems import RunError
 from flowfactory.spec import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for each other: long enough for slow rewards, since a lost process is noticed otherwise."""
 
 
 class PeerLost(RunError):
@@ -25,16 +32,27 @@ class PeerLost(RunError):
 class Processes:
     """One process among `world`, with its device and arithmetic.
 
+    Args:
+        shard: whether weights are divided among the processes, where there are several.
+
     Raises:
         RunError: the device cannot compute in that precision.
     """
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, shard: bool = False) -> None:
         if precision == "fp16" and not torch.cuda.is_available():
             raise RunError('[run] precision = "fp16" needs a CUDA device; "bf16" and "fp32" run anywhere')
         # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
         on_cpu = not torch.accelerator.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
+        os.environ.update(launch.rendezvous(os.environ))
+        self.accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+        self._mesh: DeviceMesh | None = None
+        if shard and self.world > 1:
+            self._mesh = init_device_mesh(self.device.type, (self.world,))
 
     @property
     def rank(self) -> int:
@@ -56,6 +74,28 @@ class Processes:
         """Whether this is the process that writes and reports."""
         return bool(self.accelerator.is_main_process)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are divided, so that every process has to call the networks as often as the others."""
+        return self._mesh is not None
+
+    def divide(self, network: nn.Module, prepare: Callable[[nn.Module], None]) -> None:
+        """`prepare` a network, part by part, and divide its weights among the processes if they are to be.
+
+        Raises:
+            RunError: torch cannot divide one of its parameters.
+        """
+        if self._mesh is None:
+            return prepare(network)
+        try:
+            sharding.divide(network, self._mesh, prepare)
+        except (ValueError, NotImplementedError) as error:
+            raise self.refusal(f"[memory] shard cannot divide {type(network).__name__}: {error}") from error
+
+    def most(self, calls: int) -> int:
+        """How often this process has to do what it would do `calls` times: where weights are divided, as any other."""
+        return int(self.gather(torch.tensor([calls])).max()) if self.sharded else calls
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed-precision arithmetic, as `[run] precision` asks."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
@@ -63,7 +103,8 @@ class Processes:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; scaled where float16 needs it."""
-        self.accelerator.backward(loss)
+        with together():
+            self.accelerator.backward(loss)
 
     def agree(self, plan: Plan) -> None:
         """Make sure that every process has the same plan.
@@ -79,18 +120,22 @@ class Processes:
         elif different:
             problem = f"processes {different} read another spec, or other files, than process 0; nothing was run"
         if problem:
-            raise RunError(problem) if self.main else PeerLost(problem)
+            raise self.refusal(problem)
+
+    def refusal(self, why: str) -> RunError:
+        """What to raise where all processes refuse together: the main one says why."""
+        return RunError(why) if self.main else PeerLost(why)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients over all processes, in one message.
+        """Add up gradients over all processes, in one message. Divided ones have been, as they were made.
 
         A parameter that no process has a gradient for is left without, as in one process: the optimizer passes it by.
         """
-        if self.world == 1:
+        if self.world == 1 or self.sharded:
             return
         trained = [p for p in parameters if p.requires_grad]
         present = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
-        with _together():
+        with together():
             total = self.accelerator.reduce(
                 torch.cat([present, *(_gradient(p).flatten() for p in trained)]), reduction="sum"
             )
@@ -101,7 +146,7 @@ class Processes:
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate equally shaped tensors of all processes, by rank."""
-        with _together():
+        with together():
             gathered: Tensor = self.accelerator.gather(values.to(self.device))
         return gathered.to(values.device)
 
@@ -109,7 +154,7 @@ class Processes:
         """Concatenate short lists of small plain values of all processes, by rank."""
         if self.world == 1:
             return values
-        with _together():
+        with together():
             return list(gather_object(values))
 
     def sum(self, count: int) -> int:
@@ -127,22 +172,29 @@ class Processes:
 
     def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
         """Scale the gradient down to `norm` where it is longer; returns its length before."""
-        length: Tensor = self.accelerator.clip_grad_norm_(list(parameters), norm)
-        return length
+        with together():
+            length: Tensor = self.accelerator.clip_grad_norm_(list(parameters), norm)
+            return sharding.whole(length)
 
     def wait(self) -> None:
         """Go on when every process has come this far."""
-        with _together():
+        with together():
             self.accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What all processes do together fails only because one of them has: that one has said why."""
+def together() -> Iterator[None]:
+    """What processes do together ends when one of them does; it, or who started it, says why.
+
+    Raises:
+        PeerLost: another process has failed.
+    """
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost("another process has failed") from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise PeerLost("another process has failed") from error
+        raise
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowfactory.assembly import Parts, Prompts
 from flowfactory.collect import chunks
 from flowfactory.failures import check_losses, check_rewards, recording
+from flowfactory.files import writing
 from flowfactory.media import before_after, save_samples
 from flowfactory.metrics import score_metrics
 from flowfactory.rollout import draw_noise, rollout
@@ -22,7 +23,8 @@ BEFORE_AFTER = "before-after.png"
 def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
     """Sample every held-out prompt once and score it; nothing if there are none.
 
-    Each process takes every `world`-th prompt; the metrics are exact whatever their number.
+    Each process takes every `world`-th prompt; the metrics are exact whatever their number. Where weights are divided
+    every process makes as many micro-batches, and what is too much is thrown away.
 
     Raises:
         RewardError: a reward failed past what its table allows.
@@ -31,6 +33,8 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
         return {}
     spec, processes = parts.spec, parts.processes
     mine = range(processes.rank, len(parts.held_out.rows), processes.world)
+    pieces = list(chunks(mine, spec.eval.micro_batch or spec.sampling.micro_batch))
+    surplus = processes.most(len(pieces)) - len(pieces)
     kept = spec.run.save_samples if processes.main else 0
     gallery: list[Sample] = []
     drifts: list[Tensor] = []
@@ -41,12 +45,14 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
         recording(scoring, parts.folder, epoch),
     ):
         with parts.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
-            for numbers in chunks(mine, spec.eval.micro_batch or spec.sampling.micro_batch):
+            for numbers in pieces:
                 samples, drift = _sample(parts, parts.held_out, numbers)
                 drifts.append(drift)
                 gallery += samples[: max(0, kept - len(gallery))]
                 scoring.submit(samples)
                 bar.advance(len(numbers))
+            for _ in range(surplus):
+                _sample(parts, parts.held_out, range(1))
         scored = scoring.finish()
         check_rewards(processes, scoring)
     everyone = {label: _gathered(parts, column, math.nan) for label, column in scored.values.items()}
@@ -58,7 +64,9 @@ def evaluate(parts: Parts, epoch: int) -> dict[str, float]:
         folder = parts.folder / "samples"
         save_samples(folder / f"eval-{epoch:04d}", gallery, listed)
         if epoch > 0 and spec.run.save_samples:
-            before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}").save(parts.folder / BEFORE_AFTER)
+            sheet = before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}")
+            with writing(parts.folder / BEFORE_AFTER):
+                sheet.save(parts.folder / BEFORE_AFTER)
     metrics = score_metrics("eval", everyone)
     metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
     drift = _gathered(parts, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)

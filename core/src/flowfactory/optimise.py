@@ -20,11 +20,15 @@ from flowfactory.types import Batch, Update
 
 @attrs.frozen(eq=False)
 class MicroBatch:
-    """The numbers of some of a process's samples, and what their trainer wants to train on."""
+    """The numbers of some of a process's samples, and what their trainer wants to train on.
+
+    surplus: it only keeps this process in step with the others, which have more, and counts for nothing.
+    """
 
     samples: Sequence[int]
     on_policy: bool
     terms: Sequence[Any]
+    surplus: bool
 
 
 def optimise(parts: Parts, progress: Progress, epoch: int, made: Collected) -> tuple[Progress, dict[str, float]]:
@@ -49,26 +53,34 @@ def optimise(parts: Parts, progress: Progress, epoch: int, made: Collected) -> t
 
 
 def prepare(parts: Parts, epoch: int, made: Collected, update: int) -> list[MicroBatch]:
-    """The micro-batches of one update. Samples without an advantage are left out."""
+    """The micro-batches of one update. Samples without an advantage are left out.
+
+    Where weights are divided there are as many on every process: what is missing is made up for by single samples.
+    """
     size = len(made.members) // parts.spec.optimizer.updates
     usable = [i for i in range(update * size, (update + 1) * size) if not math.isnan(made.advantages[i])]
     on_policy = update == 0 and parts.trainer.needs.rollout == "current"
-    batches = []
-    for chunk in chunks(usable, parts.spec.optimizer.micro_batch):
+    pieces = list(chunks(usable, parts.spec.optimizer.micro_batch))
+    own, batches = len(pieces), []
+    pieces += [[*usable, update * size][:1]] * (parts.processes.most(own) - own)
+    for number, chunk in enumerate(pieces):
         members = [made.members[i] for i in chunk]
         draws = Draws([(parts.spec.run.seed, "terms", epoch, m.group.slot, m.replica) for m in members])
         terms = parts.trainer.terms(parts.policy, batch_of(parts, made, chunk, on_policy), draws)
-        batches.append(MicroBatch(chunk, on_policy, terms))
+        batches.append(MicroBatch(chunk, on_policy, terms, surplus=number >= own))
     return batches
 
 
 def batch_of(parts: Parts, made: Collected, samples: Sequence[int], on_policy: bool) -> Batch:
-    """What the trainer sees of some samples; made anew when needed, since conditions are large."""
+    """What the trainer sees of some samples; made anew when needed, since conditions are large.
+
+    Only surplus micro-batches may hold a sample without an advantage; there it is 0.
+    """
     device, chosen = parts.processes.device, torch.tensor(samples)
     return Batch(
         made.rollout[chosen].to(device),
         parts.data.conditions.batch([made.members[i].group.row for i in samples], device),
-        made.advantages[chosen].to(device),
+        made.advantages[chosen].nan_to_num(0.0).to(device),
         on_policy,
         parts.scheduler,
     )
@@ -82,17 +94,19 @@ def accumulate(
     Returns whether there was any sample to learn from.
     """
     parts.optimizer.zero_grad()
-    total = parts.processes.sum(sum(len(micro.samples) for micro in batches))
+    total = parts.processes.sum(sum(len(micro.samples) for micro in batches if not micro.surplus))
     for micro in batches:
         batch = batch_of(parts, made, micro.samples, micro.on_policy)
-        weight = len(micro.samples) / total / len(micro.terms)
+        counted = 0 if micro.surplus else len(micro.samples)
+        weight = counted / total / len(micro.terms)
         for term in micro.terms:
             loss = parts.trainer.loss(parts.policy, batch, term)
             with parts.stopwatch.backward():
                 parts.processes.backward(torch.stack(list(loss.parts.values())).sum() * weight)
-            means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
-            means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
-        advance(len(micro.samples))
+            if counted:
+                means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
+                means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
+        advance(counted)
     parts.processes.sum_gradients(parts.weights.parameters.values())
     return total > 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.adapter import Adapter
-from flowfactory.distributed import Processes
+from flowfactory.distributed import Processes, together
 from flowfactory.spec import Size
 from flowfactory.types import Conditions
 from flowfactory.weights import Weights
@@ -46,7 +46,7 @@ class ModelPolicy:
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
         self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
-        with self._processes.autocast():
+        with self._processes.autocast(), together():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
 
     def read_counts(self) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """The trained weights and the named sets they are exchanged with.
 
 Trained weights, their averages and old policies are float32. Computing with another set exchanges tensors, it copies
-none.
+none; of weights divided among the processes (`sharding`) it exchanges the values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,10 +14,18 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from flowfactory import sharding
 from flowfactory.seeds import seed_of
 from flowfactory.spec import Full, Lora
 
 LORA_NAME = "default"
+
+
+def masters(module: nn.Module) -> None:
+    """Make trainable parameters float32."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
 
 
 class Weights:
@@ -29,6 +37,7 @@ class Weights:
         targets: module name endings LoRA adapts.
         sets: names of sets to keep besides "current"; each starts as a copy of the current weights.
         seed: of the LoRA initialisation, equal on all processes.
+        settle: what becomes of each network once it is known what is trained; it has to make that float32.
     """
 
     def __init__(
@@ -38,6 +47,7 @@ class Weights:
         targets: Sequence[str],
         sets: Sequence[str],
         seed: int,
+        settle: Callable[[nn.Module], None] = masters,
     ) -> None:
         self.networks = networks
         self._lora_layers: list[BaseTunerLayer] = []
@@ -48,14 +58,13 @@ class Weights:
                     torch.manual_seed(seed_of(seed, "lora", name))
                     _inject(network, tuning, targets)
                 self._lora_layers += [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
+            settle(network)
         self.parameters: dict[str, nn.Parameter] = {
             f"{name}.{path}": parameter
             for name, network in networks.items()
             for path, parameter in network.named_parameters()
             if parameter.requires_grad
         }
-        for parameter in self.parameters.values():
-            parameter.data = parameter.data.float()
         copied = set(sets) - ({"reference"} if self._lora_layers else set())
         self.sets: dict[str, list[Tensor]] = {
             name: [p.detach().clone() for p in self.parameters.values()] for name in sorted(copied)
@@ -93,20 +102,20 @@ class Weights:
         torch._foreach_lerp_(self.sets[name], [p.data for p in self.parameters.values()], 1.0 - decay)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """A set, by parameter name, as it lies in memory."""
+        """A set, by parameter name, as it lies in memory: of divided weights this process's share."""
         values = [p.data for p in self.parameters.values()] if name == "current" else self.sets[name]
         return dict(zip(self.parameters, values, strict=True))
 
     @torch.no_grad()
     def restore(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite a set with what `tensors` returned earlier."""
+        """Overwrite a set with whole tensors, such as `sharding.gathered` made of it."""
         for key, target in self.tensors(name).items():
-            target.copy_(tensors[key])
+            target.copy_(sharding.like(tensors[key], target))
 
     def _exchange(self, name: str) -> None:
         stored = self.sets[name]
         for i, parameter in enumerate(self.parameters.values()):
-            parameter.data, stored[i] = stored[i], parameter.data
+            stored[i] = sharding.exchange(parameter, stored[i])
 
     @contextmanager
     def _without_lora(self) -> Iterator[None]:
