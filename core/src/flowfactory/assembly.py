@@ -167,10 +167,7 @@ def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any], processes
 
     sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
     targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
-    weights = Weights(adapter.networks(), spec.tuning, targets, sets, spec.run.seed)
-    for network in weights.networks.values():
-        _set_up(network, spec.memory)
-    return weights
+    return Weights(networks, spec.tuning, targets, sets, spec.run.seed, settle)
 
 
 def _set_up(network: Any, memory: Memory) -> None:
