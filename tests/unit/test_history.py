@@ -34,6 +34,14 @@ def test_frames_follow_the_plan(tmp_path: Path) -> None:
     assert read(lay_run(tmp_path / "run", frames=5)).shots("epoch", 1, 1)[0].frames == 5
 
 
+def test_a_spec_without_an_eval_table_evaluates_at_the_size_it_samples(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", frames=5)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["spec"].pop("eval", None)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert read(folder).shots("eval", 0, 1)[0].frames == 5
+
+
 def test_titles_tell_runs_apart() -> None:
     assert titles([Path("/a/runs/x"), Path("/a/runs/y")]) == ["x", "y"]
     assert titles([Path("/a/runs/x"), Path("/b/runs/x")]) == ["a/runs/x", "b/runs/x"]

@@ -65,7 +65,7 @@ class History:
         """
         folder = self.kept(kind)[epoch]
         spec = self.plan["spec"]
-        size = (spec["eval"].get("size") if kind == "eval" else None) or spec["sampling"]["size"]
+        size = (spec.get("eval", {}).get("size") if kind == "eval" else None) or spec["sampling"]["size"]
         frames = size[2] if len(size) > 2 else 1
         lines = [line for line in _lines(folder / TABLE) if (folder / Path(line["file"]).name).is_file()]
         return [Shot(folder / Path(line["file"]).name, frames, line["prompt"], line["scores"]) for line in lines[:most]]
