@@ -19,6 +19,7 @@ from flowfactory.metrics import Clock, Stopwatch
 from flowfactory.plan import Plan
 from flowfactory.policy import ModelPolicy
 from flowfactory.problems import RunError
+from flowfactory.quantized import adamw
 from flowfactory.registry import Registry
 from flowfactory.scheduler import Scheduler
 from flowfactory.scoring import Judge
@@ -112,7 +113,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
         trainer=trainer,
         weights=weights,
         policy=policy,
-        optimizer=processes.prepare(_optimizer(spec, weights)),
+        optimizer=processes.prepare(adamw(weights.parameters.values(), spec.optimizer)),
         judge=judge,
         data=data,
         held_out=held_out,
@@ -197,10 +198,3 @@ def _judges(spec: Spec, registry: Registry) -> tuple[Judge, Judge]:
 
     training = judge(spec.rewards)
     return training, judge(spec.eval.rewards) if spec.eval.rewards else training
-
-
-def _optimizer(spec: Spec, weights: Weights) -> torch.optim.Optimizer:
-    table = spec.optimizer
-    return torch.optim.AdamW(
-        weights.parameters.values(), lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay
-    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 
 from flowfactory.hooks import Provides, hookimpl
 from flowfactory.spec import AdapterSpec, Calls, Density, SchedulerSpec, StochasticSpec, key
-
 
 Quantization = Literal["int8", "nf4"]
 

@@ -85,7 +85,7 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> Prog
 
 def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{path}/{key}": value
+        f"{path}/{key}": torch.as_tensor(value).to("cpu", copy=True)  # 8-bit moments share their scales
         for path, parameter in weights.parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -95,8 +95,9 @@ def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tenso
     for tag, value in tensors.items():
         path, _, key = tag.rpartition("/")
         parameter = weights.parameters[path]
-        # AdamW keeps its step counter on the CPU and its moments beside the parameter.
-        optimizer.state[parameter][key] = value if value.dim() == 0 else value.to(parameter.device)
+        # Moments lie beside their parameter; AdamW's step counter on the CPU, that of 8 bits as a plain number.
+        counter = value if value.is_floating_point() or value.dim() else int(value)
+        optimizer.state[parameter][key] = value.to(parameter.device) if value.dim() else counter
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

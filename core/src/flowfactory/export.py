@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactory import checkpoint
 from flowfactory.adapter import Adapter
 from flowfactory.assembly import load_model
+from flowfactory.builtin import PipelineSpec
 from flowfactory.card import write_card
 from flowfactory.data import load_rows
 from flowfactory.distributed import DTYPES
@@ -68,7 +69,7 @@ def export(
         RunError: there is no such checkpoint, the model cannot be written so, or what was written does not do what
             was trained.
     """
-    spec = load_spec(run / SPEC_FILE, registry)
+    spec = _whole(load_spec(run / SPEC_FILE, registry))
     form = "merged" if isinstance(spec.tuning, Full) else form
     weights = weights or ("ema" if spec.optimizer.ema else "current")
     saved = find(run, epoch, weights)
@@ -95,6 +96,14 @@ def export(
         folder, run, spec, f"`{weights}` after epoch {number}", number, python, _checked(done, spec.run.precision)
     )
     return done
+
+
+def _whole(spec: Spec) -> Spec:
+    """A spec with its base as it was published: what is exported is not tied to how the base was rounded."""
+    own = spec.model.spec
+    if not isinstance(own, PipelineSpec):
+        return spec
+    return attrs.evolve(spec, model=attrs.evolve(spec.model, spec=attrs.evolve(own, quantize=None)))
 
 
 def find(run: Path, epoch: int | None, weights: str) -> Path:

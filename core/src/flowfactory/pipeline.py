@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flowfactory import tap
 from flowfactory.adapter import Adapter
 from flowfactory.builtin import PipelineSpec
+from flowfactory.quantized import quantize, tell_peft
 from flowfactory.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes, together
 from flowfactory.spec import Size
 from flowfactory.types import Conditions, Row
@@ -56,6 +57,7 @@ class PipelineAdapter(Adapter[SpecT]):
     alone: whether the pipeline takes one row at a time, and so has to be called for each.
     """
 
+    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize"})
     alone: ClassVar[bool] = False
     pipe: DiffusionPipeline
 
@@ -69,8 +71,9 @@ class PipelineAdapter(Adapter[SpecT]):
         self._timesteps: dict[Size, dict[float, float]] = {}
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
-        self.pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoders=encoded is None).to(device)
-        tap.refuse_unless_flow_matching(self.pipe)
+        pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoders=encoded is None)
+        tap.refuse_unless_flow_matching(pipe)
+        self.pipe = self._placed(pipe, device, dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self._parameters = tap.parameters(self.pipe)
         self._networks = tap.networks(self.pipe)
@@ -180,6 +183,18 @@ class PipelineAdapter(Adapter[SpecT]):
             raise self._refusal("it has no use for `true_cfg`; its guidance is [sampling] guidance")
         if self.spec.max_sequence_length is not None and "max_sequence_length" not in self._parameters:
             raise self._refusal("it has no use for `max_sequence_length`")
+
+    def _placed(self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+        """The pipeline on `device`, its networks in the bits the spec wants."""
+        kind = self.spec.quantize
+        if kind is None:
+            return pipe.to(device)
+        for network in tap.networks(pipe).values():
+            quantize(network, kind, dtype)
+        placed = pipe.to(device)
+        for network in tap.networks(placed).values():
+            tell_peft(network, kind)
+        return placed
 
     def _others(self) -> dict[str, nn.Module]:
         return {name: module for name, module in tap.modules(self.pipe).items() if name not in self._networks}

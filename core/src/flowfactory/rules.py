@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowfactory import window
+from flowfactory.builtin import PipelineSpec
 from flowfactory.problems import Place, Problem, listed
 from flowfactory.reader import attributes
 from flowfactory.registry import Registry
@@ -15,6 +16,8 @@ from flowfactory.spec import (
     Data,
     Density,
     Eval,
+    Full,
+    Lora,
     Optimizer,
     RewardEntry,
     RunTable,
@@ -43,6 +46,7 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("trainer", "sampling"), _times),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
+        (("model", "tuning"), _quantize),
         (("rewards",), _rewards),
         (("eval",), _eval_rewards),
         (("data", "eval"), _evaluation),
@@ -133,6 +137,12 @@ def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Prob
         made = f"{run.epochs} epochs x {optimizer.updates} updates = {total} steps"
         what = f"the warm-up of {optimizer.warmup} steps never ends: the run makes {made}"
         yield Problem("warmup", what, where("optimizer", "warmup"))
+
+
+def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
+    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
+        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
+        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
 
 
 def _rewards(where: _Where, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:

@@ -34,7 +34,7 @@ class Wan(PipelineAdapter[SpecT]):
     told to the networks as the pipeline tells them, which for UniPC is in whole thousandths.
     """
 
-    not_encoded: ClassVar[frozenset[str]] = frozenset({"guidance_low", "experts"})
+    not_encoded: ClassVar[frozenset[str]] = PipelineAdapter.not_encoded | {"guidance_low", "experts"}
     pipeline: ClassVar[type[Any]] = WanPipeline
     """What the checkpoint has to be."""
 

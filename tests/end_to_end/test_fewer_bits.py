@@ -1,0 +1,104 @@
+"""8-bit moments and a quantized base, computed by bitsandbytes itself."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from end_to_end.conftest import metrics
+from flowfactory.cli import main
+from safetensors.torch import load_file
+
+CHECKPOINTS = "checkpoints"
+
+Runner = Callable[..., Path]
+
+BITS = "optimizer.bits=8"
+LORA = ("-full", "lora.rank=8")
+
+
+def moments(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((folder / CHECKPOINTS).iterdir())[-1] / "optimizer.safetensors")
+
+
+def test_moments_have_8_bits_and_training_is_near_what_32_make_of_it(run: Runner) -> None:
+    few, many = run("few", BITS), run("many")
+    small, large = moments(few), moments(many)
+    shrunk = [name for name, t in large.items() if name.endswith(("/exp_avg", "/exp_avg_sq")) and t.numel() >= 4096]
+    assert len(shrunk) > 10
+    for name in shrunk:
+        moment = small[name.replace("exp_avg_sq", "state2").replace("exp_avg", "state1")]
+        assert (moment.dtype, moment.nbytes) == (torch.uint8, large[name].nbytes // 4)
+    for left, right in zip(metrics(few), metrics(many), strict=True):
+        assert left["eval/redness/mean"] == pytest.approx(right["eval/redness/mean"], abs=1e-3)
+    assert metrics(few) != metrics(many)
+
+
+def test_8_bit_moments_are_resumed_to_the_bit(run: Runner, spec: Path) -> None:
+    whole = run("whole", BITS, "run.epochs=3", "checkpoint.every=1", "checkpoint.keep=9")
+    half = run("half", BITS, "run.epochs=3", "checkpoint.every=1", "checkpoint.keep=9")
+    for epoch in (2, 3):
+        shutil.rmtree(half / CHECKPOINTS / f"epoch-{epoch:04d}")
+    assert main(["resume", str(half)]) == 0
+    assert metrics(half) == metrics(whole)
+    for name in ("current", "ema", "optimizer"):
+        file = f"{CHECKPOINTS}/epoch-0003/{name}.safetensors"
+        assert (half / file).read_bytes() == (whole / file).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_learns_on_a_quantized_base(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    import bitsandbytes
+    from flowfactory import loop
+
+    networks: list[Any] = []
+    collecting = loop.collect
+
+    def collect(parts: Any, *others: Any) -> Any:
+        networks.extend(parts.weights.networks.values())
+        return collecting(parts, *others)
+
+    monkeypatch.setattr(loop, "collect", collect)
+    lines = metrics(run(kind, *LORA, f"model.quantize={kind}", f"run.precision={precision}", "run.epochs=4"))
+    layer = {"int8": bitsandbytes.nn.Linear8bitLt, "nf4": bitsandbytes.nn.Linear4bit}[kind]
+    stored = {"int8": torch.int8, "nf4": torch.uint8}[kind]
+    frozen = [m for m in networks[0].modules() if isinstance(m, layer)]
+    assert {m.weight.dtype for m in frozen} == {stored}
+    inside = [
+        p for blocks in networks[0].children() for p in blocks.parameters() if isinstance(blocks, torch.nn.ModuleList)
+    ]
+    assert {p.dtype for p in inside if p.ndim == 2 and not p.requires_grad} == {stored}
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert lines[-1]["eval/drift"] > 0
+    assert lines[1]["train/ratio"] == pytest.approx(1, abs=1e-3)
+    assert lines[-1]["train/gradient_norm"] > 0
+
+
+def test_lora_of_a_quantized_base_is_exported_for_the_whole_one(run: Runner) -> None:
+    folder = run("a", *LORA, "model.quantize=nf4")
+    for form in ("lora", "merged"):
+        assert main(["export", str(folder), "--form", form]) == 0
+
+
+@pytest.mark.parametrize("changes", [[BITS], ["model.quantize=nf4", "lora.rank=4"]])
+def test_without_the_library_it_is_refused_in_words(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    options = [f"--set={c}" for c in changes] + (["--unset=full"] if "lora.rank=4" in changes else [])
+    assert main(["run", str(spec), "--folder", str(spec.parent / "run"), *options]) == 1
+    assert 'pip install "flowfactory[bitsandbytes]"' in capsys.readouterr().err
+
+
+def test_every_weight_cannot_be_trained_on_a_quantized_base(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(spec), "--set=model.quantize=int8"]) == 2
+    assert "weights in int8 cannot be trained" in capsys.readouterr().err
