@@ -48,7 +48,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """`tensors` whole and in main memory, one after the other; nothing where they are not to be kept.
+    """Copies of `tensors`, whole and in main memory, made one after the other; none where they are not to be kept.
 
     Every process has to ask at the same time.
     """
@@ -56,7 +56,7 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         entire = whole(tensor.detach())
         if keep:
-            made[name] = entire.cpu().contiguous()
+            made[name] = entire.to("cpu", copy=True).contiguous()
     return made
 
 
