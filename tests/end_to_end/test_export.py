@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from families import FAMILIES, Family
 from flowfactory import checkpoint, forms
+from flowfactory.archive import Origin
 from flowfactory.checkpoint import Progress
 from flowfactory.cli import main
 from flowfactory.data import load_rows
@@ -158,7 +159,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
                 tensor += 0.1 * torch.randn_like(tensor)
         if ema:
             weights.move("ema", 0.5)
-        checkpoint.save(folder / "checkpoints", Progress(3, 3), weights, optimizer, 2, {})
+        checkpoint.save(folder / "checkpoints", Progress(3, 3), weights, optimizer, Origin("", 1, {}))
         if ema:
             weights.restore("current", weights.tensors("ema"))
         return Trained(folder, family, spec, registry, adapter)

@@ -58,6 +58,7 @@ def test_observers_see_a_run_in_order_and_cannot_break_it(spec: Path) -> None:
         "finished 0",
         "scored 1: 12 ['redness'] 12",
         "finished 1",
+        "saved 1 epoch-0001",  # the best so far
         "scored 2: 12 ['redness'] 12",
         "finished 2",
         "saved 2 epoch-0002",

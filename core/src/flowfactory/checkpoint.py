@@ -6,21 +6,25 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowfactory.files import flush
+from flowfactory import archive
+from flowfactory.archive import Origin
+from flowfactory.files import PARTIAL, flush, writing
+from flowfactory.problems import RunError, listed, shown
+from flowfactory.sharding import gathered, like
 from flowfactory.weights import Weights
 
-STATE = "state.json"
+OPTIMIZER = "optimizer"
 
 
 @attrs.frozen
@@ -36,56 +40,82 @@ def save(
     progress: Progress,
     weights: Weights,
     optimizer: torch.optim.Optimizer,
-    keep: int,
-    facts: Mapping[str, Any],
+    origin: Origin,
+    write: bool = True,
 ) -> Path:
-    """Write `folder/epoch-NNNN` and remove all but the last `keep`.
+    """Write `folder/epoch-NNNN`. Where weights are divided, every process has to take part.
 
     Args:
-        facts: further plain values to record, such as the plan's digest.
+        write: whether this process is the one that writes.
+
+    Raises:
+        RunError: the disk is full or cannot be written; nothing is left of the attempt.
     """
-    final = folder / name(progress.epoch)
-    partial = folder / f".writing-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for kept in ["current", *weights.sets]:
-        _write(partial / f"{kept}.safetensors", weights.tensors(kept))
-    _write(partial / "optimizer.safetensors", _optimizer_tensors(weights, optimizer))
-    state = {**attrs.asdict(progress), **facts}
-    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
-    for path in [*partial.iterdir(), partial]:
-        flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    flush(folder)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    final = folder / archive.name(progress.epoch)
+    contents = _contents(weights, optimizer, keep=write)
+    if not write:
+        deque(contents, maxlen=0)
+        return final
+    partial = folder / f"{PARTIAL}{final.name}"
+    with writing(final):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for stem, tensors in contents:
+                _write(partial / f"{stem}.safetensors", tensors)
+            archive.seal(partial, progress.epoch, progress.step, origin)
+            for path in [*partial.iterdir(), partial]:
+                flush(path)
+            partial.rename(final)
+            flush(folder)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return final
 
 
-def name(epoch: int) -> str:
-    """The folder of the checkpoint after `epoch`."""
-    return f"epoch-{epoch:04d}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
-    found = [path.parent for path in folder.glob(f"epoch-*/{STATE}")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
-
-
 def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore weights, their sets and the optimizer in place; returns how far the run had come."""
+    """Restore weights, their sets and the optimizer in place; returns how far the run had come.
+
+    The checkpoint is taken to be intact (see `archive.damage`).
+
+    Raises:
+        RunError: its weights are others than this run's, as when a plugin of another version has made it.
+    """
+    state = archive.read(path)
+    sets = {kept: path / f"{kept}.safetensors" for kept in ["current", *weights.sets]}
+    saved = {Path(file).stem for file in state.files} - {OPTIMIZER}
+    if saved != sets.keys():
+        raise RunError(f"{shown(path)} has the weights {listed(sorted(saved))}; this run keeps {listed(sorted(sets))}")
+    for kept, file in sets.items():
+        weights.restore(kept, _fitting(file, load_file(file), weights.tensors(kept)))
+    _restore_optimizer(weights, optimizer, load_file(path / f"{OPTIMIZER}.safetensors"))
+    return Progress(state.epoch, state.step)
+
+
+def _fitting(file: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, once it is known that they are those which are expected."""
+    has, wants = ({name: tuple(t.shape) for name, t in one.items()} for one in (tensors, expected))
+    different = sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name))
+    if different:
+        name = different[0]
+        what = f"{name} has the shape {has.get(name, 'none')} there, {wants.get(name, 'none')} in this run"
+        raise RunError(f"{shown(file)} is not of this run's network: {what} ({len(different)} such weights)")
+    return tensors
+
+
+def _contents(
+    weights: Weights, optimizer: torch.optim.Optimizer, keep: bool
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What the files hold, whole, by their stems; one at a time is in memory, and none where it is not to be kept."""
     for kept in ["current", *weights.sets]:
-        weights.restore(kept, load_file(path / f"{kept}.safetensors"))
-    _restore_optimizer(weights, optimizer, load_file(path / "optimizer.safetensors"))
-    state = json.loads((path / STATE).read_text())
-    return Progress(state["epoch"], state["step"])
+        yield kept, gathered(weights.tensors(kept), keep)
+    yield OPTIMIZER, gathered(_optimizer_tensors(weights, optimizer), keep)
 
 
 def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{path}/{key}": torch.as_tensor(value).to("cpu", copy=True)  # 8-bit moments share their scales
+        f"{path}/{key}": torch.as_tensor(value)
         for path, parameter in weights.parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -97,8 +127,11 @@ def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tenso
         parameter = weights.parameters[path]
         # Moments lie beside their parameter; AdamW's step counter on the CPU, that of 8 bits as a plain number.
         counter = value if value.is_floating_point() or value.dim() else int(value)
-        optimizer.state[parameter][key] = value.to(parameter.device) if value.dim() else counter
+        optimizer.state[parameter][key] = like(value, parameter) if value.dim() else counter
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # what the system says, in its words
+        raise OSError(str(error)) from error

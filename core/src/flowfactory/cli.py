@@ -13,10 +13,10 @@ import click
 
 from flowfactory import launch
 from flowfactory.commands import Commands
-from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, SpecError
+from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, RunError, SpecError
 from flowfactory.ui import Ui
 from flowfactory.verbs import looking, plugins, running
-from flowfactory.verbs.options import DONE, INTERRUPTED, report
+from flowfactory.verbs.options import DONE, FAILED, INTERRUPTED, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PluginError as error:
         ui.error(str(error))
         return BAD_PLUGIN
+    except RunError as error:
+        ui.error(str(error))
+        return FAILED
     except click.ClickException as error:
         error.show()
         return BAD_SPEC

@@ -14,14 +14,19 @@ from flowfactory.entries import Entry
 
 def metadata(entries: Sequence[Entry]) -> dict[str, Any]:
     """Versions of Python, core, what core requires, and every plugin. Imports none of them."""
-    requirements = [Requirement(text) for text in importlib.metadata.requires("flowfactory") or ()]
     return {
         "flowfactory": importlib.metadata.version("flowfactory"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {r.name: _version(r.name) for r in sorted(requirements, key=lambda r: r.name) if not r.marker},
+        "packages": packages(),
         "plugins": {entry.source.name: entry.source.version for entry in entries},
     }
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of what core requires, `None` where it is not installed."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("flowfactory") or ()]
+    return {r.name: _version(r.name) for r in sorted(requirements, key=lambda r: r.name) if not r.marker}
 
 
 def devices() -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowfactory import checkpoint
+from flowfactory import archive, history, merit
 from flowfactory.adapter import Adapter
 from flowfactory.assembly import load_model
 from flowfactory.builtin import PipelineSpec
@@ -52,7 +52,7 @@ def export(
     registry: Registry,
     ui: Ui,
     form: str = "lora",
-    epoch: int | None = None,
+    epoch: int | Literal["best"] | None = None,
     weights: str | None = None,
     folder: Path | None = None,
 ) -> Exported:
@@ -61,7 +61,7 @@ def export(
     Args:
         run: the run's folder.
         form: "lora", "kohya" or "merged" (see `forms`); a fully fine-tuned model is always whole.
-        epoch: of which checkpoint; the last when absent.
+        epoch: of which checkpoint; "best", as `[checkpoint] best` judges evaluations; the last when absent.
         weights: which set; when absent the averaged one, or the current one where nothing is averaged.
         folder: where to; `export/<form>` in the run's folder when absent.
 
@@ -72,7 +72,7 @@ def export(
     spec = _whole(load_spec(run / SPEC_FILE, registry))
     form = "merged" if isinstance(spec.tuning, Full) else form
     weights = weights or ("ema" if spec.optimizer.ema else "current")
-    saved = find(run, epoch, weights)
+    saved = find(run, best_epoch(run, spec) if epoch == "best" else epoch, weights)
     folder = folder or run / "export" / form
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,7 +91,7 @@ def export(
     done = Exported(folder, difference(expected, actual), difference(before, expected))
     if not done.difference <= TOLERANCE:
         raise RunError(f"{folder} is no good: read back, its velocities are {done.difference:.1e} off the largest")
-    number = int(saved.parent.name.removeprefix("epoch-"))
+    number = archive.epoch_of(saved.parent)
     write_card(
         folder, run, spec, f"`{weights}` after epoch {number}", number, python, _checked(done, spec.run.precision)
     )
@@ -106,18 +106,35 @@ def _whole(spec: Spec) -> Spec:
     return attrs.evolve(spec, model=attrs.evolve(spec.model, spec=attrs.evolve(own, quantize=None)))
 
 
+def best_epoch(run: Path, spec: Spec) -> int:
+    """The epoch of the best evaluation whose checkpoint was kept.
+
+    Raises:
+        RunError: no checkpoint was evaluated, or the run's table says that none is to be the best.
+    """
+    (past,) = history.read([run])
+    kept = {archive.epoch_of(path) for path in archive.checkpoints(run / archive.CHECKPOINTS)}
+    best = merit.best(spec, [(epoch, line) for epoch, line in past.metrics.items() if epoch in kept])
+    if best is None:
+        why = f"its [checkpoint] best is `{spec.checkpoint.best}`, and no checkpoint has an evaluation by that"
+        raise RunError(f"{run} has no best checkpoint: {why}")
+    return best.epoch
+
+
 def find(run: Path, epoch: int | None, weights: str) -> Path:
     """The file of a weight set.
 
     Raises:
-        RunError: there is none; the message names those there are.
+        RunError: there is none; the message names those there are. Or the checkpoint is damaged.
     """
-    found = {path.name: path for path in checkpoint.checkpoints(run / "checkpoints")}
+    found = {path.name: path for path in archive.checkpoints(run / archive.CHECKPOINTS)}
     if not found:
         raise RunError(f"{run} has no checkpoint to export")
-    name = list(found)[-1] if epoch is None else checkpoint.name(epoch)
+    name = list(found)[-1] if epoch is None else archive.name(epoch)
     if name not in found:
         raise RunError(f"{run} has no checkpoint {name}; there is {', '.join(found)}")
+    if damage := archive.damage(found[name]):
+        raise RunError(f"{damage}: this checkpoint is damaged; --epoch takes another ({', '.join(found)})")
     sets = {path.stem: path for path in sorted(found[name].glob("*.safetensors")) if path.stem != "optimizer"}
     if weights not in sets:
         raise RunError(f"{found[name]} has no weights {weights!r}; there are {', '.join(sets)}")

@@ -6,7 +6,12 @@ import hashlib
 import os
 import time
 import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from flowfactory.problems import RunError, shown
 
 PARTIAL = ".writing-"
 DAY = 86400.0
@@ -22,6 +27,19 @@ def write(path: Path, data: bytes) -> None:
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What hinders writing `path`, a file or a folder, ends the run in words.
+
+    Raises:
+        RunError: naming `path` and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{shown(path)} cannot be written: {error.strerror or error}") from error
 
 
 def sweep(folder: Path) -> None:
@@ -47,3 +65,12 @@ def sha256(path: Path) -> str:
     """The hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32(path: Path) -> int:
+    """A checksum of a file's content: sees what a disk has lost, not what somebody has forged."""
+    crc, buffer = 0, memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            crc = zlib.crc32(buffer[:count], crc)
+    return crc

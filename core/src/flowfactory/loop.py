@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from flowfactory import checkpoint
+from flowfactory import archive, checkpoint, launch, merit, resumption
+from flowfactory.archive import CHECKPOINTS, Origin
 from flowfactory.assembly import Parts, Run, assemble
 from flowfactory.checkpoint import Progress
 from flowfactory.collect import collect
+from flowfactory.distributed import PeerLost
 from flowfactory.evaluate import BEFORE_AFTER, evaluate
+from flowfactory.merit import Merit
 from flowfactory.metrics import MetricsFile
 from flowfactory.optimise import optimise
 from flowfactory.plan import Plan
+from flowfactory.problems import RunError
 from flowfactory.registry import Registry
 from flowfactory.scoring import RewardError
 from flowfactory.stop import Stopped, StopRequest, listening
@@ -21,7 +26,6 @@ from flowfactory.track import Tracker, tracking
 from flowfactory.ui import Ui
 from flowfactory.watch import Watch
 
-CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 
 
@@ -32,9 +36,14 @@ def run(plan: Plan, registry: Registry, folder: Path, ui: Ui, resume: bool = Fal
         Stopped: a signal ended the run; a checkpoint was saved.
         DataError: a prompt file cannot be used.
         RewardError: a reward failed.
+        RunError: the last checkpoint is damaged or of another spec; or something cannot be written.
     """
     told, outcome = Run(folder, plan), "failed"
     try:
+        if resume:
+            with said_once():
+                for difference in resumption.differences(folder, plan):
+                    ui.say(difference)
         with listening() as stop:
             train(assemble(plan, registry, folder, ui), told, stop, resume)
         outcome = "done"
@@ -48,10 +57,12 @@ def run(plan: Plan, registry: Registry, folder: Path, ui: Ui, resume: bool = Fal
 def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
     """Every epoch still to be done."""
     spec, progress = parts.spec, Progress()
-    saved = checkpoint.checkpoints(parts.folder / CHECKPOINTS)
-    if resume and saved:
-        progress = checkpoint.load(saved[-1], parts.weights, parts.optimizer)
+    saved = archive.checkpoints(parts.folder / CHECKPOINTS) if resume else []
+    if saved:
+        with said_once():
+            progress = checkpoint.load(saved[-1], parts.weights, parts.optimizer)
     file = MetricsFile(parts.folder / METRICS, progress.epoch, write=parts.processes.main)
+    best = best_saved(parts, file, saved)
     names = spec.track.to if parts.processes.main else ()
     with tracking(names, spec.track.project, told, parts.registry) as trackers:
         trackers.append(file)
@@ -65,7 +76,7 @@ def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
                 made = collect(parts, told, epoch, stop)
             except (Stopped, RewardError):
                 # No weight has changed since the last epoch ended: this is its checkpoint.
-                save(parts, told, progress)
+                save(parts, told, progress, best)
                 raise
             progress, metrics = optimise(parts, progress, epoch, made)
             last = epoch == spec.run.epochs
@@ -74,12 +85,33 @@ def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
                     metrics |= evaluate(parts, epoch)
                 except RewardError:
                     report(parts, told, trackers, epoch, made.metrics | metrics)
-                    save(parts, told, progress)
+                    save(parts, told, progress, best)
                     raise
+            now = merit.judge(spec, epoch, metrics)
+            if improved := now is not None and now.exceeds(best):
+                best = now
             # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
             report(parts, told, trackers, epoch, made.metrics | metrics)
-            if last or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
-                save(parts, told, progress)
+            if last or improved or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
+                save(parts, told, progress, best)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """What every process finds wrong is said by the main one."""
+    try:
+        yield
+    except RunError as error:
+        raise error if launch.rank() == 0 else PeerLost(str(error)) from error
+
+
+def best_saved(parts: Parts, file: MetricsFile, saved: Sequence[Path]) -> Merit | None:
+    """The best evaluation whose checkpoint lies there, the same on every process."""
+    epochs = {archive.epoch_of(path) for path in saved}
+    lines = [(int(line["epoch"]), line) for line in (file.lines() if parts.processes.main else [])]
+    own = merit.best(parts.spec, [(epoch, line) for epoch, line in lines if epoch in epochs])
+    found: Merit | None = parts.processes.gather_objects([own])[0]
+    return found
 
 
 def report(parts: Parts, told: Run, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
@@ -91,15 +123,22 @@ def report(parts: Parts, told: Run, trackers: Sequence[Tracker], epoch: int, met
     parts.registry.events.epoch_finished(run=told, epoch=epoch, metrics=metrics)
 
 
-def save(parts: Parts, told: Run, progress: Progress) -> None:
-    """Write a checkpoint of a finished epoch, unless it lies there already."""
-    folder = parts.folder / CHECKPOINTS
-    if parts.processes.main and checkpoint.name(progress.epoch) not in [c.name for c in checkpoint.checkpoints(folder)]:
-        facts = {"digest": told.plan.digest, "versions": told.plan.versions}
+def save(parts: Parts, told: Run, progress: Progress, best: Merit | None) -> None:
+    """Write a checkpoint of a finished epoch, unless it lies there already; the latest are kept, and the best."""
+    folder, main = parts.folder / CHECKPOINTS, parts.processes.main
+    lies_there = archive.name(progress.epoch) in [c.name for c in archive.checkpoints(folder)]
+    if parts.processes.any(main and not lies_there):
         with parts.clock("checkpoint"):
-            path = checkpoint.save(folder, progress, parts.weights, parts.optimizer, parts.spec.checkpoint.keep, facts)
-        parts.registry.events.checkpoint_saved(run=told, epoch=progress.epoch, path=path)
+            path = checkpoint.save(folder, progress, parts.weights, parts.optimizer, origin(told.plan), write=main)
+        if main:
+            archive.tidy(folder, parts.spec.checkpoint.keep, best.epoch if best else None)
+            parts.registry.events.checkpoint_saved(run=told, epoch=progress.epoch, path=path)
     parts.processes.wait()
+
+
+def origin(plan: Plan) -> Origin:
+    """What makes the checkpoints of this run."""
+    return Origin(plan.digest, plan.world, resumption.versions(plan))
 
 
 def closing_words(folder: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from flowfactory.files import writing
 from flowfactory.types import Sample
 
 TABLE = "samples.jsonl"
@@ -66,7 +67,12 @@ def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, S
 
     A video is `0000.mp4`, too, where PyAV is installed; its PNG shows the frames side by side.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_samples(folder, samples, scores)
+
+
+def _save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
     with (folder / TABLE).open("w", encoding="utf-8") as table:
         for number, sample in enumerate(samples):
             name = f"{number:04d}.png"

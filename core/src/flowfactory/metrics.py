@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from flowfactory import files
+from flowfactory.files import writing
 
 
 class Clock:
@@ -177,18 +181,30 @@ class MetricsFile:
     def __init__(self, path: Path, epochs_done: int, write: bool) -> None:
         self._path, self._write = path, write
         if write:
-            lines = path.read_text().splitlines(keepends=True) if path.exists() and epochs_done else []
-            path.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= epochs_done))
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and epochs_done else []
+            kept = [line + "\n" for line in lines if _epoch(line) <= epochs_done]
+            with writing(path):
+                files.write(path, "".join(kept).encode())
 
     def lines(self) -> list[dict[str, float]]:
         """The lines so far."""
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append the line of epoch `step`."""
+        """Append the line of epoch `step`, and wait until it is on the disk: a checkpoint may follow."""
         if self._write:
-            with self._path.open("a", encoding="utf-8") as file:
+            with writing(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"epoch": step, **metrics}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def finish(self) -> None:
         """Nothing is left to be done: every line is written when it is made."""
+
+
+def _epoch(line: str) -> float:
+    """The epoch of a line; infinity where it was cut short, as by a kill: it is made again."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except ValueError:
+        return math.inf

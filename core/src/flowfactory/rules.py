@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowfactory import window
-from flowfactory.builtin import PipelineSpec
-from flowfactory.problems import Place, Problem, listed
+from flowfactory.problems import Place, Problem, did_you_mean, listed
 from flowfactory.reader import attributes
 from flowfactory.registry import Registry
 from flowfactory.spec import (
+    Checkpoint,
     Component,
     Data,
     Density,
     Eval,
-    Full,
-    Lora,
     Optimizer,
     RewardEntry,
     RunTable,
@@ -46,10 +44,10 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("trainer", "sampling"), _times),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
-        (("model", "tuning"), _quantize),
         (("rewards",), _rewards),
         (("eval",), _eval_rewards),
         (("data", "eval"), _evaluation),
+        (("checkpoint", "data", "eval", "rewards"), _best),
     )
     found: list[Problem] = []
     for names, rule in rules:
@@ -139,12 +137,6 @@ def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Prob
         yield Problem("warmup", what, where("optimizer", "warmup"))
 
 
-def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
-    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
-        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
-        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
-
-
 def _rewards(where: _Where, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
     yield from _labels(where, rewards, ("reward",))
     if not rewards:
@@ -174,3 +166,16 @@ def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:
     if written is not None and table.every > 0 and data.eval_prompts is None:
         what = f"[eval] asks for evaluations (every = {table.every}), but [data] has no `eval_prompts`"
         yield Problem("no-eval-prompts", what, where("eval", "every"), "add them, or set [eval] every = 0")
+
+
+def _best(
+    where: _Where, checkpoint: Checkpoint, data: Data, table: Eval, rewards: tuple[RewardEntry, ...]
+) -> Iterator[Problem]:
+    """A metric to judge by must be one that evaluations have."""
+    if checkpoint.best in ("score", "none"):
+        return
+    evaluated = table.every > 0 and data.eval_prompts is not None
+    known = [f"eval/{entry.label}/mean" for entry in (table.rewards or rewards)] if evaluated else []
+    if checkpoint.best not in known:
+        what = f"[checkpoint] best: no evaluation has `{checkpoint.best}` (there is: {listed(known)})"
+        yield Problem("best", what, where("checkpoint", "best"), did_you_mean(checkpoint.best, known))

@@ -358,7 +358,6 @@ class Optimizer:
     eps: float = key("Added to the root of the second moment.", default=1e-8, gt=0)
     weight_decay: float = key("Decoupled weight decay.", default=1e-4, ge=0)
     clip_norm: float = key("Largest norm of the whole gradient.", default=1.0, gt=0)
-    bits: Literal[8, 32] = key("Of each moment; 8 needs `flowfactory[bitsandbytes]`.", default=32)
     updates: int = key("Optimizer steps per epoch; the epoch's groups are divided evenly among them.", default=1, ge=1)
     micro_batch: int = key("Samples that pass the network together, with gradients.", default=8, ge=1)
     lr_schedule: Literal["constant", "linear", "cosine"] = key(
@@ -403,6 +402,13 @@ class Checkpoint:
 
     every: int = key("Epochs between checkpoints; the last epoch is always saved. 0: only the last.", default=10, ge=0)
     keep: int = key("How many of the latest checkpoints to keep.", default=2, ge=1)
+    best: str = key(
+        "Which evaluation's checkpoint to keep as well: that with the best `score`, the sum of the held-out rewards' "
+        "means, each times its weight; with the best of one reward, e.g. `eval/ocr/mean`; or `none`. A new best is "
+        "saved at once.",
+        default="score",
+        pattern="score|none|eval/.+/mean",
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -9,10 +9,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from flowfactory import completion, environment, launch
+from flowfactory import archive, completion, environment, launch, resumption
+from flowfactory.files import writing
 from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.problems import BAD_SPEC, PluginError, RunError, SpecError, shown
 from flowfactory.registry import Registry
@@ -47,13 +49,17 @@ def run(
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry, world or processes)
     folder = folder or free_folder(runs, plan.spec.run.name)
+    if archive.checkpoints(folder / archive.CHECKPOINTS):
+        what = f"{shown(folder)} has checkpoints of a run"
+        raise click.UsageError(f"{what}; go on with: flowfactory resume {shown(folder)}, or choose another --folder")
     if world is None and processes > 1:
         options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
         return launch.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
     if launch.rank() == 0:
-        plan.write(folder)
-        text = json.dumps(environment.metadata(registry.entries()), indent=2)
-        (folder / "env.json").write_text(text + "\n", encoding="utf-8")
+        with writing(folder):
+            plan.write(folder)
+            text = json.dumps(environment.metadata(registry.entries()), indent=2)
+            (folder / "env.json").write_text(text + "\n", encoding="utf-8")
     return train(ui, plan, registry, folder, resume=False)
 
 
@@ -68,17 +74,20 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
     world = launch.world_size()
     registry = new_registry(ui)
     plan = make_plan(load_spec(run / SPEC_FILE, registry), registry, world or processes)
-    before = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
-    if before["digest"] != plan.digest:
-        what = f"{shown(run / SPEC_FILE)} or a file it names was changed since the run began"
-        raise click.UsageError(f"{what}; start a new run with it instead")
-    for name, version in before["versions"].items():
-        now = plan.versions.get(name, "not in use")
-        if now != version:
-            ui.say(f"{name} was {version} when the run began and is {now} now")
+    if changed := resumption.changes(run, plan):
+        raise click.UsageError(changed)
     if world is None and processes > 1:
         return launch.launch(processes, ["resume", str(run)])
     return train(ui, plan, registry, run, resume=True)
+
+
+def _epoch(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """The number of an epoch, or `best`."""
+    if value is None or value == "best":
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"expected the number of an epoch or `best`, not {value!r}", context, option)
+    return int(value)
 
 
 @click.command()
@@ -90,12 +99,25 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
     show_default=True,
     help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
 )
-@click.option("--epoch", type=click.IntRange(0), help="Of which checkpoint; the last when absent.")
+@click.option(
+    "--epoch",
+    callback=_epoch,
+    metavar="N|best",
+    help="Of which checkpoint, or of that of the best evaluation; the last when absent.",
+)
 @click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
 @as_json
 @click.pass_obj
-def export(ui: Ui, run: Path, form: str, epoch: int | None, weights: str | None, to: Path | None, as_json: bool) -> int:
+def export(
+    ui: Ui,
+    run: Path,
+    form: str,
+    epoch: int | Literal["best"] | None,
+    weights: str | None,
+    to: Path | None,
+    as_json: bool,
+) -> int:
     """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
     if not (run / PLAN_FILE).is_file():
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
@@ -164,13 +186,14 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             return FAILED
         except RunError as error:
             log.debug("the run failed", exc_info=True)
-            ui.error(str(error))
+            ui.error("\n".join([str(error), *resumption.way_on(folder)]))
             return FAILED
         except (PluginError, SpecError):
             raise
         except Exception:
             log.debug("the run failed", exc_info=True)
-            ui.error(f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too")
+            what = f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too"
+            ui.error("\n".join([what, *resumption.way_on(folder)]))
             return FAILED
         ui.say(loop.closing_words(folder))
     return DONE
@@ -187,7 +210,8 @@ def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
     """Everything to the run's log, warnings to stderr as well."""
     log = logging.getLogger("flowfactory")
     log.setLevel(logging.DEBUG)
-    to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=True)
+    with writing(folder / LOG_FILE):
+        to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=quiet)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_stderr = logging.StreamHandler()
     to_stderr.setLevel(logging.WARNING)
