@@ -102,6 +102,8 @@ CASES = (
         "weights", edits=(("weight = -0.5", "weight = 0"), ('name = "bright"\n\n', 'name = "bright"\nweight = 0\n\n'))
     ),
     Case("no-reward", sets=("reward=[]",)),
+    Case("shard", sets=("memory.shard=true", "optimizer.bits=8")),
+    Case("shard-calls", sets=("memory.shard=true",)),
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),

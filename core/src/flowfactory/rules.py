@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowfactory import window
+from flowfactory.builtin import PipelineSpec
 from flowfactory.problems import Place, Problem, did_you_mean, listed
 from flowfactory.reader import attributes
 from flowfactory.registry import Registry
@@ -16,6 +17,9 @@ from flowfactory.spec import (
     Data,
     Density,
     Eval,
+    Full,
+    Lora,
+    Memory,
     Optimizer,
     RewardEntry,
     RunTable,
@@ -44,6 +48,9 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("trainer", "sampling"), _times),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
+        (("model", "tuning"), _quantize),
+        (("memory", "run", "optimizer", "model"), _shard),
+        (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
         (("rewards",), _rewards),
         (("eval",), _eval_rewards),
         (("data", "eval"), _evaluation),
@@ -135,6 +142,53 @@ def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Prob
         made = f"{run.epochs} epochs x {optimizer.updates} updates = {total} steps"
         what = f"the warm-up of {optimizer.warmup} steps never ends: the run makes {made}"
         yield Problem("warmup", what, where("optimizer", "warmup"))
+
+
+def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
+    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
+        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
+        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
+
+
+def _shard(where: _Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:
+    """What goes together with weights that lie in one piece only."""
+    excluded = {
+        '[run] precision = "fp16"': run.precision == "fp16",
+        f"[optimizer] bits = {optimizer.bits}": optimizer.bits != 32,
+        "[model] quantize": isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None,
+    }
+    for key, written in excluded.items():
+        if memory.shard and written:
+            what = f"[memory] shard does not go together with {key}"
+            yield Problem("shard", what, where("memory", "shard"), "leave out one of them")
+
+
+def _shard_calls(
+    where: _Where,
+    memory: Memory,
+    model: Component,
+    trainer: Component,
+    sampling: Sampling,
+    optimizer: Optimizer,
+    table: Eval,
+) -> Iterator[Problem]:
+    """Processes call a divided network together, so each has to call it as often, whatever its samples are."""
+    if not memory.shard:
+        return
+    why = "with [memory] shard every process has to call the network as often"
+    calls = model.spec.calls
+    if calls == "unknown":
+        what = f"{why}, and adapter `{model.name}` does not say when it does"
+        yield Problem("shard-calls", what, where("memory", "shard"), "set it to false; its author could set `calls`")
+    batches = {"sampling": sampling.micro_batch, "optimizer": optimizer.micro_batch, "eval": table.micro_batch or 1}
+    if calls == "sample" and (large := [name for name, size in batches.items() if size > 1]):
+        what = f"{why}, and how often adapter `{model.name}` does depends on the samples of a micro-batch"
+        hint = f"set micro_batch = 1 in {' and '.join(f'[{name}]' for name in large)}"
+        yield Problem("shard-calls", what, where("memory", "shard"), hint)
+    if not trainer.spec.even_calls:
+        what = f"{why}, and trainer `{trainer.name}` does not say that it does"
+        hint = "set it to false; its author could set `even_calls`"
+        yield Problem("shard-calls", what, where("memory", "shard"), hint)
 
 
 def _rewards(where: _Where, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
