@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ import flowfactory
 import pytest
 from flowfactory import launch
 from flowfactory.cli import main
-from specs import edited
+from specs import DISTRIBUTIONS, SPEC, edited
 
 Capture = pytest.CaptureFixture[str]
 
@@ -88,16 +91,30 @@ def test_plan_refuses_a_world_that_does_not_divide(spec: Path, capsys: Capture) 
 # --- looking at plugins --------------------------------------------------------------------------------------------
 
 
-def test_plugins_list(installed: Path, capsys: Capture) -> None:
+def test_plugins_list_without_trouble(capsys: Capture) -> None:
     assert main(["plugins", "list"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["kind", "name", "distribution", "version"]
-    assert ["reward", "broken", "flowfactory-plugin-broken", "1.0"] in lines
+    assert ["scheduler", "ode", "flowfactory", importlib.metadata.version("flowfactory")] in lines
+
+
+def test_plugins_list_tells_what_is_in_the_way(installed: Path, capsys: Capture) -> None:
+    assert main(["plugins", "list"]) == 3
+    lines = [re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["kind", "name", "distribution", "version", "trouble"]
+    assert ["reward", "good", "flowfactory-plugin-good", "1.0"] in lines
+    assert ["reward", "broken", "flowfactory-plugin-broken", "1.0"] in lines, "metadata does not know"
     assert ["observer", "watcher", "flowfactory-plugin-watcher", "1.0"] in lines
-    assert main(["plugins", "list", "--json"]) == 0
-    assert {"kind": "scheduler", "name": "ode"}.items() <= next(
-        row for row in json.loads(capsys.readouterr().out) if row["name"] == "ode"
-    ).items()
+    assert ["reward", "twin", "other-twin", "0.3", "also provided by flowfactory-plugin-twin 1.0"] in lines
+    (too_new,) = [line[-1] for line in lines if line[1] == "toonew"]
+    assert too_new.startswith("requires flowfactory>=99, but 0.")
+    assert main(["plugins", "list", "--json"]) == 3
+    rows = {(row["name"], row["distribution"]): row["troubles"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["good", "flowfactory-plugin-good"] == []
+    assert rows["twin", "flowfactory-plugin-twin"] == ["also provided by other-twin 0.3"]
+    (lonely,) = rows["lonely", "flowfactory-plugin-lonely"]
+    assert lonely == "requires flowfactory-plugin-absent>=2, which is not installed"
+    assert not {d.module for d in DISTRIBUTIONS} & sys.modules.keys(), "no plugin code runs"
 
 
 def test_plugins_show(installed: Path, capsys: Capture) -> None:
@@ -110,13 +127,34 @@ def test_plugins_show(installed: Path, capsys: Capture) -> None:
         "other-twin",
         "flowfactory-plugin-twin",
     }
+    assert main(["plugins", "show", "watcher"]) == 0
+    assert capsys.readouterr().out.endswith('plugins = ["watcher"]\n')
+
+
+@pytest.mark.parametrize("name", ["flow-sde", "dance-sde", "cps"])
+def test_what_plugins_show_offers_to_paste_is_sound(spec: Path, name: str, capsys: Capture) -> None:
+    assert main(["plugins", "show", name]) == 0
+    table = capsys.readouterr().out.partition("\n\n[")[2]
+    for text in (table, table.replace("# ", "")):
+        before, _, after = SPEC.partition("[scheduler]")
+        spec.write_text(f"{before}[{text}\n[trainer]{after.partition('[trainer]')[2]}")
+        assert main(["check", "spec.toml"]) == 0
+
+
+def test_keys_that_must_be_there_are_in_what_to_paste(capsys: Capture) -> None:
+    assert main(["plugins", "show", "diffusers"]) == 0
+    table = tomllib.loads("[model]" + capsys.readouterr().out.partition("[model]")[2])
+    assert table == {"model": {"name": "diffusers", "path": "..."}}
 
 
 def test_plugins_that_cannot_be_shown(installed: Path, capsys: Capture) -> None:
-    assert main(["plugins", "show", "flow-sed"]) == 3
-    assert "no plugin `flow-sed` is installed; did you mean `flow-sde`?" in capsys.readouterr().err
-    assert main(["plugins", "show", "broken"]) == 3
-    assert "No module named 'a_module_nobody_has'" in capsys.readouterr().err
+    for name, words in {
+        "flow-sed": "no plugin `flow-sed` is installed; did you mean `flow-sde`?",
+        "ode@third": "no plugin `ode@third` is installed; see: flowfactory plugins list",
+        "broken": "No module named 'a_module_nobody_has'",
+    }.items():
+        assert main(["plugins", "show", name]) == 3
+        assert words in capsys.readouterr().err
 
 
 def test_schema(installed: Path, capsys: Capture) -> None:

@@ -47,3 +47,16 @@ def test_an_unknown_name_says_what_to_install(kind: str, name: str, hint: str) -
     with pytest.raises(PluginError) as caught:
         Registry([]).find(kind, name)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("grpo-guard", "no plugin `grpo-guard` is installed; try: pip install flowfactory-plugin-grpo"),
+        ("gpro-guard", "did you mean `grpo-guard`? Otherwise try: pip install flowfactory-plugin-gpro-guard"),
+    ],
+)
+def test_so_does_a_name_of_no_kind_in_particular(name: str, hint: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        Registry([]).named(name)
+    assert hint in str(caught.value)

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 import attrs
 
 from flowfactory import toml
+from flowfactory.entries import KINDS, Contribution
 from flowfactory.reader import arms_of, declared, hints, is_literal, keys
 from flowfactory.spec import Key, Location, RewardEntry, Size
 from flowfactory.structure import plain
@@ -39,6 +40,29 @@ def describe(cls: type) -> Sequence[KeyDescription]:
         else:
             rows.append(KeyDescription(name, type_words(kind, key), _default(field.default), key.doc))
     return rows
+
+
+def example(contribution: Contribution) -> str:
+    """A table to paste: keys that must be there with a stand-in, those with a default as comments."""
+    spec, types = contribution.provides.spec, hints(contribution.provides.spec)
+    lines = [KINDS[contribution.kind].key.removesuffix(" name"), f'name = "{contribution.provides.name}"']
+    for row in describe(spec):
+        field = keys(spec).get(row.name)
+        if row.default == "required" and field is not None:
+            lines.append(f"{row.name} = {toml.value_text(_stand_in(types[field.name], declared(field)))}")
+        elif row.default not in ("", "required"):
+            lines.append(f"# {row.name} = {row.default}")
+    return "\n".join(lines)
+
+
+def _stand_in(kind: Any, key: Key) -> Any:
+    """A value of about the right kind, for a person to replace."""
+    arm = next(arm for arm in arms_of(kind) if arm is not type(None))
+    if is_literal(arm):
+        return get_args(arm)[0]
+    if arm in (int, float):
+        return arm(next((bound for bound in (key.ge, key.le) if bound is not None), 1))
+    return [] if get_origin(arm) is tuple else "..."
 
 
 def type_words(kind: Any, key: Key) -> str:

@@ -218,15 +218,15 @@ Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `ex
 | `NO_COLOR=1` | no colours |
 | `WORLD_SIZE`, `RANK` | set by launchers (torchrun, accelerate); `run` then starts no processes of its own |
 
-**Completion.** TAB completes verbs and options, names of plugins, specs, folders of runs, and the keys after `--set` and
-`--unset`, those of the plugins that the spec before them names among them. It is switched on by a line in the shell's
-own start-up file:
+**Completion.** TAB completes verbs and options, names of plugins, specs, folders of runs, and the keys after `--set`
+and `--unset`, those of the plugins that the spec before them names among them. It is switched on by a line in the
+shell's own start-up file:
 
 | shell | file | line |
 |---|---|---|
 | bash | `~/.bashrc` | `eval "$(_FLOWFACTORY_COMPLETE=bash_source flowfactory)"` |
 | zsh | `~/.zshrc` | `eval "$(_FLOWFACTORY_COMPLETE=zsh_source flowfactory)"` |
-| fish | `~/.config/fish/completions/flowfactory.fish` | `_FLOWFACTORY_COMPLETE=fish_source flowfactory \| source` |
+| fish | `~/.config/fish/completions/flowfactory.fish` | `_FLOWFACTORY_COMPLETE=fish_source flowfactory \\| source` |
 """
 
 

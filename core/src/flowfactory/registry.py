@@ -14,7 +14,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,16 @@ from flowfactory import directory, hooks
 from flowfactory.entries import KINDS, OBSERVERS, Contribution, Entry, Source, installed_entries, noun
 from flowfactory.hooks import PROJECT
 from flowfactory.problems import PluginError, did_you_mean, listed, shown
-from flowfactory.soundness import attribute, broken, cause, check_names, check_record, check_requirements, resolve
+from flowfactory.soundness import (
+    attribute,
+    broken,
+    cause,
+    check_names,
+    check_record,
+    check_requirements,
+    resolve,
+    unmet_requirements,
+)
 
 log = logging.getLogger("flowfactory")
 
@@ -58,6 +67,12 @@ class Registry:
     def names(self, kind: str) -> Sequence[str]:
         """Public names of one kind."""
         return sorted({entry.name for entry in self.entries(kind)})
+
+    def troubles(self, entry: Entry) -> list[str]:
+        """What keeps a name from being used as it is: another distribution that has it too, requirements not met."""
+        others = [other.source for other in self.entries(entry.kind) if other.name == entry.name]
+        conflicts = [f"also provided by {other}" for other in others if other != entry.source]
+        return conflicts + [f"requires {requirement}, {what}" for requirement, what, _ in unmet_requirements(entry)]
 
     def versions(self) -> Mapping[str, str]:
         """Core's version and those of every plugin loaded so far; a hash for local files."""
@@ -110,6 +125,20 @@ class Registry:
         self._loaded[name, source] = provided
         self._entries += [Entry(kind, public, name, source) for kind, public in provided]
 
+    def named(self, wanted: str) -> list[Entry]:
+        """What goes by `name` or `name@distribution`, of whatever kind.
+
+        Raises:
+            PluginError: nothing does.
+        """
+        name, _, chosen = wanted.partition("@")
+        same_name = [entry for entry in self._entries if entry.name == name]
+        found = [entry for entry in same_name if not chosen or entry.source.answers_to(chosen)]
+        if not found:
+            hint = "see: flowfactory plugins list" if same_name else self._what_to_install(KINDS, name)
+            raise PluginError("plugin-missing", f"no plugin `{wanted}` is installed", hint)
+        return found
+
     def loaded(self, kind: str) -> Sequence[Contribution]:
         """Everything of one kind whose hook module is loaded."""
         return [c for provided in self._loaded.values() for c in provided.values() if c.kind == kind]
@@ -136,13 +165,14 @@ class Registry:
         if elsewhere:
             return PluginError("plugin-other-kind", f"`{name}` is a {noun(elsewhere[0])}, not a {noun(kind)}")
         what = f"no {noun(kind)} `{name}` is installed (there is: {listed(self.names(kind))})"
-        return PluginError("plugin-missing", what, self._what_to_install(kind, name))
+        return PluginError("plugin-missing", what, self._what_to_install((kind,), name))
 
-    def _what_to_install(self, kind: str, name: str) -> str:
+    def _what_to_install(self, kinds: Iterable[str], name: str) -> str:
         """What the directory knows about a name; else a near one that is installed or known; else a guess."""
-        if listed_in := directory.distribution_of(kind, name):
-            return f"try: pip install {listed_in}"
-        near = did_you_mean(name, [*self.names(kind), *directory.names(kind)])
+        for kind in kinds:
+            if listed_in := directory.distribution_of(kind, name):
+                return f"try: pip install {listed_in}"
+        near = did_you_mean(name, [known for kind in kinds for known in (*self.names(kind), *directory.names(kind))])
         install = f"try: pip install flowfactory-plugin-{name}"
         return f"{near} Otherwise {install}" if near else install
 

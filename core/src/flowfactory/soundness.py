@@ -7,7 +7,7 @@ import importlib.metadata
 import inspect
 import traceback
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,18 @@ CORE = Path(__file__).parent
 
 def check_requirements(entry: Entry, who: str) -> None:
     """Compare the plugin's own requirements on flowfactory and its plugins with what is installed."""
-    for text in entry.requires:
-        requirement = Requirement(text)
+    for requirement, what, hint in unmet_requirements(entry):
+        raise PluginError("plugin-requirement", f"{who} requires {requirement}, {what}", hint)
+
+
+def unmet_requirements(entry: Entry) -> Iterator[tuple[Requirement, str, str]]:
+    """The requirements on flowfactory and its plugins that are not met, what is wrong, and the command that helps."""
+    for requirement in map(Requirement, entry.requires):
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and canonicalize_name(requirement.name).startswith(PROJECT):
             unmet = unmet_requirement(requirement)
             if unmet:
-                raise PluginError("plugin-requirement", f"{who} requires {requirement}, {unmet[0]}", unmet[1])
+                yield requirement, *unmet
 
 
 def unmet_requirement(requirement: Requirement) -> tuple[str, str] | None:

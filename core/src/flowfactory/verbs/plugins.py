@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 from flowfactory import completion
-from flowfactory.describe import describe
-from flowfactory.entries import KINDS, OBSERVERS, Contribution, Entry, installed_entries, noun
-from flowfactory.problems import BAD_SPEC, PluginError, did_you_mean
-from flowfactory.registry import Registry
+from flowfactory.describe import describe, example
+from flowfactory.entries import KINDS, OBSERVERS, Contribution, noun
+from flowfactory.problems import BAD_PLUGIN, BAD_SPEC
 from flowfactory.schema import table_schema
 from flowfactory.ui import Ui
-from flowfactory.verbs.options import as_json, load_libraries, new_registry
+from flowfactory.verbs.options import DONE, as_json, load_libraries, new_registry
 
 
 @click.group()
@@ -27,14 +26,24 @@ def plugins() -> None:
 @plugins.command("list")
 @as_json
 @click.pass_obj
-def list_plugins(ui: Ui, as_json: bool) -> None:
-    """List every name plugins provide. No plugin code runs."""
-    rows = [(noun(e.kind), e.name, e.source.name, e.source.version) for e in installed_entries()]
+def list_plugins(ui: Ui, as_json: bool) -> int:
+    """List every name plugins provide, and what is in the way of using one. No plugin code runs.
+
+    The exit code is 3 where two distributions share a name, or one wants another version of flowfactory.
+    """
+    registry = new_registry(ui)
+    entries = registry.entries()
+    troubles = [registry.troubles(entry) for entry in entries]
+    rows = [(noun(e.kind), e.name, e.source.name, e.source.version) for e in entries]
     head = ("kind", "name", "distribution", "version")
     if as_json:
-        ui.json([dict(zip(head, row, strict=True)) for row in rows])
+        described = zip(rows, troubles, strict=True)
+        ui.json([{**dict(zip(head, row, strict=True)), "troubles": those} for row, those in described])
+    elif any(troubles):
+        ui.rows((*head, "trouble"), [(*row, "; ".join(those)) for row, those in zip(rows, troubles, strict=True)])
     else:
         ui.rows(head, rows)
+    return BAD_PLUGIN if any(troubles) else DONE
 
 
 @plugins.command("show")
@@ -42,15 +51,21 @@ def list_plugins(ui: Ui, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
-    """Show what NAME (or NAME@DISTRIBUTION) is and the keys its table takes."""
+    """Show what NAME (or NAME@DISTRIBUTION) is, the keys its table takes, and a table to paste."""
     registry = new_registry(ui)
-    found = [registry.find(e.kind, f"{e.name}@{e.source.name}") for e in _named(registry, name)]
+    entries = registry.named(name)
+    found = [registry.find(e.kind, f"{e.name}@{e.source.name}") for e in entries if e.kind != OBSERVERS]
     if as_json:
         ui.json([_contribution_json(contribution) for contribution in found])
         return
+    for entry in entries:
+        if entry.kind == OBSERVERS:
+            ui.data(f'{entry.title}\n\nplugins = ["{entry.name}"]')
     for contribution in found:
         ui.data(f"{contribution.title}\n{contribution.provides.summary}\n")
-        ui.rows(("key", "type", "default", ""), [(k.name, k.type, k.default, k.doc) for k in _keys_of(contribution)])
+        keys = describe(contribution.provides.spec)
+        ui.rows(("key", "type", "default", ""), [(k.name, k.type, k.default, k.doc) for k in keys])
+        ui.data(f"\n{example(contribution)}")
 
 
 @plugins.command("check")
@@ -73,16 +88,6 @@ def check_plugin(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as
     return shell.check(ui, name, sets, prompts, as_json)
 
 
-def _named(registry: Registry, wanted: str) -> list[Entry]:
-    name, _, chosen = wanted.partition("@")
-    entries = [entry for entry in registry.entries() if entry.kind != OBSERVERS]
-    found = [e for e in entries if e.name == name and (not chosen or e.source.answers_to(chosen))]
-    if not found:
-        hint = did_you_mean(name, [e.name for e in entries]) or "see: flowfactory plugins list"
-        raise PluginError("plugin-missing", f"no plugin `{wanted}` is installed", hint)
-    return found
-
-
 def _contribution_json(contribution: Contribution) -> dict[str, Any]:
     provides, source = contribution.provides, contribution.source
     return {
@@ -93,11 +98,8 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
         "summary": provides.summary,
         "target": provides.target if isinstance(provides.target, str) else repr(provides.target),
         "schema": table_schema(provides.spec),
+        "example": example(contribution),
     }
-
-
-def _keys_of(contribution: Contribution) -> Sequence[Any]:
-    return describe(contribution.provides.spec)
 
 
 @click.command()
