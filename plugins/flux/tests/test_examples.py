@@ -16,4 +16,4 @@ def test_example_is_valid(example, capsys):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
