@@ -164,13 +164,21 @@ def test_schema(installed: Path, capsys: Capture) -> None:
     assert "left out: reward `broken` (flowfactory-plugin-broken 1.0) is broken" in err
 
 
-def test_env(capsys: Capture) -> None:
+def test_env(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
     assert main(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["packages"]["torch"]
     assert facts["plugins"]["flowfactory"] == facts["flowfactory"]
+    assert facts["executable"] == sys.executable
+    assert facts["variables"]["HF_HUB_OFFLINE"] == "1"
     assert main(["env"]) == 0
-    assert "python" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["HF_HUB_OFFLINE", "1"] in lines
+    assert ["torch", facts["packages"]["torch"]] in lines
+    assert "a-secret" not in out
 
 
 def test_trace(spec: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

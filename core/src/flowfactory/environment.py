@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +13,28 @@ from packaging.requirements import Requirement
 
 from flowfactory.entries import Entry
 
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "FLOWFACTORY_CACHE",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "RANK",
+    "WORLD_SIZE",
+)
+"""Environment variables that change what a run does, none of them secret."""
+
 
 def metadata(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Versions of Python, core, what core requires, and every plugin. Imports none of them."""
+    """Where it runs, and versions of Python, core, what core requires and every plugin. Imports none of them."""
     return {
         "flowfactory": importlib.metadata.version("flowfactory"),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "executable": sys.executable,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "packages": packages(),
         "plugins": {entry.source.name: entry.source.version for entry in entries},
     }

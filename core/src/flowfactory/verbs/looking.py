@@ -90,8 +90,8 @@ def env(ui: Ui, devices: bool, as_json: bool) -> None:
         ui.json(facts)
         return
     flat = [(n, v) for n, v in facts.items() if not isinstance(v, dict)]
-    flat += [(n, v) for table in ("packages", "plugins") for n, v in facts[table].items()]
-    ui.rows(("what", "version"), [(name, "not installed" if value is None else str(value)) for name, value in flat])
+    flat += [(n, v) for table in ("variables", "packages", "plugins") for n, v in facts[table].items()]
+    ui.rows(("what", "value"), [(name, "not installed" if value is None else str(value)) for name, value in flat])
 
 
 @click.command("report")
