@@ -105,6 +105,7 @@ CASES = (
     Case("shard", sets=("memory.shard=true", "optimizer.bits=8")),
     Case("shard-calls", sets=("memory.shard=true",)),
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
+    Case("tracker", sets=('track.to=["tensorbored"]',)),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "zebra"'),)),

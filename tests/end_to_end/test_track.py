@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from flowfactory.cli import main
+from flowfactory.rules import TRACKERS
 
 TRACKER = """
 import json
@@ -97,6 +99,15 @@ def test_a_plugins_tracker_is_told_and_cannot_break_the_run(spec: Path) -> None:
     assert told == (folder / "metrics.jsonl").read_text().splitlines()
     assert last == "finished"
     assert "tracker diary failed at epoch 1; the run goes on" in (folder / "log.txt").read_text()
+
+
+def test_the_names_known_without_torch_are_accelerates() -> None:
+    assert set(TRACKERS) == {str(name) for name in LOGGER_TYPE_TO_CLASS}
+
+
+def test_an_unknown_tracker_is_found_before_anything_is_loaded(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(spec), "--set", 'track.to=["tensorboard", "diary"]']) == 2
+    assert "there is no tracker `diary`" in capsys.readouterr().err
 
 
 def test_an_unknown_tracker_is_told(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:

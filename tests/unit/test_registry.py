@@ -182,10 +182,12 @@ def test_trace_shows_hook_calls() -> None:
 def test_trackers_are_asked_by_name(tmp_path: Path) -> None:
     registry = Registry()
     assert registry.tracker("mine", None) is None
+    assert not registry.brings_trackers()
     (tmp_path / "t.py").write_text(
         "from flowfactory import hookimpl\n@hookimpl\ndef flowfactory_tracker(name, run):\n"
         "    return 'tracker' if name == 'mine' else None\n"
     )
     registry.load_file(tmp_path / "t.py")
+    assert registry.brings_trackers()
     assert registry.tracker("mine", None) == "tracker"
     assert registry.tracker("other", None) is None

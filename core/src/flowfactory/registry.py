@@ -249,6 +249,10 @@ class Registry:
             raise broken(contribution.title, "its target is not a class")
         return target
 
+    def brings_trackers(self) -> bool:
+        """Whether a loaded plugin has trackers."""
+        return bool(self._manager.hook.flowfactory_tracker.get_hookimpls())
+
     def tracker(self, name: str, run: Any) -> Any:
         """The tracker a loaded plugin has for `name`, or `None`."""
         return self._manager.hook.flowfactory_tracker(name=name, run=run)

@@ -27,12 +27,15 @@ from flowfactory.spec import (
     SchedulerSpec,
     StochasticSpec,
     Times,
+    Track,
     TrainerSpec,
 )
 from flowfactory.toml import Node
 
 ACCEPTED: Mapping[str, tuple[Density, ...]] = {"gaussian": ("gaussian",), "any": ("gaussian", "squared-error")}
 """Which densities of a scheduler satisfy what a trainer needs; any at all where it needs none."""
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""accelerate's own, which cannot be asked without importing torch."""
 
 
 def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[Problem]:
@@ -54,6 +57,7 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("rewards",), _rewards),
         (("eval",), _eval_rewards),
         (("data", "eval"), _evaluation),
+        (("track",), _trackers),
         (("checkpoint", "data", "eval", "rewards"), _best),
     )
     found: list[Problem] = []
@@ -142,6 +146,17 @@ def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Prob
         made = f"{run.epochs} epochs x {optimizer.updates} updates = {total} steps"
         what = f"the warm-up of {optimizer.warmup} steps never ends: the run makes {made}"
         yield Problem("warmup", what, where("optimizer", "warmup"))
+
+
+def _trackers(where: _Where, track: Track) -> Iterator[Problem]:
+    """A plugin that brings trackers knows their names when the run starts, not before."""
+    if where.registry.brings_trackers():
+        return
+    for i, name in enumerate(track.to):
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS) or "is the plugin that brings it listed in `plugins`?"
+            what = f"there is no tracker `{name}` (there is: {listed(TRACKERS)})"
+            yield Problem("tracker", what, where("track", "to", i), hint)
 
 
 def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
