@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flowfactory.ui import Ui
@@ -16,8 +17,9 @@ from flowfactory.ui import Ui
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
-GRACE = 30
-"""Seconds torchrun leaves the processes to end after SIGTERM when one has failed; what is left is killed."""
+GRACE = 300
+"""Seconds torchrun leaves the processes to end after SIGTERM, when one has failed or when the run is stopped: then they
+finish their step and save. What is left is killed."""
 
 
 def world_size(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -61,7 +63,23 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
     By torchrun, which accelerate's own launcher uses on GPUs too; on CPUs that one would want MPI.
     """
-    return subprocess.run(command(processes, arguments), check=False, env=_environment(processes)).returncode
+    # In a session of its own, so that Ctrl-C reaches it once: from here.
+    launcher = subprocess.Popen(command(processes, arguments), env=_environment(processes), start_new_session=True)
+    with forwarding(launcher):
+        code = launcher.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While active, what would stop this process is passed on to another one, which knows how to stop."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {n: signal.signal(n, lambda number, frame: process.send_signal(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def command(processes: int, arguments: Sequence[str]) -> list[str]:
@@ -70,8 +88,9 @@ def command(processes: int, arguments: Sequence[str]) -> list[str]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """The processes share the machine's cores, unless the environment says otherwise."""
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    """The processes share the machine's cores, and have time to stop, unless the environment says otherwise."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE), **os.environ}
 
 
 def main(processes: str, *arguments: str) -> int:
