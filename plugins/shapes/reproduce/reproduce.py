@@ -53,7 +53,7 @@ class Curve:
 @click.command(help=__doc__)
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="Where the page and its pictures go.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs/reproduce", show_default=True)
-@click.option("--budget", default=30_000, show_default=True, help="Transformer calls of each run, about.")
+@click.option("--budget", default=60_000, show_default=True, help="Transformer calls of each run, about.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", default=os.cpu_count(), show_default="one per core", help="Runs at a time, one thread each.")
 def main(to: Path, runs: Path, budget: int, seeds: int, jobs: int) -> None:
@@ -146,6 +146,7 @@ def page(curves: Sequence[Curve], epochs: dict[str, int], budget: int) -> str:
         "Five algorithms from one base, the embedded checkpoint of `shapes`: the same prompts, the same optimizer,",
         f"about {budget} transformer calls each (a call is one sample through the transformer), {seeds} seeds.",
         "The rewards are those of held-out prompts, before and after, with the spread (standard deviation) over seeds.",
+        "Calls are counted. Minutes are of one thread, with whatever else the machine did meanwhile.",
         "Made by `make reproduce`; the specs are in `plugins/shapes/reproduce/`.",
         "",
         "| algorithm | epochs | calls | graded before | graded after | correct before | correct after | minutes |",
