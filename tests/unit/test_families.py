@@ -22,6 +22,7 @@ from flowfactory.pipeline import PipelineAdapter
 from flowfactory.types import Conditions, Row
 from oracle import Run, lora_without_gradient, run
 from PIL import Image
+from trained import train
 
 STEPS = 3
 PROMPTS = (("a cat", "blurry"), ("two dogs left of a red house", ""))
@@ -37,7 +38,7 @@ ROUNDS_LATER = {"hunyuan-video"}
 """In bfloat16 the latents of this pipeline, and so its timesteps, are float32 in the first step and bfloat16 after."""
 
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
-COLUMNS = ("sigmas", "velocity", "rollout", "decode", "batch", "gradients")
+COLUMNS = ("sigmas", "velocity", "rollout", "decode", "batch", "gradients", "LoRA")
 measured: dict[str, dict[str, str]] = {}
 """By family and column of the table."""
 
@@ -191,6 +192,12 @@ def test_gradients(case: Case) -> None:
     measured[case.name]["gradients"] = f"all but {len(idle) // 2}" if idle else "all"
 
 
+def test_lora_that_was_exported_is_read_back(case: Case, tmp_path: Path) -> None:
+    exported = train(tmp_path, case.name).export()
+    measured[case.name]["LoRA"] = f"{exported.difference:g}"
+    assert exported.difference <= 1e-5
+
+
 def test_the_documented_table_is_what_was_measured() -> None:
     if measured.keys() != FAMILIES.keys() or any(len(row) < 1 + len(COLUMNS) for row in measured.values()):
         pytest.skip("only some families were tested")
@@ -198,10 +205,11 @@ def test_the_documented_table_is_what_was_measured() -> None:
         f"| `{name}` | `{row['pipeline']}` | {' | '.join(row[column] for column in COLUMNS)} |"
         for name, row in measured.items()
     ]
-    head, _, after = TABLE.read_text().partition("|---|---|---|---|---|---|---|---|\n")
+    rule = "|---" * (2 + len(COLUMNS)) + "|\n"
+    head, _, after = TABLE.read_text().partition(rule)
     old, gap, tail = after.partition("\n\n")
     if os.environ.get("FLOWFACTORY_WRITE_DOCS"):
-        TABLE.write_text(f"{head}|---|---|---|---|---|---|---|---|\n{chr(10).join(lines)}{gap}{tail}")
+        TABLE.write_text(f"{head}{rule}{chr(10).join(lines)}{gap}{tail}")
     else:
         assert old.splitlines() == lines
 
