@@ -1,45 +1,172 @@
-"""Several processes give what one gives."""
+"""Several processes give what one gives, whoever starts them; and when one is lost, all end."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from end_to_end.conftest import metrics
+from accelerate.state import AcceleratorState
+from end_to_end.conftest import REWARDS, SPEC, metrics
 from flowfactory.cli import main
+from pair import fork
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-5
 """Of each metric, and of each weight after two epochs at lr 1e-3: sums are added up in another order."""
 
+PAIR = Path(__file__).parent.parent / "pair.py"
 
-def two_processes(spec: Path, folder: Path, *changes: str) -> subprocess.CompletedProcess[str]:
-    """Run the spec in two real processes."""
-    command = [sys.executable, "-m", "flowfactory", "run", str(spec), "--processes", "2", "--folder", str(folder)]
-    options = [f"--set={change}" for change in changes]
-    return subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=300)
+# AdamW divides by roots of squares: eps keeps the noise of gradients near zero small. One of the prompts is never
+# scored, so that in some updates one process has nothing to train on; three held-out prompts are one and two.
+CHANGES = {
+    "optimizer.eps": "1e-4",
+    "sampling.micro_batch": "3",
+    "optimizer.micro_batch": "2",
+    "eval.micro_batch": "1",
+    "checkpoint.every": "1",
+    "reward[0].on_error": "drop-group",
+    "reward[0].max_dropped": "1.0",
+}
+KINDS = {
+    "full": (),
+    "lora": ("--unset=full", "--set=lora.rank=2", "--set=trainer.kl_beta=0.1"),
+}
+DROPS = "def redness(samples):\n    assert samples[0].row.prompt != 'a dog'\n"
+SHARD = "--set=memory.shard=true"
 
 
-def test_two_processes_train_what_one_trains(run: Callable[..., Path], spec: Path, tmp_path: Path) -> None:
-    # AdamW divides by roots of squares: eps keeps the noise of gradients near zero small.
-    changes = ("optimizer.eps=1e-4", "sampling.micro_batch=3", "optimizer.micro_batch=3", "sampling.group=3")
-    one, two = run("one", *changes), tmp_path / "runs" / "two"
-    done = two_processes(spec, two, *changes)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((two / "plan.json").read_text())["world"] == 2
-    assert done.stderr.count("epoch 1/2") == 1
-    for a, b in zip(metrics(one), metrics(two), strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert a[name] == pytest.approx(b[name], rel=0, abs=TOLERANCE), name
-    first = load_file(one / "checkpoints/epoch-0002/current.safetensors")
-    other = load_file(two / "checkpoints/epoch-0002/current.safetensors")
-    assert max(float((first[k] - other[k]).abs().max()) for k in first) < TOLERANCE
+def lay(folder: Path, checkpoint: Path, rewards: str = REWARDS) -> Path:
+    """A spec and what it names."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rewards.py").write_text(rewards)
+    (folder / "train.txt").write_text("a cat\na dog\na bird\na fish\na horse\na cow\n")
+    (folder / "eval.txt").write_text("a tree\na house\na lake\n")
+    (folder / "spec.toml").write_text(SPEC.format(checkpoint=checkpoint))
+    return folder / "spec.toml"
 
+
+def alone(command: Sequence[str]) -> None:
+    """A command in this process."""
+    AcceleratorState._reset_state(True)
+    assert main(command) == 0
+
+
+def finished(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """A command that has ended as expected."""
+    known = {**os.environ, "PYTHONPATH": str(PAIR.parent), **(environment or {})}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=known)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """Runs by one process and by two, replicated and sharded, with LoRA and in full, and resumptions of some."""
+    folder = tmp_path_factory.mktemp("runs")
+    spec = lay(folder / "spec", checkpoint, REWARDS.replace("def redness(samples):\n", DROPS))
+    changes = [f"--set={key}={value}" for key, value in CHANGES.items()]
+
+    def command(name: str, kind: str, *options: str) -> list[str]:
+        return ["run", str(spec), "--folder", str(folder / name), *changes, *KINDS[kind], *options]
+
+    for kind in KINDS:
+        alone(command(f"one-{kind}", kind, SHARD))
+    together = [command(f"replicated-{kind}", kind) for kind in KINDS]
+    together += [command(f"sharded-{kind}", kind, SHARD) for kind in KINDS]
+    for name in ("replicated-lora", "sharded-full", "one-full"):
+        together += [["fork", str(folder / name), str(folder / f"resumed-{name}")]]
+        together += [["resume", str(folder / f"resumed-{name}")]]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finished([*launcher, str(PAIR), json.dumps([*together, ["divided"]])])
+    return folder
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest difference of any metric, and of any number in the last checkpoint."""
+    apart = [0.0]
+    for a, b in zip(metrics(one), metrics(other), strict=True):
+        # What passes the network is more where processes keep each other company; the rest has to be the same.
+        assert {name for name in a if not name.startswith("network/")} <= b.keys()
+        apart += [abs(a[name] - b[name]) for name in a if not name.startswith(("network/", "train/ratio_deviation"))]
+    for name in ("current", "ema", "optimizer"):
+        first, second = (load_file(run / f"checkpoints/epoch-0002/{name}.safetensors") for run in (one, other))
+        assert {k: (t.shape, t.dtype) for k, t in first.items()} == {k: (t.shape, t.dtype) for k, t in second.items()}
+        apart += [float((first[key] - second[key]).abs().max()) for key in first]
+    return max(apart)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["replicated", "sharded"])
+def test_two_processes_train_what_one_trains(runs: Path, how: str, kind: str) -> None:
+    assert json.loads((runs / f"{how}-{kind}" / "plan.json").read_text())["world"] == 2
+    assert sum(line["reward/dropped_groups"] for line in metrics(runs / f"one-{kind}")[1:]) > 0
+    assert distance(runs / f"one-{kind}", runs / f"{how}-{kind}") < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["replicated-lora", "sharded-full"])
+def test_two_processes_go_on_as_if_never_interrupted(runs: Path, name: str) -> None:
+    assert distance(runs / name, runs / f"resumed-{name}") == 0.0
+
+
+def test_two_processes_go_on_with_what_one_began(runs: Path) -> None:
+    assert distance(runs / "one-full", runs / "resumed-one-full") < TOLERANCE
+
+
+def test_one_process_goes_on_with_what_two_began(runs: Path) -> None:
+    fork(runs / "sharded-full", runs / "alone")
+    alone(["resume", str(runs / "alone")])
+    assert distance(runs / "one-full", runs / "alone") < TOLERANCE
+
+
+# --- who starts them -------------------------------------------------------------------------------------------------
+
+SHORT = ("--set=run.epochs=1", "--unset=eval", "--unset=data.eval_prompts", SHARD)
+FLOWFACTORY = ("-m", "flowfactory", "run")
+
+
+def test_accelerate_can_start_them(spec: Path, tmp_path: Path) -> None:
+    """With `--multi_gpu`, which is torchrun underneath; where there is no GPU the processes compute on the CPU."""
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    done = finished([*launcher, *FLOWFACTORY, str(spec), "--folder", str(tmp_path / "run"), *SHORT])
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["world"] == 2
+    assert done.stderr.count("epoch 1/1") == 1
+
+
+def test_srun_can_start_them(spec: Path, tmp_path: Path) -> None:
+    """Each in the environment that srun gives a task; without a folder, on which they agree."""
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+    command = [sys.executable, *FLOWFACTORY, str(spec), "--runs", str(tmp_path / "runs"), *SHORT]
+    tasks = [
+        subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    told = [task.communicate(timeout=300)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], told
+    assert ("epoch 1/1" in told[0], "epoch 1/1" in told[1]) == (True, False)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+    assert json.loads((tmp_path / "runs" / "tiny" / "plan.json").read_text())["world"] == 2
+
+
+# --- when one fails --------------------------------------------------------------------------------------------------
 
 LOADS_ON_RANK_0_ONLY = """
 import os
@@ -54,18 +181,42 @@ class Redness(Reward):
         return redness(samples)
 """
 
+IS_KILLED = """
+import os, signal
 
-def test_a_process_that_fails_ends_the_others_and_says_so_once(spec: Path, tmp_path: Path) -> None:
-    rewards = spec.parent / "rewards.py"
-    text = rewards.read_text().replace("@hookimpl", LOADS_ON_RANK_0_ONLY + "\n@hookimpl")
-    rewards.write_text(text.replace("NoKeys, redness,", "NoKeys, Redness,"))
-    done = two_processes(spec, tmp_path / "runs" / "two")
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.count("ValueError: no such model") == 1
-    assert "Traceback" not in done.stderr
+def redness(samples):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [0.0 for s in samples]
+"""
 
 
-def test_processes_that_read_different_specs_do_not_start(spec: Path, tmp_path: Path) -> None:
+def fails(spec: Path, *options: str) -> str:
+    """What two processes of `--processes 2` say that end with code 1."""
+    folder = spec.parent / "runs" / "two"
+    command = [sys.executable, *FLOWFACTORY, str(spec), "--processes", "2", "--folder", str(folder), *options]
+    said = finished(command, code=1).stderr
+    assert "Traceback" not in said, said
+    return said
+
+
+def test_a_process_that_fails_ends_the_others_and_says_so_once(checkpoint: Path, tmp_path: Path) -> None:
+    rewards = REWARDS.replace("@hookimpl", LOADS_ON_RANK_0_ONLY + "\n@hookimpl")
+    spec = lay(tmp_path / "spec", checkpoint, rewards.replace("NoKeys, redness,", "NoKeys, Redness,"))
+    assert fails(spec).count("ValueError: no such model") == 1
+
+
+def test_a_process_that_is_killed_ends_the_others_and_the_launcher_says_so_once(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """By a real SIGKILL, while the other waits for it in the network's own communication."""
+    spec = lay(tmp_path / "spec", checkpoint, REWARDS.replace("@hookimpl", IS_KILLED + "\n@hookimpl"))
+    said = fails(spec, SHARD)
+    assert said.count("process 1 was killed by SIGKILL") == 1
+    assert said.count("the run failed") == 1
+
+
+def test_processes_that_read_different_specs_do_not_start(spec: Path) -> None:
     """As when one machine has an older copy of the prompts."""
     (spec.parent / "rewards.py").write_text(
         (spec.parent / "rewards.py").read_text()
@@ -74,10 +225,7 @@ def test_processes_that_read_different_specs_do_not_start(spec: Path, tmp_path: 
         + "    import flowfactory.plan\n"
         + "    flowfactory.plan.fingerprint = lambda path: 'older'\n"
     )
-    done = two_processes(spec, tmp_path / "runs" / "two")
-    assert done.returncode == 1, done.stderr
-    assert "read another spec, or other files, than process 0" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "read another spec, or other files, than process 0" in fails(spec)
 
 
 def test_a_number_of_processes_that_does_not_divide_the_groups_is_refused(

@@ -77,6 +77,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
     held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
     processes = Processes(spec.run.precision, spec.memory.shard)
     processes.agree(plan)
+    folder = Path(processes.gather_objects([str(folder)])[0])  # each may have found another one free
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
     trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
     scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)

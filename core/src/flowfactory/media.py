@@ -90,10 +90,14 @@ def _save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, 
 
 
 def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) -> Image.Image:
-    """A sheet of two folders that `save_samples` wrote: the same prompts and noise, side by side under each prompt."""
+    """A sheet of two folders that `save_samples` wrote: the same prompts and noise, side by side under each prompt.
+
+    Which prompts the main process saves depends on how many processes there are; those in both folders are shown.
+    """
     margin, caption = 8, 34
     cell_width, cell_height = 2 * width + 3 * margin, width + caption + margin
-    pairs = list(zip(_listed(before), _listed(after), strict=True))
+    first, second = _listed(before), _listed(after)
+    pairs = [(first[slot], second[slot]) for slot in first if slot in second]
     sheet = Image.new("RGB", (columns * cell_width, -(-len(pairs) // columns) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, pair in enumerate(pairs):
@@ -107,10 +111,10 @@ def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) 
     return sheet
 
 
-def _listed(folder: Path) -> list[tuple[str, Path]]:
-    """Prompt and picture of each sample in a folder."""
+def _listed(folder: Path) -> dict[int, tuple[str, Path]]:
+    """Prompt and picture of each sample in a folder, by its slot."""
     lines = (folder / TABLE).read_text(encoding="utf-8").splitlines()
-    return [(line["prompt"], folder / line["file"]) for line in map(json.loads, lines)]
+    return {line["slot"]: (line["prompt"], folder / line["file"]) for line in map(json.loads, lines)}
 
 
 def _short(text: str, length: int) -> str:

@@ -195,7 +195,8 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             what = f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too"
             ui.error("\n".join([what, *resumption.way_on(folder)]))
             return FAILED
-        ui.say(loop.closing_words(folder))
+        if launch.rank() == 0:
+            ui.say(loop.closing_words(folder))
     return DONE
 
 

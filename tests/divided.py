@@ -1,0 +1,150 @@
+"""Divided weights are those that are whole: run by two processes, with shapes that do not divide evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from flowfactory.sharding import divide, gathered, like, whole
+from flowfactory.spec import Full, Lora
+from flowfactory.weights import Weights, masters
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+FULL, LORA = Full(), Lora(rank=3, alpha=3.0)
+SETS = ("old", "reference")
+
+
+class Block(nn.Module):
+    """Odd shapes, one row to divide, and a layer nobody uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.unused = nn.Linear(5, 7), nn.Linear(7, 5), nn.Linear(5, 5)
+        self.scale = nn.Parameter(torch.ones(1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.down(torch.tanh(self.up(x))) * self.scale
+        return x
+
+
+class Network(nn.Module):
+    """Two blocks and a layer outside of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks, self.out = nn.ModuleList([Block(), Block()]), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+def made(tuning: Full | Lora, sets: Sequence[str], settle: Callable[[nn.Module], None]) -> tuple[nn.Module, Weights]:
+    """A network in bfloat16, as models are loaded, and its weights."""
+    network = Network().bfloat16()
+    return network, Weights({"net": network}, tuning, ["up", "down", "unused"], sets, 0, settle)
+
+
+def spread(weights: Weights) -> None:
+    """Give every trained weight another value; LoRA starts without effect."""
+    for number, (name, value) in enumerate(weights.tensors("current").items()):
+        entire = torch.randn(value.shape, generator=torch.Generator().manual_seed(number)) / 3
+        weights.restore("current", {**whole_of(weights, "current"), name: entire})
+
+
+def whole_of(weights: Weights, name: str) -> dict[str, Tensor]:
+    return gathered(weights.tensors(name), keep=True)
+
+
+def closest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def compare(rank: int, mesh: DeviceMesh, tuning: Full | Lora) -> None:
+    """Everything a run does with weights, on both kinds."""
+    one, plain = made(tuning, SETS, masters)
+    two, divided = made(tuning, SETS, lambda network: divide(network, mesh, masters))
+    assert all(isinstance(p, DTensor) for p in divided.parameters.values())
+    assert sum(p.to_local().numel() for p in divided.parameters.values() if isinstance(p, DTensor)) < sum(
+        p.numel() for p in plain.parameters.values()
+    )
+    inputs = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(7))
+
+    def velocity(network: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x).float()  # type: ignore[no-any-return]
+
+    def same() -> Tensor:
+        with torch.no_grad():
+            x = inputs[rank]
+            assert torch.equal(velocity(two, x), velocity(one, x))
+            return velocity(two, x)
+
+    start = same()
+    for weights in (plain, divided):
+        spread(weights)
+    changed = same()
+    assert not torch.equal(start, changed)
+    for name in ("old", "reference"):
+        with plain.using(name), divided.using(name):
+            assert torch.equal(same(), start)
+        assert torch.equal(same(), changed)
+    with pytest.raises(ZeroDivisionError), plain.using("old"), divided.using("old"), divided.using("reference"):
+        raise ZeroDivisionError
+    assert torch.equal(same(), changed)
+    for weights in (plain, divided):
+        weights.move("old", 0.25)
+    closest(whole_of(divided, "old"), whole_of(plain, "old"))
+
+    optimizers = [torch.optim.AdamW(w.parameters.values(), lr=1e-2, eps=1e-4) for w in (plain, divided)]
+    for _ in range(2):
+        # Twice, as micro-batches do; each process has its own samples, and one has them all.
+        for half in (slice(0, 2), slice(2, 4)):
+            for x in inputs:
+                velocity(one, x[half]).square().sum().backward()
+            velocity(two, inputs[rank][half]).square().sum().backward()
+        missing = {name for name, p in divided.parameters.items() if p.grad is None}
+        assert missing == {name for name, p in plain.parameters.items() if p.grad is None}
+        assert missing
+        assert all("unused" in name for name in missing)
+        norms = [whole(nn.utils.clip_grad_norm_(list(w.parameters.values()), 0.5)) for w in (plain, divided)]
+        torch.testing.assert_close(norms[1], norms[0], rtol=2e-2, atol=0)  # bfloat16 gradients, added up differently
+        closest_gradients(divided, plain)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        closest_steps(divided, plain)
+    path, parameter = next((n, p) for n, p in divided.parameters.items() if "unused" not in n)
+    moment = optimizers[1].state[parameter]["exp_avg"]
+    assert moment.placements == parameter.placements
+    entire = gathered({"m": moment}, keep=True)["m"]
+    assert torch.equal(whole(like(entire, parameter)), entire), path
+    assert gathered({"m": moment}, keep=False) == {}
+
+
+def closest_gradients(ours: Weights, theirs: Weights) -> None:
+    for name, parameter in ours.parameters.items():
+        if parameter.grad is not None:
+            expected = theirs.parameters[name].grad
+            assert expected is not None
+            torch.testing.assert_close(whole(parameter.grad), expected, rtol=3e-2, atol=1e-3)
+
+
+def closest_steps(ours: Weights, theirs: Weights) -> None:
+    mine, others = (whole_of(w, "current") for w in (ours, theirs))
+    for name in mine:
+        torch.testing.assert_close(mine[name], others[name], rtol=0, atol=2e-3)
+
+
+def check() -> None:
+    """In each of two processes that know of each other already."""
+    mesh = init_device_mesh("cpu", (2,))
+    for tuning in (FULL, LORA):
+        compare(torch.distributed.get_rank(), mesh, tuning)
