@@ -252,6 +252,12 @@ ADAPTERS = (
         "velocities_are_each_samples_own", "depends on its batch",
     ),
     Mutant(
+        "calls that depend on the noise level", "adapter", "adapter.py", "    @classmethod",
+        "    def velocity(self, x, sigma, *rest):\n        for _ in range(2 if sigma[0] > 0.8 else 1):\n"
+        "            v = super().velocity(x, sigma, *rest)\n        return v\n\n    @classmethod",
+        "calls_are_as_promised", "differently for single samples",
+    ),
+    Mutant(
         "images out of range", "adapter", "adapter.py", "    @classmethod",
         "    def decode(self, x, size):\n        return 2 * super().decode(x, size)\n\n    @classmethod",
         "media_are_in_range", "media range from",

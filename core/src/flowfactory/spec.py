@@ -23,7 +23,7 @@ Density = Literal["gaussian", "squared-error", "none"]
 Calls = Literal["batch", "sample", "unknown"]
 """For which batches one velocity takes the same calls of each network, in the same order, whatever is in them: for
 any "batch", for any single "sample", or "unknown". `[memory] shard` asks, since processes call a divided network
-together."""
+together. Of several networks that share the noise levels, only the one whose level it is need be called."""
 
 
 @attrs.frozen

@@ -164,6 +164,32 @@ def velocities_are_each_samples_own(subject: AdapterSubject) -> None:
     expect(not torch.allclose(swapped[0], together[0]), "velocities do not depend on the conditions")
 
 
+def calls_are_as_promised(subject: AdapterSubject) -> None:
+    """One velocity takes the same calls of its networks for all batches for which its spec's `calls` says so."""
+    adapter, promise, called = subject.adapter, subject.adapter.spec.calls, list[str]()
+    if promise == "unknown":
+        raise NotOwed("its spec does not say when it calls its networks as often; `[memory] shard` is refused")
+    x, conditions = subject.latents(), subject.conditions
+
+    def calls(samples: slice) -> list[str]:
+        called.clear()
+        adapter.velocity(x[samples], LEVELS[samples], {n: t[samples] for n, t in conditions.items()}, 1.0, SQUARE)
+        return list(called)
+
+    hooks = [
+        network.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+        for name, network in adapter.networks().items()
+    ]
+    try:
+        alone = [calls(slice(i, i + 1)) for i in range(3)]
+        expect(all(one == alone[0] for one in alone), f"it calls its networks differently for single samples: {alone}")
+        whole = calls(slice(3)) if promise == "batch" else alone[0]
+        expect(whole == alone[0], f"for a batch it calls {whole}, for a single sample {alone[0]}")
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def media_are_in_range(subject: AdapterSubject) -> None:
     """Media are float32 in [0, 1], of the size asked for, each decoded by itself."""
     for size in (SQUARE, WIDE):
@@ -282,6 +308,7 @@ CHECKS = (
     conditions_survive_the_cache,
     works_without_encoders,
     velocities_are_each_samples_own,
+    calls_are_as_promised,
     media_are_in_range,
     gradients_reach_every_lora,
     velocity_equals_the_tap,
