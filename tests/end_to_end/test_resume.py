@@ -1,101 +1,229 @@
-"""A run that is stopped, or killed, goes on as if it had not been."""
+"""A run that is stopped, or killed, goes on as if it had not been; what would not be the same is said or refused."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
+import kills
 import pytest
-import torch
 from end_to_end.conftest import metrics
-from flowfactory.cli import main
+from flowfactory import archive
+from flowfactory.archive import Origin
+from forks import flowfactory, received, start
 from safetensors.torch import load_file
 
-Runner = Callable[..., Path]
-EPOCHS = 4
-CHANGES = (f"run.epochs={EPOCHS}", "checkpoint.every=1", "eval.every=2")
+QUICK = {
+    "run.epochs": 3,
+    "run.save_samples": 2,
+    "sampling.prompts": 2,
+    "sampling.steps": 3,
+    "sampling.micro_batch": 3,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 1,
+}
+TOLERANCE = 1e-5
+"""Between one process and two."""
 
 
-def start(spec: Path, folder: Path) -> subprocess.Popen[str]:
-    """The same run, in a process of its own that can be killed."""
-    options = [f"--set={change}" for change in CHANGES]
-    command = [sys.executable, "-c", "import sys; from flowfactory.cli import main; sys.exit(main())"]
-    return subprocess.Popen(
-        [*command, "run", str(spec), "--folder", str(folder), *options], stderr=subprocess.PIPE, text=True
-    )
+def options(changes: Mapping[str, object]) -> list[str]:
+    return [f"--set={key}={value}" for key, value in changes.items()]
 
 
-def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def whole(spec: Path, name: str, changes: Mapping[str, object] = {}) -> Path:
+    """A run that nothing disturbs."""
+    folder = spec.parent / name
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, *options({**QUICK, **changes}))
+    assert code == 0, said
+    return folder
 
 
-def lines(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
+def stopped(spec: Path, name: str, number: signal.Signals = signal.SIGTERM) -> Path:
+    """A run that is asked to stop while it samples for the second epoch, in two micro-batches."""
+    folder, stop = spec.parent / name, (number, "sample", 3)
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, *options(QUICK), stop=stop)
+    assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number], said
+    assert f"stopped by {number.name}; go on with: flowfactory resume {folder}" in said
+    return folder
+
+
+def resume(folder: Path, *more: object) -> tuple[int, str]:
+    return flowfactory(folder.parent, "resume", folder, *more)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What a run leaves that does not depend on the clock: checkpoints and samples, to the bit."""
+    files = [file for kind in ("checkpoints", "samples") for file in (folder / kind).rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def assert_same(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
-    for name in ("current", "ema", "optimizer"):
-        one, other = (load_file(f / f"checkpoints/epoch-{EPOCHS:04d}/{name}.safetensors") for f in (a, b))
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one), name
+    one, other = content(a), content(b)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
-def test_a_signal_saves_and_resume_ends_where_the_whole_run_ends(
-    run: Runner, spec: Path, tmp_path: Path, number: signal.Signals, code: int, word: str
-) -> None:
-    whole, stopped = run("whole", *CHANGES), tmp_path / "runs" / "stopped"
-    process = start(spec, stopped)
-    wait_for(process, lambda: lines(stopped) >= 2)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    assert f"stopped by {word}; go on with: flowfactory resume {stopped}" in said
-    assert 2 <= lines(stopped) <= EPOCHS
-    assert main(["resume", str(stopped)]) == 0
-    assert_same(whole, stopped)
+def test_thirty_runs_are_killed_wherever_they_are_and_end_the_same(spec: Path) -> None:
+    rewards = spec.parent / "rewards.py"
+    rewards.write_text(
+        rewards.read_text().replace("    return [", "    time.sleep(0.01)\n    return [") + "\nimport time\n"
+    )
+    runs = spec.parent / "runs"
+    runs.mkdir()
+    quick = runs / "quick.toml"
+    tables: dict[str, list[str]] = {}
+    for key, value in QUICK.items():
+        tables.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]} = {value}")
+    text = [f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items()]
+    quick.write_text(f'extends = "{spec}"\n' + "\n".join(text))
+    process, results = start(kills.experiment, quick, runs, 30)
+    done = list(received(results))
+    process.join()
+    assert process.exitcode == 0
+    assert len({kill.folder for kill in done}) == 30
+    assert {kill.phase for kill in done} >= set(kills.PHASES)
+    assert [kill for kill in done if kill.damage] == []
+    for folder in sorted(runs.glob("kill-*")):
+        assert_same(runs / "whole", folder)
 
 
-@pytest.mark.parametrize("moment", [0.02, 0.13, 0.31])
-def test_a_killed_run_resumes_bit_for_bit(run: Runner, spec: Path, tmp_path: Path, moment: float) -> None:
-    whole, killed = run("whole", *CHANGES), tmp_path / "runs" / "killed"
-    process = start(spec, killed)
-    wait_for(process, lambda: lines(killed) >= 2)
-    time.sleep(moment)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert main(["resume", str(killed)]) == 0
-    assert_same(whole, killed)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_resume_ends_where_the_whole_run_ends(spec: Path, number: signal.Signals) -> None:
+    folder = stopped(spec, "stopped", number)
+    assert len(metrics(folder)) == 2
+    code, said = resume(folder)
+    assert code == 0, said
+    assert "epoch 2/3" in said
+    assert "epoch 1/3" not in said
+    assert_same(whole(spec, "whole"), folder)
 
 
-def test_a_finished_run_has_nothing_left_to_do(run: Runner) -> None:
-    folder = run("a")
+def test_two_processes_are_stopped_through_their_launcher_and_one_goes_on(spec: Path) -> None:
+    """By SIGTERM to the command alone; and by Ctrl-C in a terminal, which its whole group gets."""
+    changes = {"run.epochs": 6, "sampling.prompts": 4, "optimizer.micro_batch": 3, "optimizer.eps": 1e-4}
+    one, folder = whole(spec, "one", changes), spec.parent / "two"
+    code, said = two_processes(
+        signal.SIGTERM, folder, 1, "run", spec, "--folder", folder, *options({**QUICK, **changes})
+    )
+    assert code == 75, said
+    assert f"stopped by SIGTERM; go on with: flowfactory resume {folder}" in said
+    before = archive.checkpoints(folder / "checkpoints")
+    assert [archive.damage(path) for path in before] == [""]
+    code, said = two_processes(signal.SIGINT, folder, len(metrics(folder)) + 1, "resume", folder)
+    assert code == 130, said
+    assert "stopped by SIGINT" in said
+    assert "was written and is" not in said
+    code, said = resume(folder)
+    assert code == 0, said
+    assert "the number of processes was 2 when epoch-0" in said
+    for a, b in zip(metrics(one), metrics(folder), strict=True):
+        assert a == pytest.approx(b, rel=0, abs=TOLERANCE)
+    first, other = (load_file(f / "checkpoints/epoch-0006/current.safetensors") for f in (one, folder))
+    assert max(float((first[k] - other[k]).abs().max()) for k in first) < TOLERANCE
+
+
+def two_processes(number: signal.Signals, folder: Path, lines: int, *arguments: object) -> tuple[int, str]:
+    """Start a command with two processes and stop it when the run has so many lines of metrics."""
+    command = [sys.executable, "-m", "flowfactory", *map(str, arguments), "--processes", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    file, deadline = folder / "metrics.jsonl", time.monotonic() + 300
+    while not file.exists() or file.read_text().count("\n") < lines:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    said = process.communicate()[1]
+    return process.returncode, said
+
+
+def test_a_finished_run_has_nothing_left_to_do(spec: Path) -> None:
+    folder = whole(spec, "a")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     kept = metrics(folder)
-    assert main(["resume", str(folder)]) == 0
+    assert resume(folder)[0] == 0
     assert metrics(folder) == kept
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
 
 
-def test_a_changed_spec_is_not_resumed(run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run("a")
-    spec = folder / "spec.toml"
-    spec.write_text(spec.read_text().replace("lr = 0.001", "lr = 0.002"))
-    assert main(["resume", str(folder)]) == 2
-    assert "was changed since the run began" in capsys.readouterr().err
+def test_a_changed_spec_is_not_resumed_and_the_change_is_named(spec: Path) -> None:
+    folder = stopped(spec, "a")
+    own = folder / "spec.toml"
+    own.write_text(own.read_text().replace("lr = 0.001", "lr = 0.002").replace("keep = 1", "keep = 3"))
+    code, said = resume(folder)
+    assert code == 2
+    assert f"{folder}/spec.toml (`optimizer.lr` was 0.001 and is 0.002) was changed since the run began; " in said
+    own.write_text(own.read_text().replace("lr = 0.002", "lr = 0.001"))
+    (spec.parent / "train.txt").write_text("a cow\n")
+    code, said = resume(folder)
+    assert code == 2
+    assert f"a file that {folder}/spec.toml names, such as its prompts" in said
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["resume", str(tmp_path)]) == 2
-    assert "is not the folder of a run" in capsys.readouterr().err
+def test_what_does_not_decide_results_may_change(spec: Path) -> None:
+    folder = stopped(spec, "a")
+    own = folder / "spec.toml"
+    own.write_text(own.read_text().replace("keep = 1", "keep = 3"))
+    code, said = resume(folder)
+    assert code == 0, said
+    assert [path.name for path in archive.checkpoints(folder / "checkpoints")] == [
+        "epoch-0001",
+        "epoch-0002",
+        "epoch-0003",
+    ]
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(spec: Path) -> None:
+    a, b = stopped(spec, "a"), whole(spec, "b", {"optimizer.lr": 0.002})
+    last = archive.checkpoints(b / "checkpoints")[-1]
+    shutil.copytree(last, a / "checkpoints" / last.name)
+    code, said = resume(a)
+    assert code == 1
+    assert f"{last.name} was made by another experiment than {a}/spec.toml describes" in said
+    assert "epoch 2/3" not in said
+
+
+def test_other_versions_and_numbers_of_processes_are_said_a_line_each(spec: Path) -> None:
+    folder = stopped(spec, "a")
+    (last,) = archive.checkpoints(folder / "checkpoints")
+    state = archive.read(last)
+    versions = {**state.origin.versions, "torch": "1.0", "flowfactory-plugin-gone": "3"}
+    (last / "state.json").unlink()
+    archive.seal(last, state.epoch, state.step, Origin(state.origin.digest, 2, versions))
+    code, said = resume(folder)
+    assert code == 0, said
+    now = state.origin.versions["torch"]
+    assert f"torch was 1.0 when epoch-0001 was written and is {now} now\n" in said
+    assert "flowfactory-plugin-gone was 3 when epoch-0001 was written and is not in use now\n" in said
+    assert (
+        "the number of processes was 2 when epoch-0001 was written and is 1 now: sums are added up in another" in said
+    )
+    assert said.count("when epoch-0001 was written") == 3
+
+
+def test_a_run_without_a_checkpoint_begins_again(spec: Path) -> None:
+    folder = stopped(spec, "a")
+    shutil.rmtree(folder / "checkpoints")
+    code, said = resume(folder)
+    assert code == 0, said
+    assert f"{folder} has no checkpoint yet; it begins again" in said
+    assert_same(whole(spec, "whole"), folder)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    code, said = resume(tmp_path / "nothing")
+    assert code == 2
+    assert "is not the folder of a run" in said
+
+
+def test_a_new_run_does_not_take_the_folder_of_one_with_checkpoints(spec: Path) -> None:
+    folder = stopped(spec, "a")
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder)
+    assert code == 2
+    assert f"{folder} has checkpoints of a run; go on with: flowfactory resume {folder}, or choose another" in said

@@ -80,10 +80,8 @@ def _versions(checkpoint: str, state: State, plan: Plan) -> Iterator[str]:
 
 def _processes(checkpoint: str, state: State, plan: Plan) -> Iterator[str]:
     if state.origin.world != plan.world:
-        yield (
-            f"{checkpoint} was written by {state.origin.world} processes, and {plan.world} go on: sums are added up in "
-            "another order, so results agree within rounding, not to the bit"
-        )
+        what = f"the number of processes was {state.origin.world} when {checkpoint} was written and is {plan.world} now"
+        yield f"{what}: sums are added up in another order, so results agree within rounding, not to the bit"
 
 
 def _different(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
