@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from end_to_end.conftest import metrics
+from flowfactory import loop
+from flowfactory.estimate import estimate
 from flowfactory.pipeline import PipelineAdapter
+from flowfactory.registry import Registry
+from flowfactory.structure import load_spec
 from flowfactory.types import Rollout
 
 Runner = Callable[..., Path]
@@ -22,6 +27,25 @@ def test_offloading_changes_not_a_bit(run: Runner, what: str) -> None:
     assert trained
     for file in trained:
         assert (left / file).read_bytes() == (right / file).read_bytes()
+
+
+def test_trajectories_and_conditions_are_as_large_as_planned(
+    run: Runner, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collecting, rollouts = loop.collect, []
+
+    def collect(*arguments: Any) -> Any:
+        made = collecting(*arguments)
+        rollouts.append(made.rollout)
+        return made
+
+    monkeypatch.setattr(loop, "collect", collect)
+    changes = ("sampling.storage=bf16", f"memory.cache={tmp_path / 'cache'}")
+    run("a", *changes)
+    planned = estimate(load_spec(spec, Registry(), changes))
+    assert planned["trajectories"] == sum(x.nbytes for x in rollouts[0].latents.values())
+    encoded = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*/*.safetensors"))
+    assert 0.5 < (planned["conditions"] or 0) / encoded < 2
 
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

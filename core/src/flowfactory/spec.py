@@ -109,7 +109,12 @@ def key(
 
 @attrs.frozen(kw_only=True)
 class AdapterSpec:
-    """Keys every `[model]` table takes."""
+    """Keys every `[model]` table takes.
+
+    targets: module name endings that LoRA adapts by default; none: every linear layer of attention.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ()
 
     path: Location = key("Checkpoint: a hub id, a folder, or `package:resource`.")
     revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)
@@ -118,6 +123,10 @@ class AdapterSpec:
     def calls(self) -> Calls:
         """For which batches one velocity takes the same calls of the networks; see `Calls`."""
         return "unknown"
+
+    def trains(self, part: str) -> bool:
+        """Whether a model of the pipeline, by its name there, is one of the adapter's `networks`."""
+        return part.startswith("transformer")
 
 
 @attrs.frozen(kw_only=True)

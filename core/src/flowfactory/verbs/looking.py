@@ -9,6 +9,7 @@ import click
 
 from flowfactory import completion, environment, launch
 from flowfactory.entries import installed_entries
+from flowfactory.estimate import estimate, readable
 from flowfactory.plan import make_plan
 from flowfactory.problems import BAD_SPEC, RunError, SpecError, shown
 from flowfactory.schema import spec_schema
@@ -55,13 +56,18 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 @as_json
 @click.pass_obj
 def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
-    """Show what SPEC would run: every number with its reason, versions, and the digest."""
+    """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
     made = make_plan(load_spec(spec, registry, sets, unsets), registry, launch.world_size() or processes)
+    needed = estimate(made.spec, made.world)
     if as_json:
-        ui.json(made.as_json())
+        ui.json(made.as_json() | {"memory": needed.as_json()})
         return
     ui.rows(("number", "value", "because"), [(n.name, str(n.value), n.reason) for n in made.numbers])
+    for head, needs in (("memory of a process", needed.parts), ("in use together", needed.phases)):
+        if needs:
+            ui.data("")
+            ui.rows((head, "estimate", "because"), [(n.name, readable(n.bytes), n.reason) for n in needs])
     ui.data("")
     ui.rows(("plugin", "version"), list(made.versions.items()))
     ui.data(f"\ndigest {made.digest}")

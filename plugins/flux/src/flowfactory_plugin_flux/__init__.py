@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.hooks import Provides, hookimpl
 from flowfactory.spec import Calls
 
+TARGETS = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+)  # fmt: skip
+"""What Flow-GRPO's LoRA adapts: attention, and the feed-forward layers of the double-stream blocks."""
+
 
 @attrs.frozen(kw_only=True)
 class FluxSpec(PipelineSpec):
     """FLUX.1 dev and schnell. `guidance` is the embedded guidance of dev; schnell has none and ignores it."""
+
+    targets: ClassVar[tuple[str, ...]] = TARGETS
 
     @property
     def calls(self) -> Calls:
@@ -22,6 +32,8 @@ class FluxSpec(PipelineSpec):
 @attrs.frozen(kw_only=True)
 class FluxKontextSpec(PipelineSpec):
     """FLUX.1 Kontext: each row has the image to edit. `guidance` is embedded."""
+
+    targets: ClassVar[tuple[str, ...]] = TARGETS
 
 
 @hookimpl

@@ -18,14 +18,6 @@ from flowfactory_plugin_flux.checkpoint import tiny_flux
 EMBEDS, POOLED, TEXT_IDS = "encode_prompt.{}.0", "encode_prompt.{}.1", "encode_prompt.{}.2:shared"
 """Names of what the pipeline's `encode_prompt` returned: its call 0 is for prompts, 1 for negative prompts."""
 
-TARGETS = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
-)  # fmt: skip
-"""What Flow-GRPO's LoRA adapts: attention, and the feed-forward layers of the double-stream blocks."""
-
-
 SpecT = TypeVar("SpecT", bound=PipelineSpec)
 
 
@@ -41,7 +33,7 @@ class Flux(PipelineAdapter[SpecT]):
         self._image_ids: dict[tuple[Size, torch.device, torch.dtype], Tensor] = {}
 
     def lora_targets(self) -> Sequence[str]:
-        return TARGETS
+        return self.spec.targets
 
     def guidance_scales(self, guidance: float) -> dict[str, float]:
         return {"guidance_scale": guidance, "true_cfg_scale": self.spec.true_cfg}

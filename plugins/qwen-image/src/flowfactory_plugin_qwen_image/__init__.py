@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.hooks import Provides, hookimpl
 from flowfactory.spec import Calls
 
+TARGETS = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
+)  # fmt: skip
+"""What Flow-GRPO's LoRA adapts: attention and the feed-forward layers, of image and text."""
+
 
 @attrs.frozen(kw_only=True)
 class QwenImageSpec(PipelineSpec):
     """Qwen-Image. `guidance` is classifier-free; 1 for checkpoints that were distilled to need none."""
+
+    targets: ClassVar[tuple[str, ...]] = TARGETS
 
     @property
     def calls(self) -> Calls:
@@ -22,6 +32,8 @@ class QwenImageSpec(PipelineSpec):
 @attrs.frozen(kw_only=True)
 class QwenImageEditSpec(PipelineSpec):
     """Qwen-Image-Edit: each row has the image to edit."""
+
+    targets: ClassVar[tuple[str, ...]] = TARGETS
 
 
 @hookimpl

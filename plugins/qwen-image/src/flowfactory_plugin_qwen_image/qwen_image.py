@@ -24,13 +24,6 @@ SpecT = TypeVar("SpecT", bound=PipelineSpec)
 EMBEDS = "encode_prompt.{}.0"
 """Name of what the pipeline's `encode_prompt` returned: its call 0 is for prompts, 1 for negative prompts."""
 
-TARGETS = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-    "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
-)  # fmt: skip
-"""What Flow-GRPO's LoRA adapts: attention and the feed-forward layers, of image and text."""
-
 Shape = tuple[int, int, int]
 """Frames, rows and columns of image tokens."""
 
@@ -55,7 +48,7 @@ class QwenImage(PipelineAdapter[SpecT]):
             raise self._refusal("it embeds guidance, which its transformer in this version of diffusers does not")
 
     def lora_targets(self) -> Sequence[str]:
-        return TARGETS
+        return self.spec.targets
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
         """One call; positive and negative prompts share it."""

@@ -10,6 +10,9 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.hooks import Provides, hookimpl
 from flowfactory.spec import Calls, key
 
+EXPERTS = {"high": "transformer", "low": "transformer_2"}
+"""The experts by the noise they are for."""
+
 
 @attrs.frozen(kw_only=True)
 class WanSpec(PipelineSpec):
@@ -25,6 +28,9 @@ class WanSpec(PipelineSpec):
     @property
     def calls(self) -> Calls:
         return "batch" if self.experts == "both" else "unknown"
+
+    def trains(self, part: str) -> bool:
+        return part in EXPERTS.values() if self.experts == "both" else part == EXPERTS[self.experts]
 
 
 @attrs.frozen(kw_only=True)

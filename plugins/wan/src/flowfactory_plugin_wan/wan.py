@@ -14,16 +14,13 @@ from flowfactory.spec import Size
 from flowfactory.types import Conditions
 from torch import Tensor, nn
 
-from flowfactory_plugin_wan import WanSpec
+from flowfactory_plugin_wan import EXPERTS, WanSpec
 from flowfactory_plugin_wan.checkpoint import tiny_wan
 
 SpecT = TypeVar("SpecT", bound=WanSpec)
 
 PROMPTS, NEGATIVES = "encode_prompt.0.0", "encode_prompt.0.1"
 """Names of what the pipeline's `encode_prompt` returned, all of one length."""
-
-EXPERTS = {"high": "transformer", "low": "transformer_2"}
-"""The experts by the noise they are for."""
 
 
 class Wan(PipelineAdapter[SpecT]):
