@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from end_to_end.conftest import metrics
+from flowfactory import archive
 from flowfactory.cli import main
+from forks import flowfactory
 
 OBSERVER = """
 from pathlib import Path
@@ -105,3 +112,163 @@ def test_a_size_the_model_cannot_make_is_refused_with_the_nearest(
     assert code == 1
     assert "cannot make 37x37; the nearest it can is" in said
     assert "Traceback" not in said
+
+
+# --- checkpoints that cannot be written, or read --------------------------------------------------------------------
+
+QUICK = ("--set=run.epochs=3", "--set=run.save_samples=0", "--set=sampling.micro_batch=6", "--set=checkpoint.best=none")
+EVERY = "--set=checkpoint.every=1"
+
+
+class Disk:
+    """A small disk of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def mount(self, *options: str) -> None:
+        """Make it, or change it."""
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(self.folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this machine lets nobody mount a disk: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    yield Disk(folder)
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+def stopped(spec: Path, folder: Path) -> Path:
+    """A run with one checkpoint, that after its first epoch."""
+    stop = (signal.SIGTERM, "sample", 3)
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, *QUICK, stop=stop)
+    assert code == 75, said
+    assert [path.name for path in archive.checkpoints(folder / "checkpoints")] == ["epoch-0001"]
+    return folder
+
+
+def assert_lost_nothing(folder: Path, said: str) -> None:
+    """The last checkpoint is named and intact, nothing half-written lies beside it, and no traceback was shown."""
+    last = folder / "checkpoints" / "epoch-0001"
+    assert f"the last checkpoint is {last}; go on from there with: flowfactory resume {folder}\n" in said
+    assert "Traceback" not in said
+    assert [path.name for path in last.parent.iterdir()] == [last.name]
+    assert archive.damage(last) == ""
+
+
+def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(spec: Path, disk: Disk) -> None:
+    whole = spec.parent / "whole"
+    assert flowfactory(spec.parent, "run", spec, "--folder", whole, *QUICK, EVERY)[0] == 0
+    (one, _) = archive.checkpoints(whole / "checkpoints")
+    size = sum(file.stat().st_size for file in one.iterdir())
+    disk.mount(f"size={size * 3 // 2 + 200_000}")
+    folder = disk.folder / "run"
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, *QUICK, EVERY)
+    assert code == 1
+    assert f"{folder}/checkpoints/epoch-0002 cannot be written: No space left on device\n" in said
+    assert_lost_nothing(folder, said)
+    disk.mount("remount", f"size={size * 5}")
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 0, said
+    assert metrics(folder) == metrics(whole)
+
+
+def test_a_disk_full_of_samples_ends_the_run_in_words(spec: Path, disk: Disk) -> None:
+    disk.mount("size=60k")
+    folder = disk.folder / "run"
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, "--set=run.save_samples=12")
+    assert code == 1
+    assert f"{folder}/samples/" in said
+    assert "cannot be written: No space left on device" in said
+    assert "Traceback" not in said
+
+
+def test_a_disk_that_can_only_be_read_ends_the_run_in_words(spec: Path, disk: Disk) -> None:
+    disk.mount("size=50m")
+    folder = stopped(spec, disk.folder / "run")
+    disk.mount("remount", "ro")
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 1
+    assert said == f"{folder}/log.txt cannot be written: Read-only file system\n"
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", disk.folder / "other")
+    assert code == 1
+    assert said == f"{disk.folder}/other cannot be written: Read-only file system\n"
+
+
+def test_a_limit_on_files_ends_the_run_and_spares_the_last_checkpoint(spec: Path) -> None:
+    folder = stopped(spec, spec.parent / "run")
+    largest = max(file.stat().st_size for file in (folder / "checkpoints/epoch-0001").iterdir())
+    code, said = flowfactory(spec.parent, "resume", folder, most=largest - 1)
+    assert code == 1
+    assert f"{folder}/checkpoints/epoch-0003 cannot be written: File too large\n" in said
+    assert_lost_nothing(folder, said)
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 0, said
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (spec.parent / "runs").write_text("")
+    code, folder = run(spec)
+    assert code == 1
+    assert capsys.readouterr().err == f"{folder} cannot be written: Not a directory\n"
+
+
+def test_after_any_failure_the_last_checkpoint_is_named(spec: Path) -> None:
+    folder = stopped(spec, spec.parent / "run")
+    rewards = spec.parent / "rewards.py"
+    rewards.write_text(rewards.read_text().replace("return [float", "return [0 / 0 + float"))
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 1
+    assert "reward 'redness' failed: ZeroDivisionError" in said
+    assert f"the last checkpoint is {folder}/checkpoints/epoch-0001; go on from there with: flowfactory resume" in said
+
+
+def test_a_damaged_checkpoint_is_never_trained_on_and_the_way_round_it_works(spec: Path) -> None:
+    folder = spec.parent / "run"
+    whole = spec.parent / "whole"
+    more = (*QUICK, EVERY, "--set=checkpoint.keep=3")
+    assert flowfactory(spec.parent, "run", spec, "--folder", whole, *more)[0] == 0
+    shutil.copytree(whole, folder)
+    one, two, three = archive.checkpoints(folder / "checkpoints")
+    weights, state = three / "ema.safetensors", two / "state.json"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    state.write_text(state.read_text()[:-20])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 1
+    size = len((whole / "checkpoints" / three.name / weights.name).read_bytes())
+    assert f"{weights} has {size - 4} bytes; {size} were written: this checkpoint is damaged. " in said
+    command = f"rm -r {two} {three} && flowfactory resume {folder}"
+    assert f"{one} is intact; go on from there with: {command}" in said
+    assert "Traceback" not in said
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"}
+    assert after == {path: content for path, content in before.items() if path.name != "log.txt"}
+    for damaged in (two, three):
+        shutil.rmtree(damaged)
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 0, said
+    assert metrics(folder) == metrics(whole)
+    for file in (whole / "checkpoints").rglob("*.*"):
+        assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def test_a_run_with_nothing_intact_says_so(spec: Path) -> None:
+    folder = stopped(spec, spec.parent / "run")
+    (folder / "checkpoints/epoch-0001/optimizer.safetensors").unlink()
+    code, said = flowfactory(spec.parent, "resume", folder)
+    assert code == 1
+    assert "optimizer.safetensors is missing; " in said
+    assert f"No other one is intact; begin anew with: flowfactory run {folder}/spec.toml" in said
+
+
+def test_a_damaged_checkpoint_is_not_exported(spec: Path) -> None:
+    folder = stopped(spec, spec.parent / "run")
+    weights = folder / "checkpoints/epoch-0001/ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    code, said = flowfactory(spec.parent, "export", folder)
+    assert code == 1
+    assert "this checkpoint is damaged; --epoch takes another (epoch-0001)" in said

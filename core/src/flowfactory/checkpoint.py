@@ -6,6 +6,8 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -133,5 +135,6 @@ def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tenso
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(dict(tensors), path)
-    except SafetensorError as error:  # what the system says, in its words
-        raise OSError(str(error)) from error
+    except SafetensorError as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        raise (OSError(int(said[1]), os.strerror(int(said[1]))) if said else OSError(str(error))) from error
