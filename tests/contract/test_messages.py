@@ -97,6 +97,10 @@ CASES = (
     Case("times", edits=(("beta = 0.1", 'times = { rule = "subset", count = 20 }'),)),
     Case("updates", edits=(("updates = 2", "updates = 3"),)),
     Case("warmup", edits=(("updates = 2", "updates = 2\nwarmup = 10"),)),
+    Case(
+        "quantize",
+        edits=(("[lora]\nrank = 4\n", "[full]\n"), ('some-model"\n', 'some-model"\nquantize = "nf4"\n')),
+    ),
     Case("labels", edits=(('label = "dark"\n', ""),)),
     Case(
         "weights", edits=(("weight = -0.5", "weight = 0"), ('name = "bright"\n\n', 'name = "bright"\nweight = 0\n\n'))
