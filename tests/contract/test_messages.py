@@ -41,6 +41,9 @@ class Case:
     target: str = ""
 
 
+ONE_BY_ONE = ("sampling.micro_batch=1", "optimizer.micro_batch=1", "memory.shard=true")
+EVEN = ("    exact: bool", "    even_calls = True\n    exact: bool")
+
 CASES = (
     Case("toml-syntax", edits=(("epochs = 3", "epochs = 3 x"),)),
     Case("toml-syntax", edits=(("every = 1\n", 'every = "1'),)),
@@ -106,8 +109,9 @@ CASES = (
         "weights", edits=(("weight = -0.5", "weight = 0"), ('name = "bright"\n\n', 'name = "bright"\nweight = 0\n\n'))
     ),
     Case("no-reward", sets=("reward=[]",)),
-    Case("shard", sets=("memory.shard=true", "optimizer.bits=8")),
-    Case("shard-calls", sets=("memory.shard=true",)),
+    Case("shard", sets=("optimizer.bits=8", *ONE_BY_ONE), toy=EVEN),
+    Case("shard-calls", sets=("memory.shard=true",), toy=EVEN),
+    Case("shard-calls", sets=ONE_BY_ONE),
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
     Case("tracker", sets=('track.to=["tensorbored"]',)),
     Case("world", world=3),

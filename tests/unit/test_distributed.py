@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from flowfactory.distributed import Processes
+from flowfactory.assembly import _weights
+from flowfactory.distributed import PeerLost, Processes, together
+from flowfactory.problems import RunError
+from flowfactory.spec import Needs
 from torch import Tensor, nn
 
 
@@ -43,3 +48,30 @@ def test_a_world_of_one_needs_no_message(present: bool) -> None:
     assert (parameter.grad is not None) == present
     if present:
         assert torch.equal(parameter.grad, torch.ones(2))
+
+
+def test_experts_that_are_called_by_turns_are_not_divided_for_a_trainer_that_draws_noise_levels() -> None:
+    """Each process would call another of them, and wait for ever."""
+
+    def weights(trajectory: str) -> None:
+        spec = SimpleNamespace(trainer=SimpleNamespace(name="nft"))
+        adapter = SimpleNamespace(networks=lambda: {"high": nn.Linear(1, 1), "low": nn.Linear(1, 1)})
+        trainer = SimpleNamespace(needs=Needs(trajectory=trajectory))  # type: ignore[arg-type]
+        _weights(spec, adapter, trainer, Sharded())  # type: ignore[arg-type]
+
+    class Sharded(Twins):
+        sharded, main = True, True  # type: ignore[assignment]
+
+    with pytest.raises(RunError, match=r"trainer `nft` draws its own noise levels.* high and low at a time"):
+        weights("final")
+    with pytest.raises(AttributeError, match="optimizer"):  # it went on to the spec, which here has nothing more
+        weights("steps")
+
+
+def test_only_what_comes_from_other_processes_is_put_down_to_them() -> None:
+    with pytest.raises(PeerLost), together():
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    with pytest.raises(PeerLost), together():
+        raise torch.distributed.DistNetworkError("the other side is gone")
+    with pytest.raises(torch.OutOfMemoryError), together():
+        raise torch.OutOfMemoryError("CUDA out of memory")

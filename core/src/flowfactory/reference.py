@@ -217,6 +217,7 @@ Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `ex
 | `FLOWFACTORY_TRACE=1` | print every hook call to stderr |
 | `NO_COLOR=1` | no colours |
 | `WORLD_SIZE`, `RANK` | set by launchers (torchrun, accelerate); `run` then starts no processes of its own |
+| `SLURM_STEP_NUM_TASKS`, `SLURM_PROCID` | the same, set by `srun`, for more than one task |
 
 **Completion.** TAB completes verbs and options, names of plugins, specs, folders of runs, and the keys after `--set`
 and `--unset`, those of the plugins that the spec before them names among them. It is switched on by a line in the
