@@ -113,6 +113,7 @@ CASES = (
     Case("shard-calls", sets=("memory.shard=true",), toy=EVEN),
     Case("shard-calls", sets=ONE_BY_ONE),
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
+    Case("best", edits=(("[eval]", '[checkpoint]\nbest = "eval/brigth/mean"\n\n[eval]'),)),
     Case("tracker", sets=('track.to=["tensorbored"]',)),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),

@@ -136,7 +136,8 @@ def _run(spec: Spec) -> Iterator[Number]:
     yield Number("epochs", epochs, "as [run] epochs says")
     yield Number("optimizer_steps", epochs * updates, f"{epochs} epochs x {_count(updates, 'update')}")
     every = spec.eval.every
-    if spec.data.eval_prompts is None or every == 0:
+    evaluated = spec.data.eval_prompts is not None and every > 0
+    if not evaluated:
         why = "[data] has no eval_prompts" if spec.data.eval_prompts is None else "[eval] every is 0"
         yield Number("evaluations", 0, why)
     else:
@@ -144,6 +145,8 @@ def _run(spec: Spec) -> Iterator[Number]:
         yield Number("evaluations", 1 + _rounds(epochs, every), why)
     every = spec.checkpoint.every
     why = f"every {every} epochs and after the last" if every else "after the last epoch only"
+    if evaluated and spec.checkpoint.best != "none":
+        why += ", and besides after each evaluation that is the best so far"
     yield Number("checkpoints", _rounds(epochs, every or max(epochs, 1)), why)
 
 
