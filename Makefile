@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 PACKAGES := $(shell sed -n 's/^packages = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test reproduce lint types dist docs clean
+.PHONY: quickstart test reproduce lint types resolve dist docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/flowfactory run plugins/shapes/examples/shapes-grpo.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto $(PYTEST)
 
 reproduce: $(STAMP)
 	$(BIN)/python plugins/shapes/reproduce/reproduce.py --to docs/results
@@ -24,8 +24,13 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# Whether all extras go together with the pins.
+resolve: $(STAMP)
+	$(BIN)/python .ci/resolve.py
+
 dist: $(STAMP)
 	for package in $(PACKAGES); do $(BIN)/python -m build --wheel --outdir dist $$package || exit 1; done
+	$(BIN)/twine check --strict dist/*
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
@@ -38,4 +43,4 @@ $(STAMP): constraints.txt requirements-dev.txt pyproject.toml $(addsuffix /pypro
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist site runs .coverage .pytest_cache .mypy_cache .ruff_cache
