@@ -396,8 +396,8 @@ class Memory:
         "the stored `trajectories`.",
         default=(),
     )
-    gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
     shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
+    gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
     compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
     attention: str | None = key(
         "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's way when absent.",
