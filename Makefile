@@ -33,7 +33,7 @@ dist: $(STAMP)
 	$(BIN)/twine check --strict dist/*
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Everything editable, in one resolution, with the pins of constraints.txt.
 $(STAMP): constraints.txt requirements-dev.txt pyproject.toml $(addsuffix /pyproject.toml,$(PACKAGES))
