@@ -73,7 +73,7 @@ def assert_same(a: Path, b: Path) -> None:
 def test_thirty_runs_are_killed_wherever_they_are_and_end_the_same(spec: Path) -> None:
     rewards = spec.parent / "rewards.py"
     rewards.write_text(
-        rewards.read_text().replace("    return [", "    time.sleep(0.01)\n    return [") + "\nimport time\n"
+        rewards.read_text().replace("    return [", "    time.sleep(0.03)\n    return [") + "\nimport time\n"
     )
     runs = spec.parent / "runs"
     runs.mkdir()
@@ -137,7 +137,7 @@ def two_processes(number: signal.Signals, folder: Path, lines: int, *arguments: 
     while not file.exists() or file.read_text().count("\n") < lines:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.03)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     said = process.communicate()[1]
     return process.returncode, said
