@@ -23,7 +23,7 @@ def flowfactory_rewards():
     yield Provides("redness", NoKeys, redness, "How red an image is.")
 """
 
-SECONDS = ("time/", "network/seconds")
+MEASURED = ("time/", "network/seconds", "memory/")
 
 SPEC = """
 plugins = ["./rewards.py"]
@@ -107,6 +107,6 @@ def run(spec: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def metrics(folder: Path, times: bool = False) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, without seconds unless wanted."""
+    """The lines of `metrics.jsonl`, without seconds and bytes unless wanted."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if times or not k.startswith(SECONDS)} for line in lines]
+    return [{k: v for k, v in line.items() if times or not k.startswith(MEASURED)} for line in lines]

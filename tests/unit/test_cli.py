@@ -37,7 +37,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], Non
     def replace(run: Callable[..., None]) -> None:
         module: Any = types.ModuleType("flowfactory.loop")
         module.run = run
-        module.closing_words = lambda folder: "well done"
+        module.closing_words = lambda plan, folder: "well done"
         monkeypatch.setitem(sys.modules, "flowfactory.loop", module)
         monkeypatch.setattr(flowfactory, "loop", module, raising=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import attrs
 import torch
 
 from flowfactory.adapter import Adapter
-from flowfactory.cache import ConditionCache, ConditionStore, cache_folder
+from flowfactory.cache import ConditionCache, ConditionStore, Source, cache_folder
 from flowfactory.data import load_rows
 from flowfactory.distributed import DTYPES, Processes
 from flowfactory.identity import encoder_identity
@@ -70,8 +70,12 @@ class Prompts:
     conditions: ConditionStore
 
 
-def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
-    """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards."""
+def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callable[..., Source] | None = None) -> Parts:
+    """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards.
+
+    Args:
+        load: does what `load_model` does when absent.
+    """
     spec = plan.spec
     rows = load_rows(Path(spec.data.prompts))
     held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
@@ -83,9 +87,9 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui) -> Parts:
     scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)
     adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
     with _refusals():
-        cache = load_model(spec, registry, adapter, [*rows, *held_out_rows], device, ui, clock)
-    data = Prompts(rows, ConditionStore(cache, rows, adapter.collate))
-    held_out = Prompts(held_out_rows, ConditionStore(cache, held_out_rows, adapter.collate)) if held_out_rows else None
+        source = (load or load_model)(spec, registry, adapter, [*rows, *held_out_rows], device, ui, clock)
+    data = Prompts(rows, ConditionStore(source, rows, adapter.collate))
+    held_out = Prompts(held_out_rows, ConditionStore(source, held_out_rows, adapter.collate)) if held_out_rows else None
     eval_size = spec.eval.size or spec.sampling.size
     with ui.phase("looking at the model"), clock("load"), _refusals():
         # Here, where an impossible size is told at once, and before weights are cast to float32.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import safetensors.torch
@@ -172,14 +172,20 @@ def _place(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
     return name
 
 
+class Source(Protocol):
+    """Whatever knows the conditions `(1, …)` of a row."""
+
+    def __getitem__(self, row: Row) -> Conditions: ...
+
+
 class ConditionStore:
     """The conditions of a sequence of rows, by number, joined as their adapter does it."""
 
     def __init__(
-        self, cache: ConditionCache, rows: Sequence[Row], collate: Callable[[Sequence[Conditions]], Conditions]
+        self, source: Source, rows: Sequence[Row], collate: Callable[[Sequence[Conditions]], Conditions]
     ) -> None:
-        self._cache, self._rows, self._collate = cache, rows, collate
+        self.source, self._rows, self._collate = source, rows, collate
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Conditions:
         """Conditions of the rows with these numbers, repeats allowed, on `device`."""
-        return moved(self._collate([self._cache[self._rows[row]] for row in rows]), device)
+        return moved(self._collate([self.source[self._rows[row]] for row in rows]), device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from flowfactory.assembly import Parts, Run, assemble
 from flowfactory.checkpoint import Progress
 from flowfactory.collect import collect
 from flowfactory.distributed import PeerLost
+from flowfactory.estimate import estimate, readable
 from flowfactory.evaluate import BEFORE_AFTER, evaluate
 from flowfactory.merit import Merit
 from flowfactory.metrics import MetricsFile
@@ -141,7 +142,7 @@ def origin(plan: Plan) -> Origin:
     return Origin(plan.digest, plan.world, resumption.versions(plan))
 
 
-def closing_words(folder: Path) -> str:
+def closing_words(plan: Plan, folder: Path) -> str:
     """What became of a finished run, and what to do next."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     means = [name for name in lines[-1] if name.startswith("eval/") and name.endswith("/mean")]
@@ -155,4 +156,14 @@ def closing_words(folder: Path) -> str:
     next_step = (
         f"next: flowfactory report {folder}, to look at it; flowfactory export {folder}, to take the weights along"
     )
-    return "\n".join([*words, f"done; the run is in {folder}", next_step])
+    return "\n".join([*words, *compared(plan, lines), f"done; the run is in {folder}", next_step])
+
+
+def compared(plan: Plan, lines: Sequence[Mapping[str, float]]) -> list[str]:
+    """Memory by phase as planned and as measured at its peak, in a line; none where nothing could be planned."""
+    pairs = []
+    for need in estimate(plan.spec, plan.world).phases:
+        peak = max((line[name] for line in lines if (name := f"memory/{need.name}") in line), default=None)
+        if peak is not None:
+            pairs.append(f"{need.name} {readable(need.bytes)}, {readable(int(peak))}")
+    return [f"memory, planned and measured: {'; '.join(pairs)}"] if pairs else []

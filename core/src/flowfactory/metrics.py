@@ -17,17 +17,21 @@ from torch import Tensor, nn
 
 from flowfactory import files
 from flowfactory.files import writing
+from flowfactory.gauge import Gauge
 
 
 class Clock:
-    """Seconds spent per phase since the last `read`. On CUDA a phase ends when its kernels have."""
+    """Seconds and peak memory of each phase since the last `read`. On CUDA a phase ends when its kernels have."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
+        self._bytes: dict[str, int] = defaultdict(int)
+        self.gauge = Gauge(device)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        self.gauge.reset()
         start = time.perf_counter()
         try:
             yield
@@ -35,12 +39,15 @@ class Clock:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             self._seconds[phase] += time.perf_counter() - start
+            self._bytes[phase] = max(self._bytes[phase], self.gauge.peak())
 
     def read(self) -> dict[str, float]:
-        """`time/<phase>` in seconds; starts again from zero."""
+        """`time/<phase>` in seconds and `memory/<phase>` in bytes (see `Gauge`); starts again from zero."""
         seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        peaks = {f"memory/{phase}": float(value) for phase, value in self._bytes.items()}
         self._seconds.clear()
-        return seconds
+        self._bytes.clear()
+        return seconds | peaks
 
 
 class Stopwatch:

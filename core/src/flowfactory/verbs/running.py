@@ -141,10 +141,18 @@ def export(
 @with_changes
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")
+@click.option("--baseline", is_flag=True, help="Encode prompts in every epoch and keep the encoders, to compare with.")
 @as_json
 @click.pass_obj
 def bench_spec(
-    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], warmup: int, epochs: int, as_json: bool
+    ui: Ui,
+    spec: Path,
+    sets: Sequence[str],
+    unsets: Sequence[str],
+    warmup: int,
+    epochs: int,
+    baseline: bool,
+    as_json: bool,
 ) -> int:
     """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
@@ -153,7 +161,7 @@ def bench_spec(
         load_libraries()
         from flowfactory.bench import bench
     try:
-        measured = bench(plan, registry, ui, warmup, epochs)
+        measured = bench(plan, registry, ui, warmup, epochs, baseline)
     except RunError as error:
         ui.error(str(error))
         return FAILED
@@ -196,7 +204,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             ui.error("\n".join([what, *resumption.way_on(folder)]))
             return FAILED
         if launch.rank() == 0:
-            ui.say(loop.closing_words(folder))
+            ui.say(loop.closing_words(plan, folder))
     return DONE
 
 
