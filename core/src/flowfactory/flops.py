@@ -25,7 +25,8 @@ class Flops:
 def measure(parts: Parts) -> Flops | None:
     """What the model's matrix products and attention take, counted in one pass each.
 
-    With gradient checkpointing a forward pass is taken off: to recompute is no work of the model's. `None` where they cannot be seen: in compiled blocks and in quantized ones.
+    With gradient checkpointing a forward pass is taken off: to recompute is no work of the model's. `None` where
+    operations cannot be seen: in compiled blocks and in quantized ones.
     """
     own = parts.spec.model.spec
     if parts.spec.memory.compile or (isinstance(own, PipelineSpec) and own.quantize is not None):
