@@ -206,6 +206,10 @@ def test_a_process_that_fails_ends_the_others_and_says_so_once(checkpoint: Path,
     assert fails(spec).count("ValueError: no such model") == 1
 
 
+def test_what_every_process_finds_wrong_is_said_once(spec: Path) -> None:
+    assert fails(spec, "--set=sampling.size=20").count("cannot make 20x20; the nearest it can is 16x16") == 1
+
+
 def test_a_process_that_is_killed_ends_the_others_and_the_launcher_says_so_once(
     checkpoint: Path, tmp_path: Path
 ) -> None:

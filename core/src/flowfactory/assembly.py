@@ -86,19 +86,19 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callabl
     trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
     scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)
     adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
-    with _refusals():
+    with _refusals(processes):
         source = (load or load_model)(spec, registry, adapter, [*rows, *held_out_rows], device, ui, clock)
     data = Prompts(rows, ConditionStore(source, rows, adapter.collate))
     held_out = Prompts(held_out_rows, ConditionStore(source, held_out_rows, adapter.collate)) if held_out_rows else None
     eval_size = spec.eval.size or spec.sampling.size
-    with ui.phase("looking at the model"), clock("load"), _refusals():
+    with ui.phase("looking at the model"), clock("load"), _refusals(processes):
         # Here, where an impossible size is told at once, and before weights are cast to float32.
         for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
             adapter.latent_shape(size)
             adapter.sigmas(steps or spec.sampling.steps, size)
     weights = _weights(spec, adapter, trainer, processes)
     judge, held_out_judge = _judges(spec, registry)
-    with ui.phase("loading the rewards"), clock("load"):
+    with ui.phase("loading the rewards"), clock("load"), _refusals(processes):
         judge.load(device, dtype)
         held_out_judge.load(device, dtype)
     offload = "vae" in spec.memory.offload
@@ -128,12 +128,17 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callabl
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What an adapter refuses (a `ValueError`, by its contract) ends the run in words."""
+def _refusals(processes: Processes) -> Iterator[None]:
+    """What an adapter refuses (a `ValueError`, by its contract) ends the run in words, as a `RunError` does."""
+    why, cause = None, None
     try:
         yield
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    except (ValueError, RunError) as error:
+        why, cause = str(error), error
+    try:
+        processes.go_on_unless(why)
+    except RunError as ended:
+        raise ended from cause
 
 
 def load_model(

@@ -122,6 +122,17 @@ class Processes:
         if problem:
             raise self.refusal(problem)
 
+    def go_on_unless(self, why: str | None) -> None:
+        """End the run on every process if anything is wrong on any; all have to ask.
+
+        Raises:
+            RunError: on the first process where something is; `PeerLost` on the others.
+        """
+        wrong = [(rank, reason) for rank, reason in enumerate(self.gather_objects([why])) if reason is not None]
+        if wrong:
+            teller, reason = wrong[0]
+            raise RunError(reason) if self.rank == teller else PeerLost(reason)
+
     def refusal(self, why: str) -> RunError:
         """What to raise where all processes refuse together: the main one says why."""
         return RunError(why) if self.main else PeerLost(why)
