@@ -40,8 +40,8 @@ def test_bench_prints_a_table(spec: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "% of the" in said
 
 
-def flops(spec: Path, capsys: pytest.CaptureFixture[str], *sets: str) -> Mapping[str, Any]:
-    options = [f"--set={text}" for text in sets]
+def flops(spec: Path, capsys: pytest.CaptureFixture[str], *sets: str, baseline: bool = False) -> Mapping[str, Any]:
+    options = [f"--set={text}" for text in sets] + (["--baseline"] if baseline else [])
     assert main(["bench", str(spec), "--epochs", "1", "--warmup", "0", "--json", *options]) == 0
     AcceleratorState._reset_state(True)
     measured: Mapping[str, Any] = json.loads(capsys.readouterr().out)
@@ -52,6 +52,7 @@ def test_operations_are_those_of_the_model(spec: Path, capsys: pytest.CaptureFix
     """Two for each weight and token, and as many again for the gradient of the input and of the weight."""
     plain = flops(spec, capsys)["flops"]
     assert 2.9 < plain["trained"] / plain["forward"] < 3.1
+    assert flops(spec, capsys, baseline=True)["flops"]["forward"] == plain["forward"], "encoding is not the model's"
     again = flops(spec, capsys, "memory.gradient_checkpointing=true", "sampling.micro_batch=3")["flops"]
     assert (again["forward"], again["trained"]) == (plain["forward"], pytest.approx(plain["trained"], rel=0.05))
 

@@ -59,8 +59,9 @@ def _count(parts: Parts) -> int:
     device, policy = parts.processes.device, parts.policy
     x = torch.zeros(1, *policy.latent_shape(), device=device)
     level = policy.sigmas(parts.spec.sampling.steps)[1].to(device).expand(1)
+    conditions = parts.data.conditions.batch([0], device)
     with FlopCounterMode(display=False) as counter:
-        v = policy.velocity(x, level, parts.data.conditions.batch([0], device))
+        v = policy.velocity(x, level, conditions)
         if torch.is_grad_enabled():
             torch.autograd.backward(v.float().square().mean())
     return int(counter.get_total_flops())
