@@ -263,6 +263,7 @@ def test_a_run_with_nothing_intact_says_so(spec: Path) -> None:
     assert code == 1
     assert "optimizer.safetensors is missing; " in said
     assert f"No other one is intact; begin anew with: flowfactory run {folder}/spec.toml" in said
+    assert "the last checkpoint is" not in said
 
 
 def test_a_damaged_checkpoint_is_not_exported(spec: Path) -> None:
@@ -271,4 +272,4 @@ def test_a_damaged_checkpoint_is_not_exported(spec: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4])
     code, said = flowfactory(spec.parent, "export", folder)
     assert code == 1
-    assert "this checkpoint is damaged; --epoch takes another (epoch-0001)" in said
+    assert "this checkpoint is damaged; no other one is intact" in said

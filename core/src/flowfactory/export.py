@@ -134,7 +134,9 @@ def find(run: Path, epoch: int | None, weights: str) -> Path:
     if name not in found:
         raise RunError(f"{run} has no checkpoint {name}; there is {', '.join(found)}")
     if damage := archive.damage(found[name]):
-        raise RunError(f"{damage}: this checkpoint is damaged; --epoch takes another ({', '.join(found)})")
+        others = [other for other in found if other != name and not archive.damage(found[other])]
+        rest = f"--epoch takes another ({', '.join(others)})" if others else "no other one is intact"
+        raise RunError(f"{damage}: this checkpoint is damaged; {rest}")
     sets = {path.stem: path for path in sorted(found[name].glob("*.safetensors")) if path.stem != "optimizer"}
     if weights not in sets:
         raise RunError(f"{found[name]} has no weights {weights!r}; there are {', '.join(sets)}")

@@ -50,8 +50,13 @@ def differences(run: Path, plan: Plan) -> list[str]:
 
 
 def way_on(run: Path) -> list[str]:
-    """After a failure: what is left of a run, and what to do with it; nothing where training had not begun."""
+    """After a failure: what is left of a run, and what to do with it; nothing where training had not begun.
+
+    Nothing either where the last checkpoint is damaged: that was the failure, and it was said what to do.
+    """
     if saved := archive.checkpoints(run / CHECKPOINTS):
+        if archive.damage(saved[-1]):
+            return []
         return [f"the last checkpoint is {shown(saved[-1])}; go on from there with: flowfactory resume {shown(run)}"]
     return ["no checkpoint had been saved"] if (run / METRICS).exists() else []
 
