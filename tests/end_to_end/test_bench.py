@@ -25,6 +25,9 @@ def test_bench_measures_and_leaves_nothing_behind(
     assert {"sample", "decode", "terms", "update"} <= measured["phases"].keys()
     assert measured["seconds"] == pytest.approx(sum(measured["phases"].values()))
     assert 0.2 < measured["network_share"] <= 1
+    assert measured["network_share"] == pytest.approx(sum(measured["network"].values()) / measured["seconds"])
+    assert measured["network"].keys() == {"sample", "update"}
+    assert all(0 < seconds < measured["phases"][phase] for phase, seconds in measured["network"].items())
     assert (measured["forward"], measured["trained"]) == (12 * 4, 12 * 2)
     assert measured["peak_rss"] > 2**27
     assert {"load", "sample", "decode", "update"} <= measured["memory"].keys()

@@ -111,7 +111,7 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callabl
         registry=registry,
         ui=ui,
         clock=clock,
-        stopwatch=Stopwatch(weights.networks.values()),
+        stopwatch=Stopwatch(weights.networks.values(), clock),
         processes=processes,
         adapter=adapter,
         scheduler=scheduler,

@@ -35,7 +35,7 @@ from flowfactory.ui import Ui
 class Bench:
     """What was measured, per epoch.
 
-    phases: seconds by phase; phases overlap nowhere. network: seconds of them inside the networks.
+    phases: seconds by phase; phases overlap nowhere. network: seconds of each inside the networks.
     samples: made per epoch. forward, trained: samples that passed the network without and with a backward pass.
     flops: what such passes take, and what the machine can do.
     memory: bytes at the peak of each phase, as `Gauge` has them. estimated: the same, as planned.
@@ -44,7 +44,7 @@ class Bench:
 
     epochs: int
     phases: Mapping[str, float]
-    network: float
+    network: Mapping[str, float]
     samples: int
     forward: float
     trained: float
@@ -65,22 +65,25 @@ class Bench:
         if self.flops is None:
             return None
         work = self.forward * self.flops.forward + self.trained * self.flops.trained
-        return work / (self.network * self.flops.ceiling)
+        return work / (sum(self.network.values()) * self.flops.ceiling)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with what follows from it."""
         return attrs.asdict(self) | {
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds,
-            "network_share": self.network / self.seconds,
+            "network_share": sum(self.network.values()) / self.seconds,
             "utilisation": self.utilisation,
         }
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """A table: phase, seconds, share of the epoch."""
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A table: phase, seconds, share of the epoch, share of it inside the networks."""
         slowest_first = sorted(self.phases.items(), key=lambda item: -item[1])
-        lines = [*slowest_first, ("epoch", self.seconds), ("of it in the network", self.network)]
-        return [(name, f"{value:.3f}", f"{100 * value / self.seconds:.1f} %") for name, value in lines]
+        inside = {**self.network, "epoch": sum(self.network.values())}
+        return [
+            (name, f"{value:.3f}", _percent(value / self.seconds), _percent(inside.get(name, 0.0) / value))
+            for name, value in [*slowest_first, ("epoch", self.seconds)]
+        ]
 
     def words(self) -> list[str]:
         """The rest, a line each."""
@@ -167,8 +170,8 @@ def bench(plan: Plan, registry: Registry, ui: Ui, warmup: int, epochs: int, base
     peak = max(memory.values())
     return Bench(
         epochs=epochs,
-        phases={name.removeprefix("time/"): _mean(counted, name) for name in counted[0] if name.startswith("time/")},
-        network=_mean(counted, "network/seconds"),
+        phases=_phases(counted, "time/"),
+        network=_phases(counted, "network/seconds/"),
         samples=plan["samples"],
         forward=_mean(counted, "network/forward"),
         trained=_mean(counted, "network/trained"),
@@ -178,6 +181,14 @@ def bench(plan: Plan, registry: Registry, ui: Ui, warmup: int, epochs: int, base
         peak_rss=0 if cuda else peak + parts.clock.gauge.start,
         peak_device=peak if cuda else 0,
     )
+
+
+def _phases(lines: Sequence[Mapping[str, float]], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): _mean(lines, name) for name in lines[0] if name.startswith(prefix)}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _mean(lines: Sequence[Mapping[str, float]], name: str) -> float:

@@ -21,9 +21,13 @@ from flowfactory.gauge import Gauge
 
 
 class Clock:
-    """Seconds and peak memory of each phase since the last `read`. On CUDA a phase ends when its kernels have."""
+    """Seconds and peak memory of each phase since the last `read`. On CUDA a phase ends when its kernels have.
+
+    phase: the one that is running, "" between two.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.phase = ""
         self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
         self._bytes: dict[str, int] = defaultdict(int)
@@ -32,10 +36,12 @@ class Clock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         self.gauge.reset()
+        self.phase, outer = phase, self.phase
         start = time.perf_counter()
         try:
             yield
         finally:
+            self.phase = outer
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             self._seconds[phase] += time.perf_counter() - start
@@ -57,10 +63,11 @@ class Stopwatch:
     measuring waits for nothing.
     """
 
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, networks: Iterable[nn.Module], clock: Clock) -> None:
+        self._clock = clock
         self._cuda = torch.cuda.is_available()
         self._started: list[Any] = []
-        self._spans: list[tuple[Any, Any]] = []
+        self._spans: list[tuple[str, Any, Any]] = []
         for network in networks:
             network.register_forward_pre_hook(lambda *_: self._start())
             network.register_forward_hook(lambda *_: self._stop(), always_call=True)
@@ -75,14 +82,16 @@ class Stopwatch:
             self._stop()
 
     def read(self) -> dict[str, float]:
-        """`network/seconds` since the last reading."""
+        """`network/seconds` since the last reading, and of them `network/seconds/<phase>`."""
         if self._cuda:
             torch.cuda.synchronize()
-            seconds = sum(start.elapsed_time(end) for start, end in self._spans) / 1000
-        else:
-            seconds = sum(end - start for start, end in self._spans)
+        seconds: dict[str, float] = defaultdict(float)
+        for phase, start, end in self._spans:
+            spent = start.elapsed_time(end) / 1000 if self._cuda else end - start
+            seconds["network/seconds"] += spent
+            seconds[f"network/seconds/{phase}"] += spent
         self._spans.clear()
-        return {"network/seconds": seconds}
+        return dict(seconds)
 
     def _now(self) -> Any:
         if not self._cuda:
@@ -96,7 +105,7 @@ class Stopwatch:
 
     def _stop(self) -> None:
         if len(self._started) == 1:  # a forward pass inside a backward pass (checkpointing) is not counted twice
-            self._spans.append((self._started[0], self._now()))
+            self._spans.append((self._clock.phase, self._started[0], self._now()))
         self._started.pop()
 
 

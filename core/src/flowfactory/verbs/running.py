@@ -168,7 +168,7 @@ def bench_spec(
     if as_json:
         ui.json(measured.as_json())
         return DONE
-    ui.rows(("phase", "seconds", "share"), measured.rows())
+    ui.rows(("phase", "seconds", "share", "of it in the network"), measured.rows())
     ui.data("\n".join(["", *measured.words()]))
     return DONE
 
