@@ -106,7 +106,12 @@ SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
         "Seconds of each phase, on the main process. Loading, before the first epoch, is in the table.",
         _under("time"),
     ),
-    ("Memory", "As recorded.", _under("memory")),
+    (
+        "Memory",
+        "Bytes at the peak of each phase, on the main process: of tensors on the GPU; without one, of what is resident "
+        "beyond what there was before the model was loaded.",
+        _under("memory"),
+    ),
     ("More", "Whatever else was measured.", lambda metric: True),
 )
 MAY_BE_QUIET = ("Groups and samples", "Loss and updates")
