@@ -16,6 +16,7 @@ from flowfactory.cli import main
 from flowfactory.export import Exported
 from flowfactory.kohya import to_kohya
 from flowfactory.problems import RunError
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -122,11 +123,13 @@ def test_the_card_says_what_it_is_and_how_it_was_made(trained: Callable[..., Tra
         "# small",
         "These are the weights `ema` after epoch 3.",
         "| reward/jpeg-compressibility | -2.5000 (1) | -1.5000 (3) |",
+        "![Reward](reward.png)",
         "![before and after](before-after.png)",
         'name = "grpo"',
     ):
         assert line in card, line
     assert (exported.folder / "before-after.png").read_bytes() == b"picture"
+    assert Image.open(exported.folder / "reward.png").width > 400
 
 
 def test_the_set_and_the_epoch_can_be_chosen(trained: Callable[..., Trained]) -> None:

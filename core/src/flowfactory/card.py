@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfactory.curves import HELD_OUT, REWARD, sections
+from flowfactory.history import read
 from flowfactory.plan import PLAN_FILE, SPEC_FILE
+from flowfactory.plots import draw
 from flowfactory.spec import Lora, Spec
 
 CARD = "README.md"
@@ -16,7 +19,7 @@ SHEET = "before-after.png"
 
 
 def write_card(folder: Path, run: Path, spec: Spec, weights: str, epoch: int, loading: str, checked: str) -> None:
-    """Write `folder/README.md`, and the sheet of samples beside it if the run made one.
+    """Write `folder/README.md`, and beside it the curves, and the sheet of samples if the run made one.
 
     Args:
         run: the run's folder. weights: in words, which were exported. epoch: from when they are.
@@ -32,6 +35,7 @@ def write_card(folder: Path, run: Path, spec: Spec, weights: str, epoch: int, lo
         f"```python\n{loading}\n```\n",
         f"{checked}\n",
         *_scores(run, epoch),
+        *_curves(folder, run),
         *_samples(folder, run),
         "## How it was made\n",
         f"```toml\n{(run / SPEC_FILE).read_text(encoding='utf-8').strip()}\n```\n",
@@ -75,6 +79,13 @@ def _scores(run: Path, epoch: int) -> list[str]:
             first, last = min(values), max(values)
             rows.append((name.removesuffix("/mean"), f"{values[first]:.4f} ({first})", f"{values[last]:.4f} ({last})"))
     return ["## Scores\n", _table(("mean", "before (epoch)", "after (epoch)"), rows)] if rows else []
+
+
+def _curves(folder: Path, run: Path) -> list[str]:
+    shown = [section for section in sections(read([run])) if section.name in (REWARD, HELD_OUT)]
+    pictures = [(section, file.name) for section, file in zip(shown, draw(shown, folder), strict=True)]
+    text = [f"{section.about}\n\n![{section.name}]({picture})\n" for section, picture in pictures]
+    return ["## Curves\n", *text] if text else []
 
 
 def _samples(folder: Path, run: Path) -> list[str]:

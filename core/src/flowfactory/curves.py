@@ -82,15 +82,15 @@ def _under(*groups: str) -> Callable[[str], bool]:
     return lambda metric: metric.partition("/")[0] in groups
 
 
-TIME = "Time"
+REWARD, HELD_OUT, TIME = "Reward", "Held-out evaluation", "Time"
 SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     (
-        "Reward",
+        REWARD,
         "Mean over the samples of each epoch; the band is one standard deviation of them to either side.",
         _mean_of("reward"),
     ),
     (
-        "Held-out evaluation",
+        HELD_OUT,
         "Fixed prompts and noise, deterministic sampling, averaged weights; bands as above.",
         _mean_of("eval"),
     ),
