@@ -35,6 +35,12 @@ def test_bench_measures_and_leaves_nothing_behind(
     assert 0 < measured["utilisation"] < 2
 
 
+def test_bench_says_in_words_what_is_wrong_with_the_data(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (spec.parent / "train.txt").write_text("")
+    assert main(["bench", str(spec)]) == 2
+    assert "train.txt: no prompts in it" in capsys.readouterr().err
+
+
 def test_bench_prints_a_table(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(spec), "--epochs", "1", "--warmup", "0"]) == 0
     said = capsys.readouterr().out

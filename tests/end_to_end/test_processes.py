@@ -191,11 +191,11 @@ def redness(samples):
 """
 
 
-def fails(spec: Path, *options: str) -> str:
-    """What two processes of `--processes 2` say that end with code 1."""
+def fails(spec: Path, *options: str, code: int = 1) -> str:
+    """What two processes of `--processes 2` say that end with a code."""
     folder = spec.parent / "runs" / "two"
     command = [sys.executable, *FLOWFACTORY, str(spec), "--processes", "2", "--folder", str(folder), *options]
-    said = finished(command, code=1).stderr
+    said = finished(command, code=code).stderr
     assert "Traceback" not in said, said
     return said
 
@@ -208,6 +208,8 @@ def test_a_process_that_fails_ends_the_others_and_says_so_once(checkpoint: Path,
 
 def test_what_every_process_finds_wrong_is_said_once(spec: Path) -> None:
     assert fails(spec, "--set=sampling.size=20").count("cannot make 20x20; the nearest it can is 16x16") == 1
+    (spec.parent / "train.txt").write_text("")
+    assert fails(spec, code=2).count("train.txt: no prompts in it") == 1
 
 
 def test_a_process_that_is_killed_ends_the_others_and_the_launcher_says_so_once(

@@ -77,10 +77,11 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callabl
         load: does what `load_model` does when absent.
     """
     spec = plan.spec
-    rows = load_rows(Path(spec.data.prompts))
-    held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
     processes = Processes(spec.run.precision, spec.memory.shard)
     processes.agree(plan)
+    with _refusals(processes):
+        rows = load_rows(Path(spec.data.prompts))
+        held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
     folder = Path(processes.gather_objects([str(folder)])[0])  # each may have found another one free
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
     trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
@@ -130,15 +131,15 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callabl
 @contextmanager
 def _refusals(processes: Processes) -> Iterator[None]:
     """What an adapter refuses (a `ValueError`, by its contract) ends the run in words, as a `RunError` does."""
-    why, cause = None, None
+    error: RunError | None = None
     try:
         yield
-    except (ValueError, RunError) as error:
-        why, cause = str(error), error
-    try:
-        processes.go_on_unless(why)
-    except RunError as ended:
-        raise ended from cause
+    except RunError as own:
+        error = own
+    except ValueError as own:
+        error = RunError(str(own))
+        error.__cause__ = own
+    processes.go_on_unless(error)
 
 
 def load_model(
@@ -170,7 +171,7 @@ def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any], processes
     if processes.sharded and len(networks) > 1 and needs.trajectory == "final":
         why = f"trainer `{spec.trainer.name}` draws its own noise levels, so that each process would call another of"
         what = f"{' and '.join(networks)} at a time, and divided ones are called together"
-        raise processes.refusal(f"[memory] shard: {why} {what}; set it to false, or train the sampled steps")
+        processes.refuse(f"[memory] shard: {why} {what}; set it to false, or train the sampled steps")
 
     def settle(network: torch.nn.Module) -> None:
         _set_up(network, spec.memory)

@@ -16,7 +16,7 @@ from flowfactory.commands import Commands
 from flowfactory.problems import BAD_PLUGIN, BAD_SPEC, PluginError, RunError, SpecError
 from flowfactory.ui import Ui
 from flowfactory.verbs import looking, plugins, running
-from flowfactory.verbs.options import DONE, FAILED, INTERRUPTED, report
+from flowfactory.verbs.options import DONE, INTERRUPTED, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_PLUGIN
     except RunError as error:
         ui.error(str(error))
-        return FAILED
+        return error.code
     except click.ClickException as error:
         error.show()
         return BAD_SPEC

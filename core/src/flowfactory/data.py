@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowfactory.problems import BAD_SPEC, RunError
 from flowfactory.types import Row
 
 
-class DataError(ValueError):
+class DataError(RunError):
     """A data file cannot be used; the message names the file and line."""
+
+    code = BAD_SPEC
 
 
 def load_rows(path: Path) -> list[Row]:

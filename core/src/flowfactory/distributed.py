@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flowfactory import launch, sharding
 from flowfactory.plan import Plan
-from flowfactory.problems import RunError
+from flowfactory.problems import FAILED, RunError
 from flowfactory.spec import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,7 +26,11 @@ PATIENCE = timedelta(hours=1)
 
 
 class PeerLost(RunError):
-    """This process has to stop because another one failed."""
+    """This process has to stop because another one failed, and with the same exit code where that is known."""
+
+    def __init__(self, why: str, code: int = FAILED) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 class Processes:
@@ -90,7 +94,7 @@ class Processes:
         try:
             sharding.divide(network, self._mesh, prepare)
         except (ValueError, NotImplementedError) as error:
-            raise self.refusal(f"[memory] shard cannot divide {type(network).__name__}: {error}") from error
+            self.refuse(f"[memory] shard cannot divide {type(network).__name__}: {error}")
 
     def most(self, calls: int) -> int:
         """How often this process has to do what it would do `calls` times: where weights are divided, as any other."""
@@ -120,22 +124,28 @@ class Processes:
         elif different:
             problem = f"processes {different} read another spec, or other files, than process 0; nothing was run"
         if problem:
-            raise self.refusal(problem)
+            self.refuse(problem)
 
-    def go_on_unless(self, why: str | None) -> None:
+    def go_on_unless(self, error: RunError | None) -> None:
         """End the run on every process if anything is wrong on any; all have to ask.
 
         Raises:
-            RunError: on the first process where something is; `PeerLost` on the others.
+            RunError: `error`, on the first process that has one; `PeerLost` on the others.
         """
-        wrong = [(rank, reason) for rank, reason in enumerate(self.gather_objects([why])) if reason is not None]
-        if wrong:
-            teller, reason = wrong[0]
-            raise RunError(reason) if self.rank == teller else PeerLost(reason)
+        codes = self.gather_objects([error.code if error else 0])
+        teller = next((rank for rank, code in enumerate(codes) if code), None)
+        if teller is not None:
+            self._leave()
+            raise error if error and self.rank == teller else PeerLost("another process has failed", codes[teller])
 
-    def refusal(self, why: str) -> RunError:
-        """What to raise where all processes refuse together: the main one says why."""
-        return RunError(why) if self.main else PeerLost(why)
+    def refuse(self, why: str) -> NoReturn:
+        """End the run where all processes refuse together: the main one says why.
+
+        Raises:
+            RunError: on the main process; `PeerLost` on the others.
+        """
+        self._leave()
+        raise RunError(why) if self.main else PeerLost(why)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up gradients over all processes, in one message. Divided ones have been, as they were made.
@@ -191,6 +201,10 @@ class Processes:
         """Go on when every process has come this far."""
         with together():
             self.accelerator.wait_for_everyone()
+
+    def _leave(self) -> None:
+        """Close the connections. Torch sometimes aborts a process that ends with open ones when its peers are gone."""
+        self.accelerator.end_training()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 
+FAILED = 1
 BAD_SPEC = 2
 BAD_PLUGIN = 3
 
@@ -90,7 +91,9 @@ class SpecError(Exception):
 
 
 class RunError(Exception):
-    """A run cannot go on; the message tells a person why, so no traceback is shown."""
+    """A run cannot go on; the message tells a person why, so no traceback is shown. code: what to exit with."""
+
+    code: int = FAILED
 
 
 class PluginError(Exception):

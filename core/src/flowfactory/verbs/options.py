@@ -15,7 +15,7 @@ from flowfactory.problems import SpecError
 from flowfactory.registry import Registry, tracing
 from flowfactory.ui import Ui
 
-DONE, FAILED, TERMINATED, INTERRUPTED = 0, 1, 75, 130
+DONE, TERMINATED, INTERRUPTED = 0, 75, 130
 
 changes = (
     click.option(

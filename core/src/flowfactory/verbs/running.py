@@ -16,13 +16,12 @@ import click
 from flowfactory import archive, completion, environment, launch, resumption
 from flowfactory.files import writing
 from flowfactory.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
-from flowfactory.problems import BAD_SPEC, PluginError, RunError, SpecError, shown
+from flowfactory.problems import FAILED, PluginError, RunError, SpecError, shown
 from flowfactory.registry import Registry
 from flowfactory.structure import load_spec
 from flowfactory.ui import Ui
 from flowfactory.verbs.options import (
     DONE,
-    FAILED,
     INTERRUPTED,
     TERMINATED,
     as_json,
@@ -124,11 +123,7 @@ def export(
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.export import export as write
-    try:
-        done = write(run, new_registry(ui), ui, form, epoch, weights, to)
-    except RunError as error:
-        ui.error(str(error))
-        return FAILED
+    done = write(run, new_registry(ui), ui, form, epoch, weights, to)
     if as_json:
         ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
     else:
@@ -160,11 +155,7 @@ def bench_spec(
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.bench import bench
-    try:
-        measured = bench(plan, registry, ui, warmup, epochs, baseline)
-    except RunError as error:
-        ui.error(str(error))
-        return FAILED
+    measured = bench(plan, registry, ui, warmup, epochs, baseline)
     if as_json:
         ui.json(measured.as_json())
         return DONE
@@ -179,7 +170,6 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
         with ui.phase("loading torch"):
             load_libraries()
             from flowfactory import loop
-            from flowfactory.data import DataError
             from flowfactory.distributed import PeerLost
             from flowfactory.stop import Stopped
         try:
@@ -187,15 +177,12 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
         except Stopped as stopped:
             ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
             return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
-        except DataError as error:
-            ui.error(str(error))
-            return BAD_SPEC
-        except PeerLost:
-            return FAILED
+        except PeerLost as lost:
+            return lost.code
         except RunError as error:
             log.debug("the run failed", exc_info=True)
             ui.error("\n".join([str(error), *resumption.way_on(folder)]))
-            return FAILED
+            return error.code
         except (PluginError, SpecError):
             raise
         except Exception:
