@@ -114,11 +114,15 @@ def shell(block: Block, folder: Path) -> None:
             parse(arguments)
 
 
-def parse(arguments: Sequence[str]) -> None:
-    """Take a command's arguments apart without running it."""
+def parse(arguments: Sequence[str]) -> str | None:
+    """Take a command's arguments apart without running it; returns its name.
+
+    Raises:
+        click.UsageError: there is no such option, or an argument is missing.
+    """
     command = cli.get_command(click.Context(cli), arguments[0])
     assert command is not None, f"there is no command {arguments[0]}"
-    command.make_context(arguments[0], list(arguments[1:]), obj=None)
+    return command.make_context(arguments[0], list(arguments[1:]), obj=None).info_name
 
 
 def text(block: Block, folder: Path) -> None:
@@ -150,10 +154,10 @@ def test_snippets_work(page: Path, folder: Path) -> None:
 
 @pages
 def test_commands_that_are_not_run_parse(page: Path) -> None:
-    for block in blocks(page):
-        if block.not_run and block.language == "console":
-            for arguments in commands(block):
-                parse(arguments)
+    unrun = [block for block in blocks(page) if block.not_run and block.language == "console"]
+    parsed = [parse(arguments) for block in unrun for arguments in commands(block)]
+    written = [line for block in unrun for line in block.text.splitlines() if line.startswith("$ flowfactory ")]
+    assert [f"$ flowfactory {name}" for name in parsed] == [" ".join(line.split()[:3]) for line in written]
 
 
 def test_most_blocks_are_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,9 @@ def outside(
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_its_own_tests_pass(outside: Environment, baked: Mapping[str, Path], kind: str) -> None:
-    outside.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=baked[kind])
+    said = outside.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=baked[kind])
+    assert re.search(r"^[1-9]\d* passed", said, re.MULTILINE)
+    assert "failed" not in said
 
 
 @pytest.mark.parametrize("kind", NAMES)
