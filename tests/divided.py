@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from flowfactory.sharding import divide, gathered, like, whole
-from flowfactory.spec import Full, Lora
-from flowfactory.weights import Weights, masters
+from flowfactory.policy.weights import Weights, masters
+from flowfactory.processes.sharding import divide, gathered, like, whole
+from flowfactory.spec.tables import Full, Lora
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor

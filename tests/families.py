@@ -14,8 +14,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from flowfactory.spec import Size
-from flowfactory.tiny import (
+from flowfactory.contracts.key import Size
+from flowfactory.models.tiny import (
     LANGUAGE_MODEL,
     WIDTH,
     byte_tokenizer,

@@ -18,7 +18,7 @@ import attrs
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
-        "flowfactory.loop",
+        "flowfactory.training.loop",
         "flowfactory_plugin_flux.flux",
         "flowfactory_plugin_grpo.grpo",
         "diffusers.pipelines.flux.pipeline_flux",
@@ -72,8 +72,8 @@ def _run(
     pipe: Connection,
 ) -> None:
     import torch
-    from flowfactory import loop
-    from flowfactory.cli import main
+    from flowfactory.cli.main import main
+    from flowfactory.training import loop
 
     torch.set_num_threads(1)
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)

@@ -41,12 +41,12 @@ class Moment:
 def experiment(spec: Path, runs: Path, count: int, results: Connection) -> None:
     """Make the run `whole`, and `kill-00` … that are killed and go on to their end; send every `Kill`."""
     import torch
-    from flowfactory import loop
-    from flowfactory.assembly import assemble
-    from flowfactory.plan import make_plan
-    from flowfactory.registry import Registry
-    from flowfactory.structure import load_spec
-    from flowfactory.ui import Ui
+    from flowfactory.cli.ui import Ui
+    from flowfactory.discovery.registry import Registry
+    from flowfactory.plan.plan import make_plan
+    from flowfactory.spec.structure import load_spec
+    from flowfactory.training import loop
+    from flowfactory.training.assembly import assemble
 
     torch.set_num_threads(1)
     registry = Registry()
@@ -106,7 +106,7 @@ def moments(timed: Sequence[tuple[str, float]], count: int) -> list[Moment]:
 
 def kill(started: tuple[int, Connection], moment: Moment, folder: Path) -> Kill:
     """Let a run go on to a moment, and end it as `kill -9` does."""
-    from flowfactory import archive
+    from flowfactory.runs import archive
 
     child, pipe = started
     events = received(pipe)

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import attrs
-from flowfactory.baking import bake
+from flowfactory.cli.baking import bake
 
 
 @attrs.frozen

@@ -22,12 +22,12 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 if __name__ == "__main__":
     sys.modules.update(dict.fromkeys(HEAVY))  # type: ignore[arg-type]  # importing one raises
 
-from flowfactory import toml  # noqa: E402
-from flowfactory.entries import installed_entries  # noqa: E402
-from flowfactory.problems import SpecError  # noqa: E402
-from flowfactory.registry import Registry  # noqa: E402
-from flowfactory.schema import spec_schema  # noqa: E402
-from flowfactory.structure import COMPONENTS, load_spec, unstructure  # noqa: E402
+from flowfactory.discovery.entries import installed_entries  # noqa: E402
+from flowfactory.discovery.registry import Registry  # noqa: E402
+from flowfactory.errors import SpecError  # noqa: E402
+from flowfactory.spec import toml  # noqa: E402
+from flowfactory.spec.schema import spec_schema  # noqa: E402
+from flowfactory.spec.structure import COMPONENTS, load_spec, unstructure  # noqa: E402
 from jsonschema import Draft202012Validator  # noqa: E402
 
 Address = tuple[str | int, ...]

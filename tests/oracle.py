@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import torch
 from diffusers import DiffusionPipeline
-from flowfactory.adapter import Adapter
-from flowfactory.scheduler import euler
-from flowfactory.spec import Size
-from flowfactory.types import Conditions, Row
+from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.scheduler import euler
+from flowfactory.contracts.types import Conditions, Row
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import divided
 import torch
 from accelerate.state import AcceleratorState
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 
 
 def fork(folder: Path, new: Path) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfactory.plan import make_plan
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
+from flowfactory.discovery.registry import Registry
+from flowfactory.plan.plan import make_plan
+from flowfactory.spec.structure import load_spec
 from PIL import Image
 from specs import SPEC, TOY, lay
 

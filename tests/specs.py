@@ -65,7 +65,7 @@ TOY = '''\
 import attrs
 
 from flowfactory import Needs, Provides, TrainerSpec, hookimpl, key
-from flowfactory.spec import Times
+from flowfactory.contracts.specs import Times
 
 
 @attrs.frozen(kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.scheduler import StochasticScheduler
-from flowfactory.types import Batch, Conditions, Rollout
+from flowfactory.contracts.scheduler import StochasticScheduler
+from flowfactory.contracts.types import Batch, Conditions, Rollout
 from torch import Tensor
 
 Case = Mapping[str, Any]

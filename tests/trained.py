@@ -12,19 +12,19 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from families import FAMILIES, Family
-from flowfactory import checkpoint
-from flowfactory.archive import Origin
-from flowfactory.checkpoint import Progress
-from flowfactory.data import load_rows
-from flowfactory.export import Exported, export
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.plan import make_plan
-from flowfactory.registry import Registry
-from flowfactory.spec import Spec
-from flowfactory.structure import load_spec
-from flowfactory.types import Row
-from flowfactory.ui import Ui
-from flowfactory.weights import Weights
+from flowfactory.cli.ui import Ui
+from flowfactory.conditions.data import load_rows
+from flowfactory.contracts.types import Row
+from flowfactory.discovery.registry import Registry
+from flowfactory.export.export import Exported, export
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.plan.plan import make_plan
+from flowfactory.policy.weights import Weights
+from flowfactory.runs import checkpoint
+from flowfactory.runs.archive import Origin
+from flowfactory.runs.checkpoint import Progress
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Spec
 from oracle import Run
 from oracle import run as run_plainly
 from PIL import Image

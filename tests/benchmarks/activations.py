@@ -20,8 +20,8 @@ from diffusers import (
     SD3Transformer2DModel,
     WanTransformer3DModel,
 )
-from flowfactory.spec import Lora
-from flowfactory.weights import lora_config
+from flowfactory.policy.weights import lora_config
+from flowfactory.spec.tables import Lora
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flowfactory.cache import ConditionCache, ConditionStore
-from flowfactory.data import load_rows
-from flowfactory.digest import seed_of
-from flowfactory.distributed import DTYPES
-from flowfactory.identity import encoder_identity
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
-from flowfactory.types import Conditions, Row
+from flowfactory.conditions.cache import ConditionCache, ConditionStore
+from flowfactory.conditions.data import load_rows
+from flowfactory.conditions.identity import encoder_identity
+from flowfactory.contracts.digest import seed_of
+from flowfactory.contracts.types import Conditions, Row
+from flowfactory.discovery.registry import Registry
+from flowfactory.processes.distributed import DTYPES
+from flowfactory.spec.structure import load_spec
 
 Encode = Callable[[Sequence[Row]], Conditions]
 CPU = torch.device("cpu")

@@ -19,10 +19,10 @@ from typing import Any
 import attrs
 import torch
 from diffusers.utils import logging as diffusers_logging
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.registry import Registry
-from flowfactory.spec import Size
-from flowfactory.types import Conditions, Row
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions, Row
+from flowfactory.discovery.registry import Registry
+from flowfactory.models.pipeline import PipelineAdapter
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging

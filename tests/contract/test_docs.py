@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from flowfactory import hooks, reference
-from flowfactory.cli import cli
-from flowfactory.describe import describe
-from flowfactory.entries import KINDS
-from flowfactory.reader import keys
-from flowfactory.registry import Registry
-from flowfactory.spec import RewardEntry
-from flowfactory.structure import TABLES
+import reference
+from flowfactory.cli.main import cli
+from flowfactory.contracts import hooks
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.discovery.entries import KINDS
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.describe import describe
+from flowfactory.spec.reader import keys
+from flowfactory.spec.structure import TABLES
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ def snippets(language: str, text: str = GUIDE) -> list[str]:
 @pytest.mark.parametrize("name", ["spec.md", "hooks.md", "cli.md", "plugins.md"])
 def test_pages_are_up_to_date(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
-    assert written == reference.pages()[name], "run: python -m flowfactory.reference docs"
+    assert written == reference.pages()[name], "run: python docs/tools/reference.py"
 
 
 def test_every_key_is_in_the_page() -> None:
@@ -62,8 +63,8 @@ def test_every_command_and_option_is_in_the_page() -> None:
 
 
 def test_reference_imports_no_torch() -> None:
-    code = "import sys; from flowfactory import reference; reference.pages(); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, reference; reference.pages(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=DOCS / "tools")
 
 
 def test_the_hook_pages_plugin_works(tmp_path: Path) -> None:

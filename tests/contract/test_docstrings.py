@@ -26,7 +26,7 @@ def public(node: ast.Module | ast.ClassDef, name: str) -> Iterator[tuple[str, De
 
 
 def is_hook(node: Definition) -> bool:
-    """Whether the specification in `flowfactory.hooks` already says what it is."""
+    """Whether the specification in `flowfactory.contracts.hooks` already says what it is."""
     return any(isinstance(d, ast.Name) and d.id == "hookimpl" for d in node.decorator_list)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from flowfactory.baking import bake
+from flowfactory.cli.baking import bake
 from outside import ROOT
 
 SCRIPT = ROOT / "downstream" / "run.py"

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from flowfactory.cli import main
-from flowfactory.entries import KINDS
-from flowfactory.problems import PluginError
+from flowfactory.cli.main import main
+from flowfactory.discovery.entries import KINDS
+from flowfactory.errors import PluginError
 from flowfactory.testing import Case, Kit, conformance
 from flowfactory.testing.kit import counted
 from mutants import MUTANTS, Mutant, install
@@ -130,7 +130,7 @@ def test_counting() -> None:
 
 def test_pytest_is_not_needed() -> None:
     code = (
-        "import sys; sys.modules['pytest'] = None; from flowfactory.cli import main; "
+        "import sys; sys.modules['pytest'] = None; from flowfactory.cli.main import main; "
         "raise SystemExit(main(['plugins', 'check', 'ode', '--json']))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import mutations
-from flowfactory.problems import BAD_PLUGIN, SpecError
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import BAD_PLUGIN, SpecError
+from flowfactory.spec.structure import load_spec
 from specs import lay
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from flowfactory.registry import Registry, installed_entries
-from flowfactory.spec import Window
+from flowfactory.contracts.specs import Window
+from flowfactory.discovery.registry import Registry, installed_entries
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "papers.md").read_text()

@@ -7,8 +7,8 @@ import sys
 
 import flowfactory
 import pytest
-from flowfactory import hooks
-from flowfactory.entries import KINDS
+from flowfactory.contracts import hooks
+from flowfactory.discovery.entries import KINDS
 
 PUBLIC = [
     "Adapter",

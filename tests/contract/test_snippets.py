@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 import pytest
-from flowfactory.cli import cli, main
-from flowfactory.toml import dumps
+from flowfactory.cli.main import cli, main
+from flowfactory.spec.toml import dumps
 from runs import lay_run
 from snippets import Block, blocks
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from flowfactory.baking import TEMPLATES, bake, questions
-from flowfactory.cli import main
-from flowfactory.entries import KINDS
+from flowfactory.cli.baking import TEMPLATES, bake, questions
+from flowfactory.cli.main import main
+from flowfactory.discovery.entries import KINDS
 from outside import ROOT, Environment, build_wheel, run
 
 NAMES = {kind.name: f"my-{kind.name}" for kind in KINDS.values()}

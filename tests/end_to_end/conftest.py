@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 from flowfactory_plugin_flux.flux import Flux
 
 REWARDS = """

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
-from flowfactory.cli import main
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.types import Row
+from flowfactory.cli.main import main
+from flowfactory.contracts.types import Row
+from flowfactory.models.pipeline import PipelineAdapter
 
 
 def test_bench_measures_and_leaves_nothing_behind(

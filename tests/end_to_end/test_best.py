@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 from end_to_end.conftest import metrics
-from flowfactory import archive
-from flowfactory.export import best_epoch
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
+from flowfactory.discovery.registry import Registry
+from flowfactory.export.export import best_epoch
+from flowfactory.runs import archive
+from flowfactory.spec.structure import load_spec
 from forks import flowfactory
 
 SCORES = (0.875, 0.25, 0.5, 0.75, 0.375, 0.125)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from end_to_end.conftest import metrics
-from flowfactory.cli import main
-from flowfactory.registry import Registry
+from flowfactory.cli.main import main
+from flowfactory.discovery.registry import Registry
 
 TRAINERS = ("grpo", "grpo-guard", "nft", "awm")
 DENSITY = {

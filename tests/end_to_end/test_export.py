@@ -11,11 +11,11 @@ import attrs
 import pytest
 import torch
 from diffusers import FluxPipeline
-from flowfactory import forms
-from flowfactory.cli import main
-from flowfactory.export import Exported
-from flowfactory.kohya import to_kohya
-from flowfactory.problems import RunError
+from flowfactory.cli.main import main
+from flowfactory.errors import RunError
+from flowfactory.export import forms
+from flowfactory.export.export import Exported
+from flowfactory.export.kohya import to_kohya
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from end_to_end.conftest import metrics
-from flowfactory import archive
-from flowfactory.cli import main
+from flowfactory.cli.main import main
+from flowfactory.runs import archive
 from forks import flowfactory
 
 OBSERVER = """

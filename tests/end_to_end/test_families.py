@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from end_to_end.conftest import metrics
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 from flowfactory_plugin_qwen_image.qwen_image import QwenImage
 from flowfactory_plugin_wan.wan import Wan
 
@@ -40,8 +40,8 @@ def test_an_attention_that_is_not_there_is_refused(spec, tmp_path, capsys):
 
 def test_blocks_are_compiled(checkpoint):
     """Those that repeat, each by itself."""
-    from flowfactory.assembly import _set_up
-    from flowfactory.spec import Memory
+    from flowfactory.spec.tables import Memory
+    from flowfactory.training.assembly import _set_up
     from flowfactory_plugin_flux.checkpoint import tiny_flux
 
     network = tiny_flux().transformer

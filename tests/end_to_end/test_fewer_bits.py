@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from end_to_end.conftest import metrics
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 from safetensors.torch import load_file
 
 CHECKPOINTS = "checkpoints"
@@ -58,7 +58,7 @@ def test_lora_learns_on_a_quantized_base(
     run: Runner, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
 ) -> None:
     import bitsandbytes
-    from flowfactory import loop
+    from flowfactory.training import loop
 
     networks: list[Any] = []
     collecting = loop.collect

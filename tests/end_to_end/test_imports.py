@@ -8,7 +8,7 @@ from pathlib import Path
 
 PROGRAM = """
 import sys
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 assert main(["run", sys.argv[1], "--folder", sys.argv[2], "--set=run.epochs=1", "--set=eval.every=0"]) == 0
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """

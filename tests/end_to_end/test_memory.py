@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from end_to_end.conftest import metrics
-from flowfactory import loop
-from flowfactory.estimate import estimate
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
-from flowfactory.types import Rollout
+from flowfactory.contracts.types import Rollout
+from flowfactory.discovery.registry import Registry
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.plan.estimate import estimate
+from flowfactory.spec.structure import load_spec
+from flowfactory.training import loop
 
 Runner = Callable[..., Path]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from end_to_end.conftest import metrics
-from flowfactory import loop
+from flowfactory.training import loop
 
 SAMPLES, STEPS = 12, 4
 ALL, TWO, THIRD = "{rule='all'}", "{rule='random', size=2}", "{rule='list', steps=[2]}"

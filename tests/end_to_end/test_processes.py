@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 from end_to_end.conftest import REWARDS, SPEC, metrics
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 from pair import fork
 from safetensors.torch import load_file
 
@@ -228,8 +228,8 @@ def test_processes_that_read_different_specs_do_not_start(spec: Path) -> None:
         (spec.parent / "rewards.py").read_text()
         + "\nimport os, pathlib\n"
         + "if os.environ.get('RANK') == '1':\n"
-        + "    import flowfactory.plan\n"
-        + "    flowfactory.plan.fingerprint = lambda path: 'older'\n"
+        + "    import flowfactory.plan.plan\n"
+        + "    flowfactory.plan.plan.fingerprint = lambda path: 'older'\n"
     )
     assert "read another spec, or other files, than process 0" in fails(spec)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from browser import browser, needs_chromium, prefer, resize
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 from runs import PROMPTS, colour, lay_run
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains

@@ -14,8 +14,8 @@ from pathlib import Path
 import kills
 import pytest
 from end_to_end.conftest import metrics
-from flowfactory import archive
-from flowfactory.archive import Origin
+from flowfactory.runs import archive
+from flowfactory.runs.archive import Origin
 from forks import flowfactory, received, start
 from safetensors.torch import load_file
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from end_to_end.conftest import metrics
-from flowfactory.cli import main
-from flowfactory.registry import Registry
-from flowfactory.structure import load_rewards
+from flowfactory.cli.main import main
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.structure import load_rewards
 
 Runner = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from end_to_end.conftest import metrics
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from flowfactory.baking import bake
+from flowfactory.cli.baking import bake
 from outside import ROOT, Environment, build_wheel
 
 SPEC = """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from flowfactory.cli import main
-from flowfactory.rules import TRACKERS
+from flowfactory.cli.main import main
+from flowfactory.spec.rules import TRACKERS
 
 TRACKER = """
 import json
@@ -123,7 +123,7 @@ def test_an_unknown_tracker_is_told(spec: Path, capsys: pytest.CaptureFixture[st
 def test_a_missing_package_is_told(
     spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfactory.track.get_available_trackers", list)
+    monkeypatch.setattr("flowfactory.metrics.track.get_available_trackers", list)
     assert track(spec, "aim")[0] == 1
     assert "the package of tracker `aim` is not installed; try: pip install aim" in capsys.readouterr().err
 

@@ -9,18 +9,20 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "flowfactory.hooks": ("Provides", "hookimpl"),
-    "flowfactory.spec": (
-        "AdapterSpec", "Decay", "DecoupledSpec", "Location", "Needs", "NoKeys", "SchedulerSpec", "Size",
-        "Spec", "StochasticSpec", "Times", "TrainerSpec", "Window", "key",
+    "flowfactory.contracts.hooks": ("Provides", "hookimpl"),
+    "flowfactory.contracts.key": ("Location", "Size", "key"),
+    "flowfactory.contracts.specs": (
+        "AdapterSpec", "Decay", "DecoupledSpec", "Needs", "NoKeys", "SchedulerSpec", "StochasticSpec", "Times",
+        "TrainerSpec", "Window",
     ),
-    "flowfactory.types": ("Batch", "Conditions", "Loss", "Rollout", "Row", "Sample", "Update"),
-    "flowfactory.adapter": ("Adapter",),
-    "flowfactory.pipeline": ("PipelineAdapter",),
-    "flowfactory.scheduler": ("Moments", "Scheduler", "StochasticScheduler"),
-    "flowfactory.reward": ("GroupReward", "Reward"),
-    "flowfactory.trainer": ("Policy", "Scores", "Trainer"),
-    "flowfactory.seeds": ("Draws",),
+    "flowfactory.spec.tables": ("Spec",),
+    "flowfactory.contracts.types": ("Batch", "Conditions", "Loss", "Rollout", "Row", "Sample", "Update"),
+    "flowfactory.contracts.adapter": ("Adapter",),
+    "flowfactory.models.pipeline": ("PipelineAdapter",),
+    "flowfactory.contracts.scheduler": ("Moments", "Scheduler", "StochasticScheduler"),
+    "flowfactory.contracts.reward": ("GroupReward", "Reward"),
+    "flowfactory.contracts.trainer": ("Policy", "Scores", "Trainer"),
+    "flowfactory.contracts.seeds": ("Draws",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 
 sys.exit(main())

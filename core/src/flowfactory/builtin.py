@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 import attrs
 
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import AdapterSpec, Calls, Density, SchedulerSpec, StochasticSpec, key
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import Calls, Density, key
+from flowfactory.contracts.specs import AdapterSpec, SchedulerSpec, StochasticSpec
 
 Quantization = Literal["int8", "nf4"]
 
@@ -84,13 +85,13 @@ class JpegSpec:
 
 @hookimpl
 def flowfactory_adapters() -> Iterable[Provides]:
-    target = "flowfactory.pipeline:PipelineAdapter"
+    target = "flowfactory.models.pipeline:PipelineAdapter"
     yield Provides("diffusers", PipelineSpec, target, "Any flow-matching diffusers pipeline, through its own call.")
 
 
 @hookimpl
 def flowfactory_schedulers() -> Iterable[Provides]:
-    home = "flowfactory.dynamics"
+    home = "flowfactory.schedulers"
     yield Provides("flow-sde", FlowSDESpec, f"{home}.flow_sde:FlowSDE", "Flow-GRPO's SDE; keeps the marginals.")
     yield Provides("dance-sde", DanceSDESpec, f"{home}.dance_sde:DanceSDE", "DanceGRPO's SDE; constant noise.")
     yield Provides("cps", CPSSpec, f"{home}.cps:CPS", "FlowCPS: fresh noise replaces predicted noise.")
@@ -101,6 +102,6 @@ def flowfactory_schedulers() -> Iterable[Provides]:
 
 @hookimpl
 def flowfactory_rewards() -> Iterable[Provides]:
-    small, large = "flowfactory.jpeg:Compressibility", "flowfactory.jpeg:Incompressibility"
+    small, large = "flowfactory.rewards.jpeg:Compressibility", "flowfactory.rewards.jpeg:Incompressibility"
     yield Provides("jpeg-compressibility", JpegSpec, small, "Images that make small JPEG files, as in DDPO.")
     yield Provides("jpeg-incompressibility", JpegSpec, large, "Images that make large JPEG files, as in DDPO.")

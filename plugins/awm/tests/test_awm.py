@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.builtin import ODESpec
-from flowfactory.dynamics.ode import ODE
-from flowfactory.scheduler import per_sample_mean
-from flowfactory.seeds import Draws
-from flowfactory.spec import Decay
-from flowfactory.types import Batch, Rollout, Update
+from flowfactory.contracts.scheduler import per_sample_mean
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import Decay
+from flowfactory.contracts.types import Batch, Rollout, Update
+from flowfactory.schedulers.ode import ODE
 from flowfactory_plugin_awm import AWMSpec
 from flowfactory_plugin_awm.awm import AWM, Term, kl_weight, surrogate
 from support import GRID, Case, FieldPolicy, close, each

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from flowfactory.registry import Registry, installed_entries
-from flowfactory.spec import Decay, Spec, Times
-from flowfactory.structure import load_spec
+from flowfactory.contracts.specs import Decay, Times
+from flowfactory.discovery.registry import Registry, installed_entries
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Spec
 from flowfactory_plugin_awm.awm import AWM
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))

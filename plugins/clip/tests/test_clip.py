@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
-from flowfactory.types import Row, Sample
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.structure import load_spec
 from flowfactory_plugin_clip import CLIPSpec
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.clip import CLIP

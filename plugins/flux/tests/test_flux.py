@@ -7,9 +7,9 @@ import inspect
 import pytest
 import torch
 from diffusers import FluxPipeline
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.spec import Size
-from flowfactory.types import Row
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
+from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory_plugin_flux import FluxSpec
 from flowfactory_plugin_flux.flux import Flux
 from oracle import lora_without_gradient, rollout, run

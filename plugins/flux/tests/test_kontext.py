@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.spec import Size
-from flowfactory.types import Row
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
+from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory_plugin_flux import FluxKontextSpec
 from flowfactory_plugin_flux.kontext import FluxKontext
 from oracle import rollout, run

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec
-from flowfactory.dynamics.cps import CPS
-from flowfactory.dynamics.dance_sde import DanceSDE
-from flowfactory.dynamics.flow_sde import FlowSDE
-from flowfactory.rollout import Noise, rollout
-from flowfactory.scheduler import StochasticScheduler
-from flowfactory.seeds import Draws
-from flowfactory.types import Batch
+from flowfactory.contracts.scheduler import StochasticScheduler
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.types import Batch
+from flowfactory.sampling.rollout import Noise, rollout
+from flowfactory.schedulers.cps import CPS
+from flowfactory.schedulers.dance_sde import DanceSDE
+from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory_plugin_grpo import GRPOSpec
 from flowfactory_plugin_grpo.grpo import GRPO
 from flowfactory_plugin_grpo.transition import Transition, clipped

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from flowfactory.registry import Registry, installed_entries
-from flowfactory.spec import Spec
-from flowfactory.structure import load_spec
-from flowfactory.window import stochastic_steps
+from flowfactory.discovery.registry import Registry, installed_entries
+from flowfactory.plan.window import stochastic_steps
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Spec
 from flowfactory_plugin_grpo.grpo import GRPO
 from flowfactory_plugin_grpo.guard import GRPOGuard
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.builtin import FlowSDESpec
-from flowfactory.dynamics.flow_sde import FlowSDE
-from flowfactory.rollout import Noise, rollout
-from flowfactory.seeds import Draws
-from flowfactory.types import Batch
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.types import Batch
+from flowfactory.sampling.rollout import Noise, rollout
+from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory_plugin_grpo import GRPOGuardSpec
 from flowfactory_plugin_grpo.guard import GRPOGuard
 from flowfactory_plugin_grpo.transition import Transition

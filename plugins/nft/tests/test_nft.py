@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.builtin import ODESpec
-from flowfactory.dynamics.ode import ODE
-from flowfactory.rollout import Noise, rollout
-from flowfactory.seeds import Draws
-from flowfactory.spec import Decay, Times
-from flowfactory.types import Batch, Rollout, Update
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import Decay, Times
+from flowfactory.contracts.types import Batch, Rollout, Update
+from flowfactory.sampling.rollout import Noise, rollout
+from flowfactory.schedulers.ode import ODE
 from flowfactory_plugin_nft import NFTSpec
 from flowfactory_plugin_nft.nft import NFT, Term, contrast, optimality
 from support import GRID, STORAGE, Case, FieldPolicy, close, each

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
-from flowfactory.types import Row, Sample
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.structure import load_spec
 from flowfactory_plugin_ocr import OCRSpec
 from flowfactory_plugin_ocr.ocr import OCR, blue_first
 from PIL import Image, ImageDraw, ImageFont

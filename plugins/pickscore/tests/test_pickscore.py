@@ -9,12 +9,12 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from flowfactory.registry import Registry
-from flowfactory.reward import GroupReward
-from flowfactory.scoring import Judge
-from flowfactory.spec import RewardEntry
-from flowfactory.structure import load_spec
-from flowfactory.types import Row, Sample
+from flowfactory.contracts.reward import GroupReward
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.discovery.registry import Registry
+from flowfactory.rewards.scoring import Judge
+from flowfactory.spec.structure import load_spec
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.tiny import tiny_clip
 from flowfactory_plugin_pickscore import PickScoreSpec

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flowfactory.registry import Registry
-from flowfactory.structure import load_spec
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.structure import load_spec
 from flowfactory.testing import conformance
-from flowfactory.types import Row, Sample
 from flowfactory_plugin_preference import PreferenceSpec
 from flowfactory_plugin_preference.judge import JudgeError
 from flowfactory_plugin_preference.preference import Preference

@@ -6,9 +6,9 @@ import attrs
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.spec import Size
-from flowfactory.types import Row
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
+from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory_plugin_qwen_image import QwenImageEditSpec, QwenImageSpec
 from flowfactory_plugin_qwen_image.checkpoint import tiny_qwen_image
 from flowfactory_plugin_qwen_image.edit import QwenImageEdit

@@ -20,14 +20,14 @@ import pytest
 import torch
 import uvicorn
 from click.testing import CliRunner
-from flowfactory import cli
-from flowfactory.registry import Registry
-from flowfactory.reward import GroupReward, Score
-from flowfactory.scoring import Judge
-from flowfactory.spec import RewardEntry
-from flowfactory.structure import load_spec
+from flowfactory.cli import main as cli
+from flowfactory.contracts.reward import GroupReward, Score
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.discovery.registry import Registry
+from flowfactory.rewards.scoring import Judge
+from flowfactory.spec.structure import load_spec
 from flowfactory.testing import conformance
-from flowfactory.types import Row, Sample
 from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup
 from flowfactory_plugin_remote.command import is_loopback

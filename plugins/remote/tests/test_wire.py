@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.types import Row, Sample
+from flowfactory.contracts.types import Row, Sample
 from flowfactory_plugin_remote import wire
 from flowfactory_plugin_remote.wire import WireError, pack, unpack
 from PIL import Image

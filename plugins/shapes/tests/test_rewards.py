@@ -8,7 +8,7 @@ import flowfactory_plugin_shapes as plugin
 import numpy as np
 import pytest
 import torch
-from flowfactory.types import Row, Sample
+from flowfactory.contracts.types import Row, Sample
 from flowfactory_plugin_shapes.rewards import Shapes, ShapesCorrect, pixels
 from flowfactory_plugin_shapes.world import parse, render
 from torch import Tensor

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from flowfactory.builtin import FlowSDESpec
-from flowfactory.dynamics.flow_sde import FlowSDE
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.spec import Size
-from flowfactory.types import Row
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory_plugin_wan import WanI2VSpec, WanSpec
 from flowfactory_plugin_wan.checkpoint import tiny_wan
 from flowfactory_plugin_wan.i2v import WanI2V

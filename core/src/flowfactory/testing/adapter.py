@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flowfactory.adapter import Adapter
-from flowfactory.cache import ConditionCache
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.seeds import Draws
-from flowfactory.spec import Lora, Size
+from flowfactory.conditions.cache import ConditionCache
+from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.types import Conditions, Row
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.policy.weights import Weights
+from flowfactory.spec.tables import Lora
 from flowfactory.testing import exporting
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect, offline
-from flowfactory.types import Conditions, Row
-from flowfactory.weights import Weights
 
 CPU = torch.device("cpu")
 SQUARE, WIDE = Size(64, 64), Size(64, 96)

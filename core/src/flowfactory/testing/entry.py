@@ -16,11 +16,11 @@ import attrs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from flowfactory.entries import noun
-from flowfactory.hooks import PROJECT
-from flowfactory.reader import declared, keys
-from flowfactory.spec import Key
-from flowfactory.structure import plain
+from flowfactory.contracts.hooks import PROJECT
+from flowfactory.contracts.key import Key
+from flowfactory.discovery.entries import noun
+from flowfactory.spec.reader import declared, keys
+from flowfactory.spec.structure import plain
 from flowfactory.testing.subject import Broken, Check, Subject, expect, offline
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "tensorflow", "jax")
@@ -29,7 +29,7 @@ BUDGET = 0.25
 
 PROBE = """
 import json, sys, time
-import flowfactory.hooks, flowfactory.spec, flowfactory.builtin
+import flowfactory.contracts.hooks, flowfactory.spec, flowfactory.builtin
 before = time.process_time()
 __import__(sys.argv[1])
 spent = time.process_time() - before

@@ -8,27 +8,26 @@ from typing import Any
 import torch
 
 from flowfactory.builtin import ODESpec
-from flowfactory.export import difference, velocities
-from flowfactory.forms import FORMS, Trained, device
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.spec import (
+from flowfactory.contracts.key import Location, Size
+from flowfactory.contracts.specs import TrainerSpec
+from flowfactory.contracts.types import Row
+from flowfactory.export.export import difference, velocities
+from flowfactory.export.forms import FORMS, Trained, device
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.policy.weights import Weights
+from flowfactory.spec.tables import (
     Checkpoint,
     Component,
     Data,
     Eval,
-    Location,
     Lora,
     Memory,
     Optimizer,
     RunTable,
     Sampling,
-    Size,
     Spec,
     Track,
-    TrainerSpec,
 )
-from flowfactory.types import Row
-from flowfactory.weights import Weights
 
 TUNING = Lora(rank=2, alpha=4.0)
 

@@ -9,12 +9,12 @@ from typing import Literal
 import attrs
 from packaging.utils import canonicalize_name
 
-from flowfactory.entries import KINDS, Entry, installed_entries, noun
-from flowfactory.hooks import PROJECT
-from flowfactory.problems import PluginError, did_you_mean, listed
+from flowfactory.contracts.hooks import PROJECT
+from flowfactory.contracts.types import Row
+from flowfactory.discovery.entries import KINDS, Entry, installed_entries, noun
+from flowfactory.errors import PluginError, did_you_mean, listed
 from flowfactory.testing import adapter, entry, reward, scheduler, trainer
 from flowfactory.testing.subject import ROWS, Check, Hints, Keys, NotOwed, Subject, cause
-from flowfactory.types import Row
 
 SUBJECTS: Mapping[str, type[Subject]] = {
     "adapters": adapter.AdapterSubject,

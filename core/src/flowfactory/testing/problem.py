@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.builtin import FlowSDESpec, ODESpec
-from flowfactory.dynamics.flow_sde import FlowSDE
-from flowfactory.dynamics.ode import ODE
-from flowfactory.rollout import draw_noise, rollout
-from flowfactory.scheduler import Scheduler, StochasticScheduler, like_latents, per_sample_mean
-from flowfactory.seeds import Draws
-from flowfactory.spec import Full, Needs
-from flowfactory.times import noised
-from flowfactory.trainer import Scores, Trainer
-from flowfactory.types import Batch, Conditions, Loss, Rollout, Update
-from flowfactory.weights import Weights
+from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, like_latents, per_sample_mean
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import Needs
+from flowfactory.contracts.trainer import Scores, Trainer
+from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
+from flowfactory.policy.weights import Weights
+from flowfactory.sampling.rollout import draw_noise, rollout
+from flowfactory.sampling.times import noised
+from flowfactory.schedulers.flow_sde import FlowSDE
+from flowfactory.schedulers.ode import ODE
+from flowfactory.spec.tables import Full
 
 SHAPE = (4,)
 SPREAD = 0.5
@@ -61,7 +62,7 @@ class Mean(nn.Module):
 
 
 class MeanPolicy:
-    """`flowfactory.trainer.Policy` over `Mean`, with core's own weight sets."""
+    """`flowfactory.contracts.trainer.Policy` over `Mean`, with core's own weight sets."""
 
     def __init__(self, needs: Needs) -> None:
         self.network = Mean()

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactory.asking import Asked
-from flowfactory.reward import Reward
-from flowfactory.scoring import build
-from flowfactory.spec import RewardEntry
+from flowfactory.contracts.reward import Reward
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.rewards.asking import Asked
+from flowfactory.rewards.scoring import build
 from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, expect, offline
-from flowfactory.types import Row, Sample
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from flowfactory.scheduler import Moments, Scheduler, StochasticScheduler, euler, to_storage
-from flowfactory.spec import StochasticSpec
+from flowfactory.contracts.scheduler import Moments, Scheduler, StochasticScheduler, euler, to_storage
+from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.testing.problem import gaussian_velocity, schedule
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
 

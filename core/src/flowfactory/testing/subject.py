@@ -16,12 +16,12 @@ from typing import Any
 
 import attrs
 
-from flowfactory import toml
-from flowfactory.entries import Contribution, Entry, noun
-from flowfactory.problems import PluginError
-from flowfactory.reader import Reader
-from flowfactory.registry import Registry
-from flowfactory.types import Row
+from flowfactory.contracts.types import Row
+from flowfactory.discovery.entries import Contribution, Entry, noun
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import PluginError
+from flowfactory.spec import toml
+from flowfactory.spec.reader import Reader
 
 Keys = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """Keys of an entry's table, or a function that makes them and writes what they name into a folder."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowfactory.contracts.trainer import Scores
 from flowfactory.testing.problem import Problem, parts_of
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
-from flowfactory.trainer import Scores
 
 SAMPLES = range(8)
 MIXED = torch.tensor([0.5, -0.5, 0.3, -0.3, 0.4, -0.4, 0.2, -0.2], dtype=torch.float64)

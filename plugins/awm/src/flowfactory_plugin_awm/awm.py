@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory.scheduler import per_sample_mean
-from flowfactory.seeds import Draws
-from flowfactory.times import noise_levels, noised
-from flowfactory.trainer import Policy, Trainer
-from flowfactory.types import Batch, Loss, Update
+from flowfactory.contracts.scheduler import per_sample_mean
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.trainer import Policy, Trainer
+from flowfactory.contracts.types import Batch, Loss, Update
+from flowfactory.sampling.times import noise_levels, noised
 from torch import Tensor
 
 from flowfactory_plugin_awm import AWMSpec

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from flowfactory.reward import Reward, Score, Shared
-from flowfactory.types import Sample
+from flowfactory.contracts.reward import Reward, Score, Shared
+from flowfactory.contracts.types import Sample
 
 from flowfactory_plugin_clip import CLIPSpec
 from flowfactory_plugin_clip.backbone import Backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from flowfactory.tiny import WIDTH, clip_tokenizer
+from flowfactory.models.tiny import WIDTH, clip_tokenizer
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 PIXELS = 32

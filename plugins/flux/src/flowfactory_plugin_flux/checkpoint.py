@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from flowfactory.tiny import WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer, vae
+from flowfactory.models.tiny import WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer, vae
 
 
 def tiny_flux(dev: bool = True, seed: int = 0) -> FluxPipeline:

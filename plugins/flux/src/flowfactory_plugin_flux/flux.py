@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import torch
 from flowfactory.builtin import PipelineSpec
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.spec import Size
-from flowfactory.types import Conditions
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions
+from flowfactory.models.pipeline import PipelineAdapter
 from torch import Tensor
 
 from flowfactory_plugin_flux.checkpoint import tiny_flux

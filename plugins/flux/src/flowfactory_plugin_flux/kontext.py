@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from diffusers import FluxKontextPipeline
-from flowfactory.recording import lengths, together
-from flowfactory.spec import Size
-from flowfactory.types import Conditions
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions
+from flowfactory.models.recording import lengths, together
 from torch import Tensor
 
 from flowfactory_plugin_flux import FluxKontextSpec

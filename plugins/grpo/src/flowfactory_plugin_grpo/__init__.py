@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import attrs
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import Needs, TrainerSpec, key
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import key
+from flowfactory.contracts.specs import Needs, TrainerSpec
 
 
 @attrs.frozen(kw_only=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 import torch
-from flowfactory.scheduler import Moments, StochasticScheduler, per_sample_mean
-from flowfactory.trainer import Policy
-from flowfactory.types import Batch
+from flowfactory.contracts.scheduler import Moments, StochasticScheduler, per_sample_mean
+from flowfactory.contracts.trainer import Policy
+from flowfactory.contracts.types import Batch
 from torch import Tensor
 
 from flowfactory_plugin_grpo import ClippedSpec

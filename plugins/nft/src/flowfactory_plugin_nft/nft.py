@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory.scheduler import like_latents, per_sample_mean
-from flowfactory.seeds import Draws
-from flowfactory.times import noise_levels, noised
-from flowfactory.trainer import Policy, Trainer
-from flowfactory.types import Batch, Loss, Update
+from flowfactory.contracts.scheduler import like_latents, per_sample_mean
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.trainer import Policy, Trainer
+from flowfactory.contracts.types import Batch, Loss, Update
+from flowfactory.sampling.times import noise_levels, noised
 from torch import Tensor
 
 from flowfactory_plugin_nft import NFTSpec

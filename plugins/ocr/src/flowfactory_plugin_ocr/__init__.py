@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 import attrs
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import key
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import key
 
 
 @attrs.frozen(kw_only=True)

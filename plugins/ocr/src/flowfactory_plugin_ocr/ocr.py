@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from flowfactory.media import some_frames, to_bytes
-from flowfactory.reward import Reward, Score, Shared
-from flowfactory.types import Sample
+from flowfactory.contracts.reward import Reward, Score, Shared
+from flowfactory.contracts.types import Sample
+from flowfactory.runs.media import some_frames, to_bytes
 from numpy.typing import NDArray
 from rapidocr import RapidOCR
 from rapidocr.utils.output import RapidOCROutput

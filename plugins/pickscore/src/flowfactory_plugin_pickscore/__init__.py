@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import Location, key
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import Location, key
 from flowfactory_plugin_clip import FramesSpec
 
 

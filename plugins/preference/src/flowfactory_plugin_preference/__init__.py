@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import key
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import key
 
 QUESTION = (
     "The first and the second image were made for this prompt:\n{prompt}\n\n"

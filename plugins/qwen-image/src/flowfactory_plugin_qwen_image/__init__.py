@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import attrs
 from flowfactory.builtin import PipelineSpec
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import Calls
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import Calls
 
 TARGETS = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",

@@ -12,7 +12,7 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
-from flowfactory.tiny import LANGUAGE_MODEL, WIDTH, byte_tokenizer, byte_vocabulary
+from flowfactory.models.tiny import LANGUAGE_MODEL, WIDTH, byte_tokenizer, byte_vocabulary
 from transformers import (
     PaddleOCRVLProcessor,
     Qwen2_5_VLConfig,

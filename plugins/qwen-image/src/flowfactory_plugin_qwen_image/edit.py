@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers import QwenImageEditPipeline
-from flowfactory.recording import lengths, together
-from flowfactory.spec import Size
-from flowfactory.types import Conditions
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions
+from flowfactory.models.recording import lengths, together
 from torch import Tensor
 
 from flowfactory_plugin_qwen_image import QwenImageEditSpec

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from diffusers import QwenImagePipeline
 from flowfactory.builtin import PipelineSpec
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.recording import lengths
-from flowfactory.spec import Size
-from flowfactory.types import Conditions
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.models.recording import lengths
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import httpx
 import torch
-from flowfactory.retry import retried
-from flowfactory.reward import GroupReward, Reward, Score, Shared
-from flowfactory.types import Sample
+from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
+from flowfactory.contracts.types import Sample
+from flowfactory.rewards.retry import retried
 
 from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.wire import pack

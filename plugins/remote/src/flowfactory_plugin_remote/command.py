@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import click
-from flowfactory.registry import Registry
-from flowfactory.spec import Precision
-from flowfactory.structure import load_rewards
-from flowfactory.ui import Ui
+from flowfactory.cli.ui import Ui
+from flowfactory.contracts.key import Precision
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.structure import load_rewards
 
 from flowfactory_plugin_remote import TOKEN_VARIABLE
 
@@ -38,8 +38,8 @@ def serve_reward(ui: Ui, spec: Path, host: str, port: int, device: str, dtype: P
     rewards = load_rewards(spec, registry)
     import torch
     import uvicorn
-    from flowfactory.distributed import DTYPES
-    from flowfactory.scoring import Judge
+    from flowfactory.processes.distributed import DTYPES
+    from flowfactory.rewards.scoring import Judge
 
     from flowfactory_plugin_remote.server import RewardServer
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from flowfactory.media import to_image
-from flowfactory.types import Row, Sample
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.runs.media import to_image
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import attrs
-from flowfactory.hooks import Provides, hookimpl
+from flowfactory.contracts.hooks import Provides, hookimpl
 
 
 @attrs.frozen

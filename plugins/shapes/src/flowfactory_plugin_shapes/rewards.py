@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flowfactory.reward import Reward
-from flowfactory.types import Sample
+from flowfactory.contracts.reward import Reward
+from flowfactory.contracts.types import Sample
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import attrs
 from flowfactory.builtin import PipelineSpec
-from flowfactory.hooks import Provides, hookimpl
-from flowfactory.spec import Calls, key
+from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory.contracts.key import Calls, key
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """The experts by the noise they are for."""

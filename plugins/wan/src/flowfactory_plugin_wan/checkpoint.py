@@ -12,7 +12,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from flowfactory.tiny import WIDTH, t5_tokenizer, umt5_encoder
+from flowfactory.models.tiny import WIDTH, t5_tokenizer, umt5_encoder
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import WanPipeline
-from flowfactory.pipeline import PipelineAdapter
-from flowfactory.recording import together
-from flowfactory.spec import Size
-from flowfactory.types import Conditions
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.models.recording import together
 from torch import Tensor, nn
 
 from flowfactory_plugin_wan import EXPERTS, WanSpec

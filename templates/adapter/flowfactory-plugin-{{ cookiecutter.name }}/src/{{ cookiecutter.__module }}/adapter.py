@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from flowfactory import Conditions, PipelineAdapter, Size
-from flowfactory.tiny import stable_diffusion_3
+from flowfactory.models.tiny import stable_diffusion_3
 from torch import Tensor
 
 from {{ cookiecutter.__module }} import {{ cookiecutter.__class }}Spec

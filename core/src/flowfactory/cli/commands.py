@@ -1,0 +1,53 @@
+"""Commands that plugins add: click commands declared as entry points of the group `flowfactory.commands`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import click
+
+from flowfactory.errors import PluginError
+
+GROUP = "flowfactory.commands"
+
+
+class Commands(click.Group):
+    """A command group that also has the commands of installed plugins; one is imported when it is used or listed.
+
+    A command of the group's own goes before a plugin's of the same name.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Own commands in order, then those of plugins."""
+        own = super().list_commands(ctx)
+        return [*own, *sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)} - set(own))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name. One that cannot be had says why when it is run, and disturbs no other."""
+        own = super().get_command(ctx, cmd_name)
+        points = list(importlib.metadata.entry_points(group=GROUP, name=cmd_name))
+        if own is not None or not points:
+            return own
+        names = " and ".join(sorted(f"{point.dist.name} {point.dist.version}" for point in points if point.dist))
+        if len(points) > 1:
+            return _failing(
+                cmd_name, "plugin-conflict", f"command `{cmd_name}` is provided by {names}", "uninstall one"
+            )
+        try:
+            command = points[0].load()
+        except (Exception, SystemExit) as error:
+            what = f"command `{cmd_name}` ({names}) is broken: {type(error).__name__}: {error}"
+            return _failing(cmd_name, "plugin-broken", what, "report this to its author")
+        if not isinstance(command, click.Command):
+            what = f"command `{cmd_name}` ({names}) is broken: {points[0].value} is not a click command"
+            return _failing(cmd_name, "plugin-broken", what, "report this to its author")
+        return command
+
+
+def _failing(name: str, kind: str, what: str, hint: str) -> click.Command:
+    def fail() -> None:
+        raise PluginError(kind, what, hint)
+
+    return click.Command(
+        name, callback=fail, help="(cannot be used)", context_settings={"ignore_unknown_options": True}
+    )

@@ -1,0 +1,124 @@
+"""Verbs that look without computing: `check`, `plan`, `schema`, `env`, `report`. None imports torch unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from flowfactory.cli import completion
+from flowfactory.cli.ui import Ui
+from flowfactory.cli.verbs.options import DONE, as_json, new_registry, report, with_changes
+from flowfactory.discovery.entries import installed_entries
+from flowfactory.errors import BAD_SPEC, RunError, SpecError, shown
+from flowfactory.plan import launch
+from flowfactory.plan.estimate import estimate, readable
+from flowfactory.plan.plan import make_plan
+from flowfactory.runs import environment
+from flowfactory.spec.schema import spec_schema
+from flowfactory.spec.structure import load_spec
+
+
+@click.command()
+@click.argument(
+    "specs",
+    metavar="SPEC...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=completion.specs,
+)
+@with_changes
+@as_json
+@click.pass_obj
+def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[str], as_json: bool) -> int:
+    """Find every mistake in each SPEC, without loading anything heavy."""
+    entries, code, found = installed_entries(), DONE, []
+    for spec in specs:
+        registry = new_registry(ui, entries)
+        try:
+            make_plan(load_spec(spec, registry, sets, unsets), registry)
+        except SpecError as error:
+            code = max(code, error.code)
+            found += [problem.as_json() for problem in error.problems]
+            if not as_json:
+                ui.error(report(error))
+        else:
+            ui.say(f"{shown(spec)}: ok")
+    if as_json:
+        ui.json(found)
+    return code
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
+@with_changes
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
+@as_json
+@click.pass_obj
+def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
+    """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
+    registry = new_registry(ui)
+    made = make_plan(load_spec(spec, registry, sets, unsets), registry, launch.world_size() or processes)
+    needed = estimate(made.spec, made.world)
+    if as_json:
+        ui.json(made.as_json() | {"memory": needed.as_json()})
+        return
+    ui.rows(("number", "value", "because"), [(n.name, str(n.value), n.reason) for n in made.numbers])
+    for head, needs in (("memory of a process", needed.parts), ("in use together", needed.phases)):
+        if needs:
+            ui.data("")
+            ui.rows((head, "estimate", "because"), [(n.name, readable(n.bytes), n.reason) for n in needs])
+    ui.data("")
+    ui.rows(("plugin", "version"), list(made.versions.items()))
+    ui.data(f"\ndigest {made.digest}")
+
+
+@click.command()
+@click.pass_obj
+def schema(ui: Ui) -> None:
+    """Print the JSON Schema of specs, for editors; every installed plugin is in it."""
+    made, broken = spec_schema(new_registry(ui))
+    for error in broken:
+        ui.say(f"left out: {error}")
+    ui.json(made)
+
+
+@click.command()
+@click.option("--devices", is_flag=True, help="Also ask torch what it can compute on.")
+@as_json
+@click.pass_obj
+def env(ui: Ui, devices: bool, as_json: bool) -> None:
+    """Show versions and the machine, for reports."""
+    facts = environment.metadata(installed_entries())
+    if devices:
+        facts |= environment.devices()
+    if as_json:
+        ui.json(facts)
+        return
+    flat = [(n, v) for n, v in facts.items() if not isinstance(v, dict)]
+    flat += [(n, v) for table in ("variables", "packages", "plugins") for n, v in facts[table].items()]
+    ui.rows(("what", "value"), [(name, "not installed" if value is None else str(value)) for name, value in flat])
+
+
+@click.command("report")
+@click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=completion.runs
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where to write it.  [default: report.html in RUN, or here]"
+)
+@click.pass_obj
+def report_runs(ui: Ui, runs: Sequence[Path], out: Path | None) -> int:
+    """Write one page about the run in folder RUN, or about several side by side, and the curves as PNG beside it."""
+    from flowfactory.report.report import PAGE  # matplotlib takes a second
+    from flowfactory.report.report import report as write
+
+    try:
+        written = write(runs, out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE)))
+    except RunError as error:
+        ui.error(str(error))
+        return BAD_SPEC
+    ui.say(f"the report is in {shown(written)}")
+    return DONE

@@ -1,0 +1,225 @@
+"""Verbs that compute: `run`, `resume`, `export`, `bench`. They import torch, once their spec is known to be sound."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from flowfactory.cli import completion
+from flowfactory.cli.ui import Ui
+from flowfactory.cli.verbs.options import (
+    DONE,
+    INTERRUPTED,
+    TERMINATED,
+    as_json,
+    load_libraries,
+    new_registry,
+    with_changes,
+)
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import FAILED, PluginError, RunError, SpecError, shown
+from flowfactory.plan import launch
+from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
+from flowfactory.runs import archive, environment, resumption
+from flowfactory.runs.files import writing
+from flowfactory.spec.structure import load_spec
+
+LOG_FILE = "log.txt"
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
+@with_changes
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--folder", type=click.Path(path_type=Path), help="The run's own folder, instead of one in --runs.")
+@click.pass_obj
+def run(
+    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
+) -> int:
+    """Train as SPEC says, into a new folder under --runs."""
+    world = launch.world_size()
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry, world or processes)
+    folder = folder or free_folder(runs, plan.spec.run.name)
+    if archive.checkpoints(folder / archive.CHECKPOINTS):
+        what = f"{shown(folder)} has checkpoints of a run"
+        raise click.UsageError(f"{what}; go on with: flowfactory resume {shown(folder)}, or choose another --folder")
+    if world is None and processes > 1:
+        options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
+        return launch.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
+    if launch.rank() == 0:
+        with writing(folder):
+            plan.write(folder)
+            text = json.dumps(environment.metadata(registry.entries()), indent=2)
+            (folder / "env.json").write_text(text + "\n", encoding="utf-8")
+    return train(ui, plan, registry, folder, resume=False)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.pass_obj
+def resume(ui: Ui, run: Path, processes: int) -> int:
+    """Go on with the run in folder RUN from its last checkpoint."""
+    if not (run / PLAN_FILE).is_file():
+        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    world = launch.world_size()
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(run / SPEC_FILE, registry), registry, world or processes)
+    if changed := resumption.changes(run, plan):
+        raise click.UsageError(changed)
+    if world is None and processes > 1:
+        return launch.launch(processes, ["resume", str(run)])
+    return train(ui, plan, registry, run, resume=True)
+
+
+def _epoch(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """The number of an epoch, or `best`."""
+    if value is None or value == "best":
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"expected the number of an epoch or `best`, not {value!r}", context, option)
+    return int(value)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
+@click.option(
+    "--form",
+    type=click.Choice(("lora", "kohya", "merged")),
+    default="lora",
+    show_default=True,
+    help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
+)
+@click.option(
+    "--epoch",
+    callback=_epoch,
+    metavar="N|best",
+    help="Of which checkpoint, or of that of the best evaluation; the last when absent.",
+)
+@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
+@as_json
+@click.pass_obj
+def export(
+    ui: Ui,
+    run: Path,
+    form: str,
+    epoch: int | Literal["best"] | None,
+    weights: str | None,
+    to: Path | None,
+    as_json: bool,
+) -> int:
+    """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
+    if not (run / PLAN_FILE).is_file():
+        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    with ui.phase("loading torch"):
+        load_libraries()
+        from flowfactory.export.export import export as write
+    done = write(run, new_registry(ui), ui, form, epoch, weights, to)
+    if as_json:
+        ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
+    else:
+        ui.data(str(done.folder))
+    return DONE
+
+
+@click.command("bench")
+@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
+@with_changes
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")
+@click.option("--baseline", is_flag=True, help="Encode prompts in every epoch and keep the encoders, to compare with.")
+@as_json
+@click.pass_obj
+def bench_spec(
+    ui: Ui,
+    spec: Path,
+    sets: Sequence[str],
+    unsets: Sequence[str],
+    warmup: int,
+    epochs: int,
+    baseline: bool,
+    as_json: bool,
+) -> int:
+    """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
+    registry = new_registry(ui)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry)
+    with ui.phase("loading torch"):
+        load_libraries()
+        from flowfactory.training.bench import bench
+    measured = bench(plan, registry, ui, warmup, epochs, baseline)
+    if as_json:
+        ui.json(measured.as_json())
+        return DONE
+    ui.rows(("phase", "seconds", "share", "of it in the network"), measured.rows())
+    ui.data("\n".join(["", *measured.words()]))
+    return DONE
+
+
+def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) -> int:
+    """Run the loop; what goes wrong there is told here."""
+    with _logging_to(folder, quiet=launch.rank() > 0) as log:
+        with ui.phase("loading torch"):
+            load_libraries()
+            from flowfactory.processes.distributed import PeerLost
+            from flowfactory.processes.stop import Stopped
+            from flowfactory.training import loop
+        try:
+            loop.run(plan, registry, folder, ui, resume=resume)
+        except Stopped as stopped:
+            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
+            return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
+        except PeerLost as lost:
+            return lost.code
+        except RunError as error:
+            log.debug("the run failed", exc_info=True)
+            ui.error("\n".join([str(error), *resumption.way_on(folder)]))
+            return error.code
+        except (PluginError, SpecError):
+            raise
+        except Exception:
+            log.debug("the run failed", exc_info=True)
+            what = f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too"
+            ui.error("\n".join([what, *resumption.way_on(folder)]))
+            return FAILED
+        if launch.rank() == 0:
+            ui.say(loop.closing_words(plan, folder))
+    return DONE
+
+
+def free_folder(runs: Path, name: str) -> Path:
+    """`runs/name`, or the first of `name-2`, `name-3`, … that does not exist yet."""
+    numbered = (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 1_000_000))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+@contextmanager
+def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
+    """Everything to the run's log, warnings to stderr as well."""
+    log = logging.getLogger("flowfactory")
+    log.setLevel(logging.DEBUG)
+    with writing(folder / LOG_FILE):
+        to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=quiet)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_stderr = logging.StreamHandler()
+    to_stderr.setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [] if quiet else [to_file, to_stderr]
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        log.info("flowfactory %s", importlib.metadata.version("flowfactory"))
+        yield log
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,114 @@
+"""What conditions depend on besides their row: the encoder's identity. Equal identities promise equal conditions."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from flowfactory.contracts.adapter import Adapter
+from flowfactory.runs import files
+from flowfactory.spec.reader import attributes
+from flowfactory.spec.structure import plain
+
+LIBRARIES = ("diffusers", "transformers")
+MEMORY = "fingerprints.json"
+
+
+def user_folder() -> Path:
+    """Where caches are kept: `$FLOWFACTORY_CACHE`, or `flowfactory` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    if chosen := os.environ.get("FLOWFACTORY_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowfactory"
+
+
+def encoder_identity(adapter: Adapter[Any], dtype: str, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The identity of an adapter's encoders, as JSON; the adapter need not be loaded.
+
+    Args:
+        dtype: what the weights are loaded in.
+        versions: of the adapter's plugin.
+
+    Raises:
+        ValueError: there is no checkpoint at the spec's `path`.
+    """
+    spec = {name: plain(value) for name, value in attributes(adapter.spec).items()}
+    apart = {"path", *adapter.not_encoded}
+    return {
+        "adapter": f"{type(adapter).__module__}.{type(adapter).__qualname__}",
+        "versions": {
+            **versions,
+            "flowfactory": importlib.metadata.version("flowfactory"),
+            **{name: _series(importlib.metadata.version(name)) for name in LIBRARIES},
+        },
+        "dtype": dtype,
+        "spec": {name: value for name, value in spec.items() if name not in apart},
+        "checkpoint": fingerprint(adapter.spec.path, adapter.spec.revision, adapter.encodes_with),
+    }
+
+
+def fingerprint(path: str, revision: str | None, counts: Callable[[PurePath], bool]) -> str:
+    """A checkpoint by content: a hash over the files that count, or the commit of a hub checkpoint.
+
+    Args:
+        counts: whether a file, by its path inside the checkpoint, is part of it.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    here = Path(path)
+    if not here.exists():
+        return _commit(path, revision)
+    found = sorted(file for file in here.rglob("*") if file.is_file()) if here.is_dir() else [here]
+    parts = {str(file.relative_to(here)): file for file in found if _visible(file.relative_to(here))}
+    return _hash({name: file for name, file in parts.items() if counts(PurePath(name))})
+
+
+def _visible(path: PurePath) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
+
+
+def _commit(path: str, revision: str | None) -> str:
+    """Where the hub's `revision` points to; without a connection, where it pointed last."""
+    try:
+        folder = snapshot_download(path, revision=revision, allow_patterns="model_index.json")
+    except OSError as error:
+        raise ValueError(f"{path} is no checkpoint, neither a folder nor on the hub: {error}") from error
+    return f"commit {Path(folder).name}"
+
+
+def _hash(found: Mapping[str, Path]) -> str:
+    """Over names and contents. Files read before are not read again while their size and time stay as they were."""
+    memory = user_folder() / MEMORY
+    known = _remembered(memory)
+    new = {}
+    for file in found.values():
+        facts = file.stat()
+        look = [facts.st_size, facts.st_mtime_ns]
+        if known.get(str(file.resolve()), [None])[:-1] != look:
+            new[str(file.resolve())] = [*look, files.sha256(file)]
+    if new:
+        known = _remembered(memory) | new
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        files.write(memory, json.dumps(known).encode())
+    lines = [f"{name} {known[str(file.resolve())][-1]}" for name, file in sorted(found.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _remembered(memory: Path) -> dict[str, Any]:
+    try:
+        remembered: dict[str, Any] = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return remembered
+
+
+def _series(version: str) -> str:
+    """Major and minor version: patches do not change what a library computes."""
+    return ".".join(version.split(".")[:2])

@@ -1,0 +1,102 @@
+"""What a plugin can say to flowfactory: the hook specifications and the records they carry.
+
+Contribution hooks take no arguments and yield `Provides`; their order never matters.
+Event hooks observe: what they return is ignored, and what they raise is logged with the plugin's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pluggy
+
+if TYPE_CHECKING:
+    from flowfactory.contracts.types import Sample
+    from flowfactory.metrics.track import Tracker
+    from flowfactory.plan.plan import Plan
+    from flowfactory.training.assembly import Run
+
+PROJECT = "flowfactory"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@attrs.frozen
+class Provides:
+    """One named thing a plugin contributes.
+
+    name: the public name, equal to the entry point's.
+    spec: the attrs class of the keys its table takes; never imports torch.
+    target: `"module:attribute"`, imported only when a run needs it, or the object itself in a local plugin file.
+        It is called as `target(spec)`. For a reward it may also be a bare function `samples -> scores`.
+    summary: one line for `flowfactory plugins`.
+    """
+
+    name: str
+    spec: type
+    target: str | Callable[..., Any]
+    summary: str
+
+
+@hookspec
+def flowfactory_adapters() -> Iterable[Provides]:
+    """Model families. `spec` extends `flowfactory.contracts.specs.AdapterSpec`, `target` is an `Adapter`."""
+    return ()
+
+
+@hookspec
+def flowfactory_trainers() -> Iterable[Provides]:
+    """Algorithms. `spec` extends `flowfactory.contracts.specs.TrainerSpec`, `target` is a `Trainer`."""
+    return ()
+
+
+@hookspec
+def flowfactory_rewards() -> Iterable[Provides]:
+    """Rewards. `spec` is any attrs class, `target` a `Reward`, a `GroupReward` or a function `samples -> scores`."""
+    return ()
+
+
+@hookspec
+def flowfactory_schedulers() -> Iterable[Provides]:
+    """Sampling dynamics. `spec` extends `flowfactory.contracts.specs.SchedulerSpec`, `target` is a `Scheduler`."""
+    return ()
+
+
+@hookspec(firstresult=True)
+def flowfactory_tracker(name: str, run: Run) -> Tracker | None:
+    """A tracker for a name in `[track] to` that accelerate does not know; the first answer wins."""
+
+
+@hookspec
+def flowfactory_run_started(run: Run, plan: Plan) -> None:
+    """The plan is settled, weights are loaded, prompts are encoded; the first epoch is next."""
+
+
+@hookspec
+def flowfactory_samples_scored(
+    run: Run, epoch: int, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]
+) -> None:
+    """An epoch is scored; `samples` are those it keeps (`[run] save_samples`). Main process only.
+
+    `scores` has theirs by reward label, NaN where a reward does not apply or failed. The metrics of
+    `flowfactory_epoch_finished` cover all samples.
+    """
+
+
+@hookspec
+def flowfactory_epoch_finished(run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
+    """An epoch is over; `metrics` is the line just written to `metrics.jsonl`."""
+
+
+@hookspec
+def flowfactory_checkpoint_saved(run: Run, epoch: int, path: Path) -> None:
+    """A complete checkpoint lies at `path`."""
+
+
+@hookspec
+def flowfactory_run_finished(run: Run, outcome: str) -> None:
+    """The run is over: `outcome` is "done", "failed", "terminated" or "interrupted". Always called."""

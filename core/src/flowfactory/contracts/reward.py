@@ -1,0 +1,73 @@
+"""The contract of a reward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from flowfactory.contracts.types import Sample
+
+T = TypeVar("T")
+
+Shared = Callable[[str, Callable[[], Any]], Any]
+"""`shared(key, factory)`: the one instance of a backbone, made by the first reward that asks for it."""
+
+Score = float | None
+"""Higher is better; `None` means the reward does not apply to the sample."""
+
+
+class Reward(ABC):
+    """Scores each sample on its own; sees batches of any size.
+
+    reads: what a score may depend on: "media", "prompt", "images", or names of metadata columns.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        """Load backbones onto `device`; called once, before the first score.
+
+        Backbones obtained from `shared` are the same object for every reward that asks with the same key and has the
+        same device and dtype.
+        """
+        return None
+
+    def place(self, device: torch.device) -> None:
+        """Move backbones to `device`, wherever they are; called between epochs' phases, never while scoring."""
+        return None
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        """One score per sample, in order. Called from another thread than `load`, from several at once only where the
+        spec asks for `workers`; without gradients.
+
+        Raises:
+            Exception: anything at all; the samples then have no score, and `on_error` says what follows.
+        """
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Mapping[str, Any]:
+        """Keys with which it works offline, for tests; writes what they name, as a small checkpoint, into `folder`."""
+        return {}
+
+
+class GroupReward(Reward):
+    """Scores the samples of one prompt against each other: `score` gets exactly one whole group."""
+
+
+class FunctionReward(Reward):
+    """A bare function `samples -> scores` as a reward."""
+
+    def __init__(self, function: Callable[[Sequence[Sample]], Sequence[Score]]) -> None:
+        super().__init__(None)
+        self.function = function
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        return self.function(samples)

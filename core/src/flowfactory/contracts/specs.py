@@ -1,0 +1,233 @@
+"""The spec classes that plugins extend: one attrs class per kind of table, each key declared once. Imports no torch.
+
+Errors, the JSON Schema and the reference page all come from these declarations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import attrs
+
+from flowfactory.contracts.key import NAME, Calls, Density, Location, Precision, key
+
+
+@attrs.frozen(kw_only=True)
+class AdapterSpec:
+    """Keys every `[model]` table takes.
+
+    targets: module name endings that LoRA adapts by default; none: every linear layer of attention.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ()
+
+    path: Location = key("Checkpoint: a hub id, a folder, or `package:resource`.")
+    revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)
+
+    @property
+    def calls(self) -> Calls:
+        """For which batches one velocity takes the same calls of the networks; see `Calls`."""
+        return "unknown"
+
+    def trains(self, part: str) -> bool:
+        """Whether a model of the pipeline, by its name there, is one of the adapter's `networks`."""
+        return part.startswith("transformer")
+
+
+@attrs.frozen(kw_only=True)
+class Needs:
+    """What a trainer asks of core.
+
+    trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities.
+    rollout: the weights that sample, "current" or "old" (see `sets`).
+    density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
+    reference: whether `Policy.using("reference")` will be asked for.
+    sets: further weight sets to keep in float32, moved only by the trainer itself.
+    """
+
+    trajectory: Literal["final", "steps"] = "final"
+    rollout: Literal["current", "old"] = "current"
+    density: Literal["gaussian", "any", "none"] = "none"
+    reference: bool = False
+    sets: frozenset[str] = frozenset()
+
+
+@attrs.frozen(kw_only=True)
+class TrainerSpec:
+    """Keys every `[trainer]` table takes.
+
+    even_calls: whether `terms` and `loss` ask for as many velocities whatever is in the batch. `[memory] shard` asks.
+    """
+
+    even_calls: ClassVar[bool] = False
+
+    aggregate: Literal["sum", "gdpo"] = key(
+        "How several rewards become one advantage: weighted sum, or GDPO (each reward normalised in its group first).",
+        default="sum",
+    )
+    std: Literal["group", "global"] = key(
+        "Whose standard deviation divides a centred reward: its group's or the whole epoch's.", default="group"
+    )
+
+    @property
+    def needs(self) -> Needs:
+        """What core must provide; may depend on the keys."""
+        return Needs()
+
+
+@attrs.frozen(kw_only=True)
+class Window:
+    """Which steps of a trajectory are stochastic, and so trained. The last step never is."""
+
+    rule: Literal["all", "list", "random", "subset", "progressive"] = key(
+        "`all` but the last step; the given `list`; `random`: `size` neighbouring steps, drawn anew each epoch; "
+        "`subset`: any `size` steps, drawn anew each epoch; `progressive`: `size` neighbouring steps that move on "
+        "every few epochs, from noise to data.",
+        default="all",
+    )
+    steps: tuple[int, ...] | None = key(
+        "Step indices from 0: all of them (`list`), or those to draw from (`subset`).",
+        default=None,
+        ge=0,
+        le=998,
+        min_length=1,
+    )
+    size: int | None = key("Number of stochastic steps, for `random`, `subset` and `progressive`.", default=None, ge=1)
+    range: tuple[int, int] | None = key(
+        "First and last step the window may hold, both inclusive; all but the last step when absent.",
+        default=None,
+        ge=0,
+        le=998,
+    )
+    every: int | None = key("`progressive`: epochs before the window moves on.", default=None, ge=1)
+    stride: int | None = key("`progressive`: by how many steps it moves; 1 when absent.", default=None, ge=1)
+    restart: bool | None = key("`progressive`: begin again after the last step, instead of staying.", default=None)
+    pace: Literal["constant", "linear", "exponential"] | None = key(
+        "`progressive`: how `every` shrinks on the way; `constant` when absent.", default=None
+    )
+    least: int | None = key("Pace `linear`: what `every` shrinks to at the end; 1 when absent.", default=None, ge=1)
+    rate: float | None = key("Pace `exponential`: decay per step; 0.1 when absent.", default=None, gt=0)
+    after: int | None = key("Pace `exponential`: the step it decays from; 13 when absent.", default=None, ge=0)
+
+
+@attrs.frozen(kw_only=True)
+class Times:
+    """The noise levels a decoupled trainer trains at: several per sample, one in each of as many equal strata."""
+
+    rule: Literal["uniform", "logit-normal", "discrete", "discrete-with-first", "discrete-without-first", "subset"] = (
+        key(
+            "`uniform` or `logit-normal` noise levels; levels of the sampling schedule: `discrete`, with the first one "
+            "always (`discrete-with-first`) or never (`discrete-without-first`) among them; different ones (`subset`)."
+        )
+    )
+    count: int | None = key("Noise levels per sample; 6, or all but one (`subset`), when absent.", default=None, ge=1)
+    range: tuple[float, float] | None = key(
+        "`uniform`, `logit-normal`: lowest and highest noise level; 0.01 and 1 when absent.", default=None, ge=0, le=1
+    )
+    shift: float | None = key(
+        "`uniform`, `logit-normal`: moves levels towards noise, as a schedule's shift does; 1 when absent.",
+        default=None,
+        gt=0,
+    )
+    mean: float | None = key("`logit-normal`: mean of the logit before the shift; 0 when absent.", default=None)
+    std: float | None = key("`logit-normal`: standard deviation of the logit; 1 when absent.", default=None, gt=0)
+    fraction: float | None = key(
+        "`discrete…`: which share of the schedule's steps to draw from, beginning at noise; 1 when absent.",
+        default=None,
+        gt=0,
+        le=1,
+    )
+
+    def problems(self, steps: int) -> list[tuple[str, str]]:
+        """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
+        continuous, discrete = self.rule in ("uniform", "logit-normal"), self.rule.startswith("discrete")
+        normal = self.rule == "logit-normal"
+        applies = {"range": continuous, "shift": continuous, "mean": normal, "std": normal, "fraction": discrete}
+        found = [
+            (name, f"has no meaning for rule {self.rule!r}")
+            for name, meant in applies.items()
+            if getattr(self, name) is not None and not meant
+        ]
+        if self.range is not None and self.range[0] >= self.range[1]:
+            found.append(("range", f"expected [lowest, highest], not {list(self.range)}"))
+        if self.rule == "subset" and (self.count or 1) > steps:
+            found.append(("count", f"expected at most {steps}, the steps of a schedule, not {self.count}"))
+        if discrete and int(steps * (self.fraction or 1)) < 1 + (self.rule != "discrete"):
+            found.append(("fraction", f"too few of {steps} steps are left to draw from"))
+        return found
+
+
+@attrs.frozen(kw_only=True)
+class Decay:
+    """How slowly a weight set follows the current weights: 0 up to step `flat`, then `start` and `rate` more a step."""
+
+    rate: float = key("Increase of the decay per optimizer step.", ge=0)
+    limit: float = key("Largest decay.", ge=0, le=1)
+    flat: int = key("Optimizer steps before it starts.", default=0, ge=0)
+    start: float = key("The decay it starts at.", default=0.0, ge=0, le=1)
+
+    def at(self, step: int) -> float:
+        """The decay after `step` optimizer steps."""
+        return min(self.start + self.rate * (step - self.flat), self.limit) if step >= self.flat else 0.0
+
+
+@attrs.frozen(kw_only=True)
+class DecoupledSpec(TrainerSpec):
+    """Keys of the trainers that train at noise levels of their own, not at those the samples were made with."""
+
+    times: Times = key("Noise levels to train at.", default=Times(rule="discrete", fraction=0.9))
+
+
+@attrs.frozen(kw_only=True)
+class SchedulerSpec:
+    """Base of every `[scheduler]` table: a deterministic dynamics, which has no log-probability."""
+
+    density: ClassVar[Density] = "none"
+
+
+@attrs.frozen(kw_only=True)
+class StochasticSpec(SchedulerSpec):
+    """Keys every stochastic `[scheduler]` table takes."""
+
+    density: ClassVar[Density] = "gaussian"
+
+    window: Window = key("Which steps are stochastic.", default=Window())
+
+
+@attrs.frozen
+class NoKeys:
+    """A reward's table that takes no keys of the reward's own."""
+
+
+@attrs.frozen(kw_only=True)
+class RewardEntry:
+    """`[[reward]]`: core's keys, and the plugin's own in `spec`."""
+
+    name: str = key("Which reward plugin.", min_length=1)
+    label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
+    weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0)
+    on_error: Literal["retry", "drop-group", "abort"] = key(
+        "After a failure: ask again `retries` times and then drop the group; drop it at once; or end the run.",
+        default="retry",
+    )
+    retries: int = key("How often a failed call is made again, where `on_error` is `retry`.", default=2, ge=0)
+    retry_pause: float = key("Seconds before the first retry; doubled before each further one.", default=1.0, ge=0)
+    max_dropped: float = key(
+        "Largest share of an epoch's groups that may be without its score; past it the run ends, with a checkpoint.",
+        default=0.25,
+        ge=0,
+        le=1,
+    )
+    timeout: float = key("Seconds one call may take before it counts as failed.", default=600.0, gt=0)
+    workers: int = key(
+        "Calls made at the same time; more than one for rewards that wait for a server.", default=1, ge=1
+    )
+    micro_batch: int = key("Most samples of one call; a group reward gets its whole group.", default=64, ge=1)
+    device: str | None = key(
+        "Where its networks compute, e.g. `cpu` or `cuda:1`; where the model does when absent.",
+        default=None,
+        pattern=r"(cpu|cuda|xpu|mps)(:\d+)?",
+    )
+    dtype: Precision | None = key("Number format of its networks; the run's precision when absent.", default=None)
+    offload: bool = key("Keep its networks in main memory while nothing is scored.", default=False)
+    spec: Any

@@ -1,0 +1,77 @@
+"""The contract of an algorithm. Core owns the loop; a trainer says what it needs and what the loss is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Generic, Protocol, TypeVar
+
+import attrs
+from torch import Tensor
+
+from flowfactory.contracts import advantages
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import Needs, TrainerSpec
+from flowfactory.contracts.types import Batch, Conditions, Loss, Update
+
+SpecT = TypeVar("SpecT", bound=TrainerSpec)
+
+
+class Policy(Protocol):
+    """The model as a trainer sees it: a velocity field whose weights can be exchanged."""
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
+        ...
+
+    def using(self, weights: str) -> AbstractContextManager[None]:
+        """Compute with "current", "reference" or "ema" weights, or with one of the trainer's own `Needs.sets`."""
+        ...
+
+    def move(self, weights: str, decay: float) -> None:
+        """`set <- decay * set + (1 - decay) * current` for one of the trainer's own `Needs.sets`."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Scores:
+    """Rewards of one epoch, over all processes.
+
+    values: by label, `(N,)` float64; NaN where a reward does not apply or failed. weights: by label.
+    """
+
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+
+
+class Trainer(ABC, Generic[SpecT]):
+    """One algorithm."""
+
+    def __init__(self, spec: SpecT) -> None:
+        self.spec = spec
+
+    @property
+    def needs(self) -> Needs:
+        """What core must provide."""
+        return self.spec.needs
+
+    def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
+        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare. NaN takes no part in the training."""
+        return advantages.advantages(scores.values, scores.weights, groups, self.spec.aggregate, self.spec.std)
+
+    @abstractmethod
+    def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:
+        """What to train on: one frozen value per loss evaluation, made once, without gradients, before any update.
+
+        The current weights are the rollout's. Choose times and noise here (from `draws`, one stream per sample), and
+        keep whatever must not change while the weights do: old predictions, reference predictions.
+        """
+
+    @abstractmethod
+    def loss(self, policy: Policy, batch: Batch, term: Any) -> Loss:
+        """The loss of one term under the current weights, averaged over the batch."""
+
+    def after_update(self, policy: Policy, update: Update) -> None:
+        """Called after each optimizer step, e.g. to move the old policy."""
+        return None

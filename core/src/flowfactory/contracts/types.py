@@ -1,0 +1,135 @@
+"""The values that flow between core and its plugins. `B` samples; `…` the shape of one latent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from flowfactory.contracts.scheduler import Scheduler
+
+KeyT = TypeVar("KeyT")
+
+Conditions = Mapping[str, Tensor]
+"""What a network is conditioned on: tensors with a leading batch axis, padded and masked by the adapter."""
+
+
+@attrs.frozen
+class Row:
+    """One line of the data: a prompt and what belongs to it.
+
+    images: condition images of edit models. metadata: every further column, as it was read.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    images: tuple[Path, ...] = ()
+    metadata: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(eq=False)
+class Sample:
+    """One generated sample, as rewards see it.
+
+    media: an image `(3, H, W)` or frames `(F, 3, H, W)`, float32 in [0, 1], on the CPU.
+    slot: which of the epoch's groups it belongs to. replica: its place in the group.
+    """
+
+    row: Row
+    media: Tensor
+    slot: int
+    replica: int
+
+
+@attrs.frozen(eq=False)
+class Rollout:
+    """The trajectories of `B` samples, as stored.
+
+    sigmas: the noise levels `(T+1,)`, float32, strictly falling from 1 (noise) to 0.
+    steps: the stochastic steps, in order; empty after a deterministic rollout.
+    latents: stored latents `(B, …)` by position: `i` and `i+1` for each stochastic step `i`, and `T`, the final ones.
+    logprobs: log-probability `(B,)` float32 of each stochastic step, of exactly what is stored.
+    """
+
+    sigmas: Tensor
+    steps: tuple[int, ...]
+    latents: Mapping[int, Tensor]
+    logprobs: Mapping[int, Tensor]
+
+    @property
+    def final(self) -> Tensor:
+        """The last latents `(B, …)`."""
+        return self.latents[len(self.sigmas) - 1]
+
+    @property
+    def ceiling(self) -> float:
+        """The second noise level: see `Scheduler`."""
+        return float(self.sigmas[1])
+
+    def __getitem__(self, samples: slice | Tensor) -> Rollout:
+        return attrs.evolve(
+            self,
+            latents={i: x[samples] for i, x in self.latents.items()},
+            logprobs={i: x[samples] for i, x in self.logprobs.items()},
+        )
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same trajectories on `device`; noise levels stay on the CPU."""
+        return attrs.evolve(self, latents=moved(self.latents, device), logprobs=moved(self.logprobs, device))
+
+    @staticmethod
+    def cat(parts: Sequence[Rollout]) -> Rollout:
+        """Join rollouts over the same noise levels and steps."""
+        first = parts[0]
+        return attrs.evolve(
+            first,
+            latents={i: torch.cat([part.latents[i] for part in parts]) for i in first.latents},
+            logprobs={i: torch.cat([part.logprobs[i] for part in parts]) for i in first.logprobs},
+        )
+
+
+def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Tensor]:
+    """The tensors on `device`. From main memory to a GPU they go through pinned pages, and nobody waits for them."""
+    if device.type == "cuda":
+        tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in tensors.items()}
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """What a trainer sees of a micro-batch.
+
+    advantages: `(B,)` float64.
+    on_policy: no optimizer step has been made since the rollout, and the rollout used the current weights.
+    scheduler: the dynamics that sampled it.
+    """
+
+    rollout: Rollout
+    conditions: Conditions
+    advantages: Tensor
+    on_policy: bool
+    scheduler: Scheduler[Any]
+
+
+@attrs.frozen(eq=False)
+class Loss:
+    """One term's loss: named scalar `parts` that core adds up, each with a gradient, and detached `metrics`."""
+
+    parts: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Update:
+    """An optimizer step that was just made: `epoch` and `index` in it from 0; `step` counts all so far, from 1."""
+
+    epoch: int
+    index: int
+    step: int
+    last: bool
+    """Whether it closes its epoch."""

@@ -1,0 +1,300 @@
+"""Finds, loads and checks plugins, in three levels.
+
+Metadata (no plugin code runs), hook module (spec classes and hooks, no torch), target (the implementation).
+A plugin is imported only when a spec uses one of its names or lists it in `plugins`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from flowfactory.contracts import hooks
+from flowfactory.contracts.hooks import PROJECT
+from flowfactory.discovery import directory
+from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Source, installed_entries, noun
+from flowfactory.discovery.soundness import (
+    attribute,
+    broken,
+    cause,
+    check_names,
+    check_record,
+    check_requirements,
+    resolve,
+    unmet_requirements,
+)
+from flowfactory.errors import PluginError, did_you_mean, listed, shown
+
+log = logging.getLogger("flowfactory")
+
+
+class Registry:
+    """What is installed, and what one spec has loaded of it.
+
+    Args:
+        entries: the installed entry points; read once, as they are now, when absent.
+        trace: receives a line for every hook call.
+    """
+
+    def __init__(self, entries: Sequence[Entry] | None = None, trace: Callable[[str], object] | None = None) -> None:
+        self._entries = list(installed_entries() if entries is None else entries)
+        self._loaded: dict[tuple[str, Source], dict[tuple[str, str], Contribution]] = {}
+        self._modules: dict[str, Source] = {}
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hooks)
+        if trace is not None:
+            self._manager.trace.root.setwriter(trace)
+            self._manager.enable_tracing()
+        self.events = Events(self)
+
+    # --- metadata
+
+    def entries(self, kind: str | None = None) -> Sequence[Entry]:
+        """Installed entry points, and those of local files loaded so far."""
+        return [entry for entry in self._entries if kind is None or entry.kind == kind]
+
+    def names(self, kind: str) -> Sequence[str]:
+        """Public names of one kind."""
+        return sorted({entry.name for entry in self.entries(kind)})
+
+    def troubles(self, entry: Entry) -> list[str]:
+        """What keeps a name from being used as it is: another distribution that has it too, requirements not met."""
+        others = [other.source for other in self.entries(entry.kind) if other.name == entry.name]
+        conflicts = [f"also provided by {other}" for other in others if other != entry.source]
+        return conflicts + [f"requires {requirement}, {what}" for requirement, what, _ in unmet_requirements(entry)]
+
+    def versions(self) -> Mapping[str, str]:
+        """Core's version and those of every plugin loaded so far; a hash for local files."""
+        loaded = {source.name: source.version for source in self._modules.values()}
+        return {PROJECT: importlib.metadata.version(PROJECT), **dict(sorted(loaded.items()))}
+
+    # --- hook modules
+
+    def find(self, kind: str, wanted: str) -> Contribution:
+        """Load what `name` or `name@distribution` stands for.
+
+        Raises:
+            PluginError: it is missing, ambiguous, broken, or made for another version.
+        """
+        entry = self._choose(kind, KINDS[kind].key, wanted)
+        return self._load(entry)[kind, entry.name]
+
+    def observe(self, wanted: str) -> None:
+        """Load a plugin named in `plugins`: an observer, or else whatever goes by that name.
+
+        Raises:
+            PluginError: as `find`.
+        """
+        name = wanted.partition("@")[0]
+        kinds = [OBSERVERS, *KINDS] if any(entry.name == name for entry in self.entries(OBSERVERS)) else list(KINDS)
+        found = [kind for kind in kinds if any(entry.name == name for entry in self.entries(kind))]
+        self._load(self._choose(found[0] if found else OBSERVERS, "plugins", wanted))
+
+    def load_file(self, path: Path) -> None:
+        """Load a local file as a hook module; its names are then as good as installed ones.
+
+        Raises:
+            PluginError: it is missing or broken.
+        """
+        if not path.is_file():
+            raise PluginError("plugin-file-missing", f"there is no file {shown(path)}")
+        source = Source(path.name, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        name = f"flowfactory_local_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        if name in self._modules:
+            return
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise broken(f"plugin file {shown(path)}", f"running it failed: {cause(error)}") from error
+        provided = self._register(module, source, f"plugin file {shown(path)}")
+        self._loaded[name, source] = provided
+        self._entries += [Entry(kind, public, name, source) for kind, public in provided]
+
+    def named(self, wanted: str) -> list[Entry]:
+        """What goes by `name` or `name@distribution`, of whatever kind.
+
+        Raises:
+            PluginError: nothing does.
+        """
+        name, _, chosen = wanted.partition("@")
+        same_name = [entry for entry in self._entries if entry.name == name]
+        found = [entry for entry in same_name if not chosen or entry.source.answers_to(chosen)]
+        if not found:
+            hint = "see: flowfactory plugins list" if same_name else self._what_to_install(KINDS, name)
+            raise PluginError("plugin-missing", f"no plugin `{wanted}` is installed", hint)
+        return found
+
+    def loaded(self, kind: str) -> Sequence[Contribution]:
+        """Everything of one kind whose hook module is loaded."""
+        return [c for provided in self._loaded.values() for c in provided.values() if c.kind == kind]
+
+    def _choose(self, kind: str, key: str, wanted: str) -> Entry:
+        name, _, chosen = wanted.partition("@")
+        same_name = [entry for entry in self.entries(kind) if entry.name == name]
+        found = [entry for entry in same_name if not chosen or entry.source.answers_to(chosen)]
+        if not found:
+            raise self._missing(kind, name, chosen, same_name)
+        if len(found) > 1:
+            both = " and ".join(str(entry.source) for entry in found)
+            hint = "choose one: " + " or ".join(f'{key} = "{name}@{entry.source.name}"' for entry in found)
+            raise PluginError("plugin-conflict", f"{noun(kind)} `{name}` is provided by {both}", hint)
+        return found[0]
+
+    def _missing(self, kind: str, name: str, chosen: str, same_name: Sequence[Entry]) -> PluginError:
+        if same_name:
+            sources = ", ".join(str(entry.source) for entry in same_name)
+            return PluginError(
+                "plugin-not-from", f"{noun(kind)} `{name}` is not provided by `{chosen}`, but by {sources}"
+            )
+        elsewhere = [entry.kind for entry in self._entries if entry.name == name and entry.kind != kind]
+        if elsewhere:
+            return PluginError("plugin-other-kind", f"`{name}` is a {noun(elsewhere[0])}, not a {noun(kind)}")
+        what = f"no {noun(kind)} `{name}` is installed (there is: {listed(self.names(kind))})"
+        return PluginError("plugin-missing", what, self._what_to_install((kind,), name))
+
+    def _what_to_install(self, kinds: Iterable[str], name: str) -> str:
+        """What the directory knows about a name; else a near one that is installed or known; else a guess."""
+        for kind in kinds:
+            if listed_in := directory.distribution_of(kind, name):
+                return f"try: pip install {listed_in}"
+        near = did_you_mean(name, [known for kind in kinds for known in (*self.names(kind), *directory.names(kind))])
+        install = f"try: pip install flowfactory-plugin-{name}"
+        return f"{near} Otherwise {install}" if near else install
+
+    def _load(self, entry: Entry) -> dict[tuple[str, str], Contribution]:
+        if (entry.module, entry.source) in self._loaded:
+            return self._loaded[entry.module, entry.source]
+        who = entry.title
+        check_requirements(entry, who)
+        try:
+            module = importlib.import_module(entry.module)
+        except (Exception, SystemExit) as error:
+            raise broken(who, f"importing `{entry.module}` failed: {cause(error)}") from error
+        provided = self._register(module, entry.source, who)
+        declared = {(e.kind, e.name) for e in self._entries if (e.module, e.source) == (entry.module, entry.source)}
+        check_names(provided, declared, who)
+        self._loaded[entry.module, entry.source] = provided
+        return provided
+
+    def _register(self, module: ModuleType, source: Source, who: str) -> dict[tuple[str, str], Contribution]:
+        """Register with pluggy and read the contributions, or leave no trace."""
+        try:
+            self._manager.register(module, module.__name__)
+            self._check_pending(module, who)
+            provided = self._contributions(module, source, who)
+        except BaseException as error:
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
+            if isinstance(error, pluggy.PluginValidationError):
+                raise broken(who, f"a hook does not fit: {' '.join(str(error).split())}") from error
+            raise
+        self._modules[module.__name__] = source
+        return provided
+
+    def _check_pending(self, module: ModuleType, who: str) -> None:
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError:
+            known = {name for name in vars(hooks) if name.startswith(f"{PROJECT}_")}
+            wrong = sorted(name for name in vars(module) if self._manager.parse_hookimpl_opts(module, name))
+            wrong = [name for name in wrong if name not in known]
+            hint = did_you_mean(wrong[0], known) or f"hooks are: {listed(sorted(known))}"
+            raise PluginError("plugin-unknown-hook", f"{who} implements an unknown hook `{wrong[0]}`", hint) from None
+
+    def _contributions(self, module: ModuleType, source: Source, who: str) -> dict[tuple[str, str], Contribution]:
+        provided: dict[tuple[str, str], Contribution] = {}
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+        for kind in KINDS.values():
+            try:
+                answers = self._manager.subset_hook_caller(kind.hook, others)()
+                records = [record for answer in answers for record in answer]
+            except Exception as error:
+                raise broken(who, f"its hook `{kind.hook}` failed: {cause(error)}") from error
+            for record in records:
+                check_record(record, kind, who)
+                provided[kind.plural, record.name] = Contribution(kind.plural, record, source)
+        return provided
+
+    # --- targets
+
+    def target(self, kind: str, wanted: str) -> Callable[..., Any]:
+        """Import the implementation of a name.
+
+        Raises:
+            PluginError: it cannot be imported, is not there, or is not what its kind requires.
+        """
+        contribution = self.find(kind, wanted)
+        target = resolve(contribution)
+        if inspect.isclass(target):
+            contracts = [attribute(path) for path in KINDS[kind].contracts]
+            if not issubclass(target, tuple(contracts)):
+                names = listed(path.partition(":")[2] for path in KINDS[kind].contracts)
+                raise broken(contribution.title, f"its target `{target.__name__}` does not extend {names}")
+        elif kind != "rewards":
+            raise broken(contribution.title, "its target is not a class")
+        return target
+
+    def brings_trackers(self) -> bool:
+        """Whether a loaded plugin has trackers."""
+        return bool(self._manager.hook.flowfactory_tracker.get_hookimpls())
+
+    def tracker(self, name: str, run: Any) -> Any:
+        """The tracker a loaded plugin has for `name`, or `None`."""
+        return self._manager.hook.flowfactory_tracker(name=name, run=run)
+
+
+class Events:
+    """Tells loaded plugins what happens. What one raises is logged with its name and stops nothing."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def run_started(self, *, run: Any, plan: Any) -> None:
+        """Tell `flowfactory_run_started`."""
+        self._tell("flowfactory_run_started", run=run, plan=plan)
+
+    def samples_scored(self, *, run: Any, epoch: int, samples: Any, scores: Any) -> None:
+        """Tell `flowfactory_samples_scored`."""
+        self._tell("flowfactory_samples_scored", run=run, epoch=epoch, samples=samples, scores=scores)
+
+    def epoch_finished(self, *, run: Any, epoch: int, metrics: Any) -> None:
+        """Tell `flowfactory_epoch_finished`."""
+        self._tell("flowfactory_epoch_finished", run=run, epoch=epoch, metrics=metrics)
+
+    def checkpoint_saved(self, *, run: Any, epoch: int, path: Path) -> None:
+        """Tell `flowfactory_checkpoint_saved`."""
+        self._tell("flowfactory_checkpoint_saved", run=run, epoch=epoch, path=path)
+
+    def run_finished(self, *, run: Any, outcome: str) -> None:
+        """Tell `flowfactory_run_finished`."""
+        self._tell("flowfactory_run_finished", run=run, outcome=outcome)
+
+    def _tell(self, hook: str, **what: Any) -> None:
+        manager, sources = self._registry._manager, self._registry._modules
+        for name, plugin in manager.list_name_plugin():
+            others = [other for other in manager.get_plugins() if other is not plugin]
+            try:
+                manager.subset_hook_caller(hook, others)(**what)
+            except Exception:
+                log.exception("plugin %s failed in %s; the run goes on", sources[name], hook)
+
+
+def tracing() -> bool:
+    """Whether `FLOWFACTORY_TRACE=1` asks for hook calls to be shown."""
+    return os.environ.get("FLOWFACTORY_TRACE", "") not in ("", "0")

@@ -1,0 +1,4 @@
+"""Weights for others: what was trained, in a form that diffusers or ComfyUI loads, compared before it counts.
+
+The folder of a run goes in; files, a model card and the largest difference come out.
+"""

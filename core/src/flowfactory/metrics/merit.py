@@ -1,0 +1,50 @@
+"""How good a run was at its evaluations, as `[checkpoint] best` judges it. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from flowfactory.spec.tables import Spec
+
+
+@attrs.frozen
+class Merit:
+    """What an evaluation was worth; the higher the better."""
+
+    epoch: int
+    value: float
+
+    def exceeds(self, other: Merit | None) -> bool:
+        """Whether this one is better; the first one is."""
+        return other is None or self.value > other.value
+
+
+def judge(spec: Spec, epoch: int, metrics: Mapping[str, float]) -> Merit | None:
+    """What the evaluation after an epoch was worth: the sum of the held-out rewards' means, each times its weight.
+
+    None where there was no evaluation, where a mean is missing from it, and before the first epoch.
+    """
+    terms = [weight * metrics.get(f"eval/{label}/mean", math.nan) for label, weight in weights(spec).items()]
+    value = math.fsum(terms)
+    return Merit(epoch, value) if epoch > 0 and terms and math.isfinite(value) else None
+
+
+def best(spec: Spec, lines: Iterable[tuple[int, Mapping[str, float]]]) -> Merit | None:
+    """The best of several evaluations, each with its epoch; the earliest of equal ones."""
+    found = None
+    for epoch, metrics in lines:
+        merit = judge(spec, epoch, metrics)
+        if merit is not None and merit.exceeds(found):
+            found = merit
+    return found
+
+
+def weights(spec: Spec) -> dict[str, float]:
+    """How much each held-out reward counts. One that is chosen alone counts for 1, or -1 where less of it is wanted."""
+    entries = spec.eval.rewards or spec.rewards
+    if spec.checkpoint.best == "score":
+        return {entry.label: entry.weight for entry in entries if entry.weight != 0}
+    return {e.label: math.copysign(1.0, e.weight) for e in entries if spec.checkpoint.best == f"eval/{e.label}/mean"}

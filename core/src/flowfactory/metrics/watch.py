@@ -1,0 +1,97 @@
+"""Seeing a policy exploit its reward: a reward it is trained on rises while one it is not trained on falls.
+
+Of a mean over `N` samples with spread `s`, the error is `e = s / sqrt(N)`. A rise or a fall counts where it is larger
+than twice the error of the difference, `sqrt(e_1^2 + e_2^2)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from flowfactory.spec.tables import Spec
+
+log = logging.getLogger("flowfactory")
+
+ERRORS = 2.0
+
+
+@attrs.frozen
+class Reading:
+    """The mean of a reward at an epoch, and the mean's error."""
+
+    epoch: int
+    mean: float
+    error: float
+
+    def exceeds(self, other: Reading) -> bool:
+        """Whether this mean is higher than the other, beyond their errors."""
+        return self.mean - other.mean > ERRORS * math.hypot(self.error, other.error)
+
+
+class Watch:
+    """Compares the rewards of a run as their means come in. A `flowfactory.metrics.track.Tracker`.
+
+    A held-out reward is one of `[[eval.reward]]` that is not trained on, or a `[[reward]]` of weight 0.
+
+    Args:
+        prompts: how many held-out prompts there are.
+        past: the lines of `metrics.jsonl` that a resumed run already has.
+    """
+
+    def __init__(self, spec: Spec, prompts: int, past: Sequence[Mapping[str, float]] = ()) -> None:
+        self._samples = {"reward": spec.sampling.prompts * spec.sampling.group, "eval": prompts}
+        self._trained = {entry.label: entry.weight for entry in spec.rewards if entry.weight != 0}
+        watched = [entry.label for entry in (*spec.rewards, *spec.eval.rewards) if entry.label not in self._trained]
+        self._held_out = list(dict.fromkeys(watched))
+        self._evaluated = {entry.label for entry in (spec.eval.rewards or spec.rewards)} if prompts else set()
+        self._readings: dict[str, list[Reading]] = {}
+        self._told: set[tuple[str, str]] = set()
+        for line in past:
+            self._read(line, int(line["epoch"]))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take note of the means of epoch `step`, and warn."""
+        self._read(metrics, step)
+        found = self.suspicions()
+        for trained, held_out, since in found:
+            if (trained, held_out) not in self._told:
+                log.warning(
+                    "epoch %d: since epoch %d the trained reward %r has risen while the held-out %r has fallen; "
+                    "the policy may be exploiting %r",
+                    step, since, trained, held_out, trained,
+                )  # fmt: skip
+        self._told = {(trained, held_out) for trained, held_out, _ in found}
+
+    def finish(self) -> None:
+        """Nothing is left to be done."""
+
+    def suspicions(self) -> list[tuple[str, str, int]]:
+        """Trained reward, held-out reward, and the epoch since which they part, wherever they do now."""
+        found = []
+        for held_out in self._held_out:
+            readings = self._readings.get(held_out, [])
+            if readings:
+                best = max(readings, key=lambda reading: reading.mean)
+                if best.exceeds(readings[-1]):
+                    found += [(name, held_out, best.epoch) for name in self._trained if self._risen(name, best.epoch)]
+        return found
+
+    def _risen(self, label: str, since: int) -> bool:
+        """Whether a trained reward is now better than it was then."""
+        readings = [reading for reading in self._readings.get(label, []) if reading.epoch >= since]
+        if len(readings) < 2:
+            return False
+        then, now = readings[0], readings[-1]
+        return now.exceeds(then) if self._trained[label] > 0 else then.exceeds(now)
+
+    def _read(self, metrics: Mapping[str, float], epoch: int) -> None:
+        for label in (*self._trained, *self._held_out):
+            # Held-out prompts where there is a choice: they are the same at every evaluation.
+            prefix = "eval" if label in self._evaluated else "reward"
+            if f"{prefix}/{label}/mean" in metrics:
+                error = metrics[f"{prefix}/{label}/std"] / math.sqrt(self._samples[prefix])
+                self._readings.setdefault(label, []).append(Reading(epoch, metrics[f"{prefix}/{label}/mean"], error))

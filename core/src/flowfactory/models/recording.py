@@ -1,0 +1,175 @@
+"""What a pipeline's `encode_*` methods return, as `Conditions`, and back.
+
+A name says where a tensor belongs: `encode_prompt.1.0` is the first item of what the second call of `encode_prompt`
+returned. A suffix says how it meets the batch. None: its first axis is the batch. `:each`: the method returned a list
+with one tensor per sample. `:shared`: it has no batch axis and is repeated for each row. `:none`: it was `None`.
+Rows of unequal length are padded by `Adapter.collate`; `shapes` `(B, …)` keeps what their lengths were.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactory.contracts.types import Conditions
+
+SHAPES = "shapes"
+EACH, SHARED, NONE = ":each", ":shared", ":none"
+
+Call = tuple[str, Any]
+"""A method's name and what it returned."""
+
+
+class Recorder:
+    """Stands in for methods and keeps what their outermost calls return, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._depth = 0
+
+    def around(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that calls `method` and records the result."""
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            try:
+                value = method(*args, **kwargs)
+            finally:
+                self._depth -= 1
+            if self._depth == 0:
+                self.calls.append((name, value))
+            return value
+
+        return recorded
+
+
+def suffixes(one: Sequence[Call], two: Sequence[Call]) -> dict[str, str]:
+    """How each recorded value meets the batch, from the calls of a batch of one row and of that row twice.
+
+    Raises:
+        ValueError: a value is neither per sample nor independent of the batch, or the number of calls depends on it.
+    """
+    if [name for name, _ in one] != [name for name, _ in two]:
+        raise ValueError(f"the pipeline encodes one prompt by {len(one)} calls and two by {len(two)}")
+    found: dict[str, str] = {}
+    for (name, a), (_, b) in zip(_named(one), _named(two), strict=True):
+        found.update(_compare(name, a, b))
+    return found
+
+
+def flatten(calls: Sequence[Call], suffix: Mapping[str, str]) -> dict[str, Tensor]:
+    """The calls of a batch of one row as conditions `(1, …)`."""
+    conditions = {name + suffix[name]: tensor for call in _named(calls) for name, tensor in _leaves(*call, suffix)}
+    lengths = [n for name in sorted(conditions) for n in conditions[name].shape[1:]]
+    return conditions | {SHAPES: torch.tensor([lengths])}
+
+
+def lengths(conditions: Conditions, name: str) -> Tensor:
+    """What the axes of the recorded tensor `name`, but the first, were before padding: `(B, axes)`.
+
+    Raises:
+        KeyError: nothing of that name was recorded.
+    """
+    before = sum(conditions[other].dim() - 1 for other in conditions if other != SHAPES and other < name)
+    return conditions[SHAPES][:, before : before + conditions[name].dim() - 1]
+
+
+class Replay:
+    """Stands in for the recorded methods of a batch whose rows all have the same shapes."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        lengths = iter(conditions[SHAPES][0].tolist())
+        self._returns: dict[str, Any] = {}
+        for name in sorted(conditions):
+            if name != SHAPES:
+                tensor = conditions[name]
+                region = tuple(slice(0, next(lengths)) for _ in tensor.shape[1:])
+                self._place(name, tensor[(slice(None), *region)])
+        self._made: Counter[str] = Counter()
+
+    def _place(self, name: str, tensor: Tensor) -> None:
+        path, colon, kind = name.partition(":")
+        *above, last = path.split(".")
+        node = self._returns
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = {"": tensor, EACH: list(tensor), SHARED: tensor[0], NONE: None}[colon + kind]
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """A function that returns what the next call of method `name` returned."""
+
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            call = str(self._made[name])
+            self._made[name] += 1
+            if call not in self._returns.get(name, {}):
+                raise ValueError(f"the pipeline calls {name} oftener than when the prompts were encoded")
+            return _sequence(self._returns[name][call])
+
+        return replayed
+
+
+def together(keys: Sequence[Hashable], ask: Callable[[list[int]], Tensor]) -> Tensor:
+    """Ask once for all rows of equal keys; the answers `(rows, …)`, joined in the order of the rows.
+
+    Args:
+        keys: one of each row. ask: is given the numbers of some rows, rising.
+    """
+    alike: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        alike.setdefault(key, []).append(row)
+    answers = torch.cat([ask(rows) for rows in alike.values()])
+    if len(alike) == 1:
+        return answers
+    order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
+    return answers[order.to(answers.device)]
+
+
+def _named(calls: Sequence[Call]) -> Iterator[tuple[str, Any]]:
+    made: Counter[str] = Counter()
+    for name, value in calls:
+        yield f"{name}.{made[name]}", value
+        made[name] += 1
+
+
+def _compare(name: str, one: Any, two: Any) -> Iterator[tuple[str, str]]:
+    if one is None and two is None:
+        yield name, NONE
+    elif isinstance(one, Tensor) and isinstance(two, Tensor):
+        if one.dim() and len(one) == 1 and len(two) == 2:
+            yield name, ""
+        elif one.shape == two.shape:
+            yield name, SHARED
+        else:
+            raise ValueError(f"{name} is {tuple(one.shape)} for one prompt and {tuple(two.shape)} for two")
+    elif isinstance(one, list) and len(one) == 1 and len(two) == 2 and isinstance(one[0], Tensor):
+        yield name, EACH
+    elif isinstance(one, list | tuple) and len(one) == len(two):
+        for i, (a, b) in enumerate(zip(one, two, strict=True)):
+            yield from _compare(f"{name}.{i}", a, b)
+    else:
+        raise ValueError(f"{name} is of {type(one).__name__}, which cannot be kept as tensors")
+
+
+def _leaves(name: str, value: Any, suffix: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    match suffix.get(name):
+        case ":none":
+            yield name, torch.empty(1, 0)
+        case ":each":
+            yield name, value[0][None]
+        case ":shared":
+            yield name, value[None]
+        case "":
+            yield name, value
+        case _:
+            for i, item in enumerate(value):
+                yield from _leaves(f"{name}.{i}", item, suffix)
+
+
+def _sequence(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return tuple(_sequence(node[str(i)]) for i in range(len(node)))

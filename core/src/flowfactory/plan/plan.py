@@ -1,0 +1,215 @@
+"""What will run: the spec, every number that follows from it with its reason, plugin versions and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from flowfactory.contracts.key import Location
+from flowfactory.contracts.specs import RewardEntry, StochasticSpec
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import Problem, SpecError
+from flowfactory.plan import window
+from flowfactory.spec import toml
+from flowfactory.spec.reader import arms_of, attributes, hints, keys
+from flowfactory.spec.rules import nearest_divisors
+from flowfactory.spec.structure import plain, unstructure
+from flowfactory.spec.tables import Spec
+
+SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
+
+WITHOUT_EFFECT = (
+    ("run", "name"),
+    ("run", "save_samples"),
+    ("sampling", "micro_batch"),
+    ("optimizer", "micro_batch"),
+    ("eval", "micro_batch"),
+    ("memory",),
+    ("checkpoint",),
+    ("track",),
+    ("plugins",),
+)
+"""What the digest leaves out: it changes where results go or how they are computed, but not what they are
+(beyond the rounding of sums). Whatever else a spec says is part of the experiment, the number of epochs included."""
+
+
+@attrs.frozen
+class Number:
+    """One number of the plan: what it counts, and how it comes about."""
+
+    name: str
+    value: int
+    reason: str
+
+
+@attrs.frozen
+class Plan:
+    """What will run.
+
+    world: number of processes. digest: sha256 of what decides the results; versions are kept beside it.
+    versions: of core and of every plugin in use; a hash for local files.
+    """
+
+    spec: Spec
+    world: int
+    numbers: tuple[Number, ...]
+    versions: Mapping[str, str]
+    digest: str
+
+    def __getitem__(self, name: str) -> int:
+        return next(number.value for number in self.numbers if number.name == name)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `plan.json`."""
+        return {
+            "digest": self.digest,
+            "world": self.world,
+            "numbers": [attrs.asdict(number) for number in self.numbers],
+            "versions": dict(self.versions),
+            "spec": unstructure(self.spec),
+        }
+
+    def write(self, folder: Path) -> None:
+        """`spec.toml`, complete and independent of where it came from, and `plan.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SPEC_FILE).write_text(toml.dumps(unstructure(self.spec)), encoding="utf-8")
+        (folder / PLAN_FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def make_plan(spec: Spec, registry: Registry, world: int = 1) -> Plan:
+    """The plan for a spec on `world` processes.
+
+    Raises:
+        SpecError: the groups of an update cannot be shared evenly among the processes.
+    """
+    groups = spec.sampling.prompts // spec.optimizer.updates
+    if groups % world:
+        near = nearest_divisors(groups, world)
+        what = f"{world} processes cannot share the {groups} groups of an update (prompts / updates) evenly"
+        hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
+        raise SpecError([Problem("world", what, None, hint)])
+    numbers = (*_sampling(spec, world), *_updates(spec, world), *_run(spec))
+    return Plan(spec, world, numbers, registry.versions(), digest_of(spec))
+
+
+def _sampling(spec: Spec, world: int) -> Iterator[Number]:
+    s = spec.sampling
+    samples, own = s.prompts * s.group, s.prompts * s.group // world
+    batches = math.ceil(own / s.micro_batch)
+    yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {s.group}")
+    yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
+    yield Number(
+        "sampling_batches", batches, f"per process: {own} samples / micro-batches of {s.micro_batch}, rounded up"
+    )
+    yield Number(
+        "sampling_calls", batches * s.steps, f"of the network, per process: {batches} batches x {s.steps} steps"
+    )
+    scheduler = spec.scheduler.spec
+    if isinstance(scheduler, StochasticSpec):
+        steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
+        yield Number(
+            "stochastic_steps", steps, f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
+        )
+    else:
+        yield Number("stochastic_steps", 0, f"scheduler `{spec.scheduler.name}` is deterministic")
+
+
+def _updates(spec: Spec, world: int) -> Iterator[Number]:
+    s, o = spec.sampling, spec.optimizer
+    groups = s.prompts // o.updates
+    batch, own = groups * s.group, groups * s.group // world
+    accumulation = math.ceil(own / o.micro_batch)
+    yield Number("updates", o.updates, "optimizer steps per epoch, as [optimizer] updates says")
+    yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
+    yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {s.group}")
+    yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
+    yield Number(
+        "accumulation", accumulation, f"micro-batches per update: {own} samples / {o.micro_batch} at a time, rounded up"
+    )
+
+
+def _run(spec: Spec) -> Iterator[Number]:
+    epochs, updates = spec.run.epochs, spec.optimizer.updates
+    yield Number("epochs", epochs, "as [run] epochs says")
+    yield Number("optimizer_steps", epochs * updates, f"{epochs} epochs x {_count(updates, 'update')}")
+    every = spec.eval.every
+    evaluated = spec.data.eval_prompts is not None and every > 0
+    if not evaluated:
+        why = "[data] has no eval_prompts" if spec.data.eval_prompts is None else "[eval] every is 0"
+        yield Number("evaluations", 0, why)
+    else:
+        why = f"before the first epoch, every {every} epochs and after the last"
+        yield Number("evaluations", 1 + _rounds(epochs, every), why)
+    every = spec.checkpoint.every
+    why = f"every {every} epochs and after the last" if every else "after the last epoch only"
+    if evaluated and spec.checkpoint.best != "none":
+        why += ", and besides after each evaluation that is the best so far"
+    yield Number("checkpoints", _rounds(epochs, every or max(epochs, 1)), why)
+
+
+def _rounds(epochs: int, every: int) -> int:
+    """How many of `epochs` are multiples of `every` or the last."""
+    return math.ceil(epochs / every)
+
+
+def _count(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+# --- the digest ----------------------------------------------------------------------------------------------------
+
+
+def digest_of(spec: Spec) -> str:
+    """Sha256 of the canonical JSON of the spec, less what is `WITHOUT_EFFECT`, with files and folders by content."""
+    data = unstructure(spec)
+    for table, *key in WITHOUT_EFFECT:
+        if not key:
+            data.pop(table, None)
+        elif table in data:
+            data[table].pop(key[0], None)
+    data["data"] = _by_content(spec.data)
+    data["model"] = {"name": spec.model.name, **_by_content(spec.model.spec)}
+    data["reward"] = _rewards_by_content(data["reward"], spec.rewards)
+    if spec.eval.rewards:
+        data["eval"]["reward"] = _rewards_by_content(data["eval"]["reward"], spec.eval.rewards)
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _rewards_by_content(tables: Sequence[dict[str, Any]], entries: Sequence[RewardEntry]) -> list[dict[str, Any]]:
+    return [{**table, **_by_content(entry.spec)} for table, entry in zip(tables, entries, strict=True)]
+
+
+def _by_content(table: Any) -> dict[str, Any]:
+    """A table in which locations stand for their content, so that a moved file leaves the digest as it is."""
+    types, own = hints(type(table)), attributes(table)
+    return {
+        name: fingerprint(own[field.name]) if Location in arms_of(types[field.name]) else plain(own[field.name])
+        for name, field in keys(type(table)).items()
+        if own[field.name] is not None
+    }
+
+
+def fingerprint(location: str) -> str:
+    """A location's content: a hash for files and folders, a hub id as it is."""
+    path = Path(location)
+    if not path.is_absolute():
+        return location
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _sketch(path: Path, most: int = 1 << 16) -> str:
+    """Size, beginning and end of a file: weights are too large to read for a plan, and differ at both ends."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(most)
+        file.seek(max(size - most, 0))
+        return f"{size} {hashlib.sha256(head + file.read(most)).hexdigest()}"

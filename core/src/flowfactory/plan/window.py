@@ -1,0 +1,114 @@
+"""Which steps of a trajectory are stochastic, as a pure function of the window, the seed and the epoch. No torch.
+
+    all          every step but the last                                    Flow-GRPO, arXiv:2505.05470
+    list         the steps given
+    random       neighbouring steps, drawn anew each epoch                  Flow-GRPO-Fast
+    subset       any steps, drawn anew each epoch                           Flow-Factory
+    progressive  neighbouring steps that move from noise to data            MixGRPO, arXiv:2507.21802
+
+The last step is never stochastic: its noise would be left in the sample.
+"""
+
+from __future__ import annotations
+
+import math
+
+from flowfactory.contracts.digest import seed_of
+from flowfactory.contracts.specs import Window
+
+_PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
+_MOVES = {"every", "stride", "restart", "pace"}
+_TAKES = {
+    "all": {"range"},
+    "list": {"steps"},
+    "random": {"size", "range"},
+    "subset": {"size", "steps", "range"},
+    "progressive": {"size", "range", *_MOVES, *set[str]().union(*_PACES.values())},
+}
+_REQUIRES = {
+    "all": set[str](),
+    "list": {"steps"},
+    "random": {"size"},
+    "subset": {"size"},
+    "progressive": {"size", "every"},
+}
+_KEYS = ("steps", "size", "range", "every", "stride", "restart", "pace", "least", "rate", "after")
+
+
+def stochastic_steps(window: Window, steps: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The stochastic steps of one epoch (the first is 1), rising, out of `0 … steps-2`; the same on every process."""
+    open_steps = candidates(window, steps)
+    if window.rule in ("all", "list"):
+        return open_steps
+    assert window.size is not None
+    if window.rule == "subset":
+        shuffled = sorted(open_steps, key=lambda step: seed_of(seed, "window", epoch, step))
+        return tuple(sorted(shuffled[: window.size]))
+    if window.rule == "random":
+        start = seed_of(seed, "window", epoch) % (len(open_steps) - window.size + 1)
+    else:
+        start = _progress(window, open_steps, epoch)
+    return open_steps[start : start + window.size]
+
+
+def _progress(window: Window, open_steps: tuple[int, ...], epoch: int) -> int:
+    """Where a progressive window begins: how many of `open_steps` lie before it."""
+    starts = range(0, len(open_steps), window.stride or 1)
+    stays = [_stay(window, open_steps[start], open_steps[-1] + 1) for start in starts]
+    elapsed = (epoch - 1) % sum(stays) if window.restart else epoch - 1
+    for start, stay in zip(starts, stays, strict=True):
+        if elapsed < stay:
+            return start
+        elapsed -= stay
+    return starts[-1]
+
+
+def _stay(window: Window, step: int, end: int) -> int:
+    """How many epochs a progressive window that begins at `step` stays there; its steps lie before `end`."""
+    assert window.every is not None
+    if window.pace == "linear":
+        least, passed = window.least or 1, step / end
+        return max(least, int(window.every * (1 - passed) + least * passed))
+    if window.pace == "exponential":
+        rate, after = window.rate or 0.1, 13 if window.after is None else window.after
+        return math.ceil(window.every * math.exp(-rate * max(0, step - after)))
+    return window.every
+
+
+def candidates(window: Window, steps: int) -> tuple[int, ...]:
+    """The steps a window may ever make stochastic, rising."""
+    if window.steps is not None:
+        return tuple(sorted(window.steps))
+    first, last = window.range or (0, steps - 2)
+    return tuple(range(first, last + 1))
+
+
+def problems(window: Window, steps: int) -> list[tuple[str, str]]:
+    """What is wrong with a window for trajectories of `steps` steps: `(key, message)` pairs, none if it is sound."""
+    pace = window.pace or "constant"
+    given = [name for name in _KEYS if getattr(window, name) is not None]
+    found = [(name, f"has no meaning for rule {window.rule!r}") for name in given if name not in _TAKES[window.rule]]
+    if not found and window.rule == "progressive":
+        others = set[str]().union(*_PACES.values()) - _PACES[pace]
+        found += [(name, f"has no meaning for pace {pace!r}") for name in given if name in others]
+    required = _REQUIRES[window.rule]
+    found += [(name, f"rule {window.rule!r} needs it") for name in _KEYS if name in required and name not in given]
+    return found or _misfits(window, steps)
+
+
+def _misfits(window: Window, steps: int) -> list[tuple[str, str]]:
+    if window.steps is not None and window.range is not None:
+        return [("range", "give either the steps or their range")]
+    if steps < 2:
+        return [("rule", "one step leaves none to be stochastic: the last step never is")]
+    open_steps, last = candidates(window, steps), steps - 2
+    if window.range is not None and not open_steps:
+        return [("range", f"expected [first, last] with first <= last, not {list(window.range)}")]
+    if len(set(open_steps)) < len(open_steps):
+        return [("steps", f"expected each step once, not {list(open_steps)}")]
+    if open_steps[-1] > last:
+        where = "steps" if window.steps is not None else "range"
+        return [(where, f"step {open_steps[-1]} cannot be stochastic: of {steps} steps, 0 to {last} can")]
+    if window.size is not None and window.size > len(open_steps):
+        return [("size", f"expected at most {len(open_steps)}, the number of steps it may choose from")]
+    return []

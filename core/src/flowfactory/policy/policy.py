@@ -1,0 +1,83 @@
+"""The policy that trainers and the rollout see: an adapter, its weight sets, and how it is asked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Conditions
+from flowfactory.policy.weights import Weights
+from flowfactory.processes.distributed import Processes, together
+
+FORWARD, TRAINED = "network/forward", "network/trained"
+
+
+class ModelPolicy:
+    """`flowfactory.contracts.trainer.Policy` over an adapter, at one guidance and size; counts what passes the network.
+
+    Args:
+        offload: whether what `decode` needs is on the device only while it runs.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter[Any],
+        weights: Weights,
+        processes: Processes,
+        dtype: torch.dtype,
+        guidance: float,
+        size: Size,
+        offload: bool = False,
+    ) -> None:
+        self._adapter, self._weights, self._processes = adapter, weights, processes
+        self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
+        self._passed = {FORWARD: 0, TRAINED: 0}
+
+    def at(self, size: Size) -> ModelPolicy:
+        """The same policy for samples of another size."""
+        own = self._adapter, self._weights, self._processes, self._dtype, self._guidance
+        return ModelPolicy(*own, size, self._offload)
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
+        self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
+        with self._processes.autocast(), together():
+            return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
+
+    def read_counts(self) -> dict[str, float]:
+        """Samples that passed the network since the last reading: without, and with a backward pass to follow."""
+        counts = {name: float(self._processes.sum(count)) for name, count in self._passed.items()}
+        self._passed = dict.fromkeys(self._passed, 0)
+        return counts
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels `(steps+1,)` of the model's own schedule."""
+        return self._adapter.sigmas(steps, self._size)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        return self._adapter.latent_shape(self._size)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU."""
+        if not self._offload:
+            return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+        self._adapter.place(self._processes.device)
+        try:
+            return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+        finally:
+            self._adapter.place(torch.device("cpu"))
+
+    def using(self, weights: str) -> AbstractContextManager[None]:
+        """Compute with another set of weights; see `Weights.using`."""
+        return self._weights.using(weights)
+
+    def move(self, weights: str, decay: float) -> None:
+        """Move a set towards the current weights; see `Weights.move`."""
+        self._weights.move(weights, decay)

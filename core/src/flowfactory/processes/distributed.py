@@ -1,0 +1,227 @@
+"""The processes of a run, through accelerate. Nothing else knows how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from flowfactory.contracts.key import Precision
+from flowfactory.errors import FAILED, RunError
+from flowfactory.plan import launch
+from flowfactory.plan.plan import Plan
+from flowfactory.processes import sharding
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for each other: long enough for slow rewards, since a lost process is noticed otherwise."""
+
+
+class PeerLost(RunError):
+    """This process has to stop because another one failed, and with the same exit code where that is known."""
+
+    def __init__(self, why: str, code: int = FAILED) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+class Processes:
+    """One process among `world`, with its device and arithmetic.
+
+    Args:
+        shard: whether weights are divided among the processes, where there are several.
+
+    Raises:
+        RunError: the device cannot compute in that precision.
+    """
+
+    def __init__(self, precision: Precision, shard: bool = False) -> None:
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise RunError('[run] precision = "fp16" needs a CUDA device; "bf16" and "fp32" run anywhere')
+        # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
+        on_cpu = not torch.accelerator.is_available()
+        os.environ.update(launch.rendezvous(os.environ))
+        self.accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+        self._mesh: DeviceMesh | None = None
+        if shard and self.world > 1:
+            self._mesh = init_device_mesh(self.device.type, (self.world,))
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0; 0 is the main one."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return torch.device(self.accelerator.device)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are divided, so that every process has to call the networks as often as the others."""
+        return self._mesh is not None
+
+    def divide(self, network: nn.Module, prepare: Callable[[nn.Module], None]) -> None:
+        """`prepare` a network, part by part, and divide its weights among the processes if they are to be.
+
+        Raises:
+            RunError: torch cannot divide one of its parameters.
+        """
+        if self._mesh is None:
+            return prepare(network)
+        try:
+            sharding.divide(network, self._mesh, prepare)
+        except (ValueError, NotImplementedError) as error:
+            self.refuse(f"[memory] shard cannot divide {type(network).__name__}: {error}")
+
+    def most(self, calls: int) -> int:
+        """How often this process has to do what it would do `calls` times: where weights are divided, as any other."""
+        return int(self.gather(torch.tensor([calls])).max()) if self.sharded else calls
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed-precision arithmetic, as `[run] precision` asks."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; scaled where float16 needs it."""
+        with together():
+            self.accelerator.backward(loss)
+
+    def agree(self, plan: Plan) -> None:
+        """Make sure that every process has the same plan.
+
+        Raises:
+            RunError: on the main process, if they differ; `PeerLost` on the others.
+        """
+        digests = self.gather_objects([plan.digest])
+        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        problem = ""
+        if self.world != plan.world:
+            problem = f"planned for {plan.world} processes, but there are {self.world}"
+        elif different:
+            problem = f"processes {different} read another spec, or other files, than process 0; nothing was run"
+        if problem:
+            self.refuse(problem)
+
+    def go_on_unless(self, error: RunError | None) -> None:
+        """End the run on every process if anything is wrong on any; all have to ask.
+
+        Raises:
+            RunError: `error`, on the first process that has one; `PeerLost` on the others.
+        """
+        codes = self.gather_objects([error.code if error else 0])
+        teller = next((rank for rank, code in enumerate(codes) if code), None)
+        if teller is not None:
+            self._leave()
+            raise error if error and self.rank == teller else PeerLost("another process has failed", codes[teller])
+
+    def refuse(self, why: str) -> NoReturn:
+        """End the run where all processes refuse together: the main one says why.
+
+        Raises:
+            RunError: on the main process; `PeerLost` on the others.
+        """
+        self._leave()
+        raise RunError(why) if self.main else PeerLost(why)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up gradients over all processes, in one message. Divided ones have been, as they were made.
+
+        A parameter that no process has a gradient for is left without, as in one process: the optimizer passes it by.
+        """
+        if self.world == 1 or self.sharded:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        present = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
+        with together():
+            total = self.accelerator.reduce(
+                torch.cat([present, *(_gradient(p).flatten() for p in trained)]), reduction="sum"
+            )
+        anywhere, *parts = total.split([len(trained), *(p.numel() for p in trained)])
+        for parameter, part, holders in zip(trained, parts, anywhere.tolist(), strict=True):
+            if holders:
+                parameter.grad = part.view_as(parameter)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenate equally shaped tensors of all processes, by rank."""
+        with together():
+            gathered: Tensor = self.accelerator.gather(values.to(self.device))
+        return gathered.to(values.device)
+
+    def gather_objects(self, values: list[Any]) -> list[Any]:
+        """Concatenate short lists of small plain values of all processes, by rank."""
+        if self.world == 1:
+            return values
+        with together():
+            return list(gather_object(values))
+
+    def sum(self, count: int) -> int:
+        """A number added up over all processes."""
+        return int(self.gather(torch.tensor([count])).sum()) if self.world > 1 else count
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        return bool(self.gather(torch.tensor([flag])).any()) if self.world > 1 else flag
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer with accelerate's loss scaling around its steps."""
+        prepared: torch.optim.Optimizer = self.accelerator.prepare(optimizer)
+        return prepared
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
+        """Scale the gradient down to `norm` where it is longer; returns its length before."""
+        with together():
+            length: Tensor = self.accelerator.clip_grad_norm_(list(parameters), norm)
+            return sharding.whole(length)
+
+    def wait(self) -> None:
+        """Go on when every process has come this far."""
+        with together():
+            self.accelerator.wait_for_everyone()
+
+    def _leave(self) -> None:
+        """Close the connections. Torch sometimes aborts a process that ends with open ones when its peers are gone."""
+        self.accelerator.end_training()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What processes do together ends when one of them does; it, or who started it, says why.
+
+    Raises:
+        PeerLost: another process has failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise PeerLost("another process has failed") from error
+        raise
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,69 @@
+"""The curves of a report as PNG files, for papers. Imports matplotlib, and no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flowfactory.report.curves import Panel, Section
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#a87b00", "#3f8fbf", "#6a3d9a", "#6b6b6b")
+DOTS_PER_INCH = 200
+
+
+def draw(sections: Sequence[Section], folder: Path) -> list[Path]:
+    """Write `<section>.png` for each section with charts; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_drawn(section, folder) for section in sections if section.panels]
+
+
+def _drawn(section: Section, folder: Path) -> Path:
+    columns = min(3, len(section.panels))
+    rows = math.ceil(len(section.panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for panel, axis in zip(section.panels, axes, strict=False):
+        _panel(panel, axis)
+    for axis in axes[len(section.panels) :]:
+        axis.set_visible(False)
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', section.name.lower())}.png"
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+    return path
+
+
+def _panel(panel: Panel, axis: Axes) -> None:
+    axis.set_title(_plain(panel.title), fontsize=10)
+    axis.set_xlabel("epoch", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color="#e4e7ea", linewidth=0.8)
+    axis.set_axisbelow(True)
+    below: Sequence[float] | None = None
+    for line in panel.lines:
+        color, style = COLORS[line.color % len(COLORS)], "--" if line.color >= len(COLORS) else "-"
+        x, y = [p.epoch for p in line.points], [p.value for p in line.points]
+        spread = [p.spread if math.isfinite(p.spread) else 0.0 for p in line.points]
+        if panel.stacked:
+            axis.fill_between(
+                x, below or [0.0] * len(y), y, color=color, alpha=0.8, linewidth=0, label=_plain(line.label)
+            )
+            below = y
+            continue
+        axis.plot(x, y, style, color=color, linewidth=1.6, marker="." if len(x) <= 40 else "", label=_plain(line.label))
+        if any(spread):
+            low, high = ([v + sign * s for v, s in zip(y, spread, strict=True)] for sign in (-1, 1))
+            axis.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
+    if len(panel.lines) > 1:
+        axis.legend(fontsize=7, frameon=False)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,140 @@
+"""Checkpoints: complete or absent, never in between.
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed. Everything in it is tensors
+(safetensors) and plain JSON; random state needs no saving (see `seeds`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowfactory.runs import archive
+from flowfactory.runs.archive import Origin
+from flowfactory.runs.files import PARTIAL, flush, writing
+from flowfactory.errors import RunError, listed, shown
+from flowfactory.processes.sharding import gathered, like
+from flowfactory.policy.weights import Weights
+
+OPTIMIZER = "optimizer"
+
+
+@attrs.frozen
+class Progress:
+    """How far a run has come: finished epochs and optimizer steps."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+def save(
+    folder: Path,
+    progress: Progress,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    origin: Origin,
+    write: bool = True,
+) -> Path:
+    """Write `folder/epoch-NNNN`. Where weights are divided, every process has to take part.
+
+    Args:
+        write: whether this process is the one that writes.
+
+    Raises:
+        RunError: the disk is full or cannot be written; nothing is left of the attempt.
+    """
+    final = folder / archive.name(progress.epoch)
+    contents = _contents(weights, optimizer, keep=write)
+    if not write:
+        deque(contents, maxlen=0)
+        return final
+    partial = folder / f"{PARTIAL}{final.name}"
+    with writing(final):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for stem, tensors in contents:
+                _write(partial / f"{stem}.safetensors", tensors)
+            archive.seal(partial, progress.epoch, progress.step, origin)
+            for path in [*partial.iterdir(), partial]:
+                flush(path)
+            partial.rename(final)
+            flush(folder)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return final
+
+
+def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore weights, their sets and the optimizer in place; returns how far the run had come.
+
+    The checkpoint is taken to be intact (see `archive.damage`).
+
+    Raises:
+        RunError: its weights are others than this run's, as when a plugin of another version has made it.
+    """
+    state = archive.read(path)
+    sets = {kept: path / f"{kept}.safetensors" for kept in ["current", *weights.sets]}
+    saved = {Path(file).stem for file in state.files} - {OPTIMIZER}
+    if saved != sets.keys():
+        raise RunError(f"{shown(path)} has the weights {listed(sorted(saved))}; this run keeps {listed(sorted(sets))}")
+    for kept, file in sets.items():
+        weights.restore(kept, _fitting(file, load_file(file), weights.tensors(kept)))
+    _restore_optimizer(weights, optimizer, load_file(path / f"{OPTIMIZER}.safetensors"))
+    return Progress(state.epoch, state.step)
+
+
+def _fitting(file: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, once it is known that they are those which are expected."""
+    has, wants = ({name: tuple(t.shape) for name, t in one.items()} for one in (tensors, expected))
+    different = sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name))
+    if different:
+        name = different[0]
+        what = f"{name} has the shape {has.get(name, 'none')} there, {wants.get(name, 'none')} in this run"
+        raise RunError(f"{shown(file)} is not of this run's network: {what} ({len(different)} such weights)")
+    return tensors
+
+
+def _contents(
+    weights: Weights, optimizer: torch.optim.Optimizer, keep: bool
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What the files hold, whole, by their stems; one at a time is in memory, and none where it is not to be kept."""
+    for kept in ["current", *weights.sets]:
+        yield kept, gathered(weights.tensors(kept), keep)
+    yield OPTIMIZER, gathered(_optimizer_tensors(weights, optimizer), keep)
+
+
+def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{path}/{key}": torch.as_tensor(value)
+        for path, parameter in weights.parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for tag, value in tensors.items():
+        path, _, key = tag.rpartition("/")
+        parameter = weights.parameters[path]
+        # Moments lie beside their parameter; AdamW's step counter on the CPU, that of 8 bits as a plain number.
+        counter = value if value.is_floating_point() or value.dim() else int(value)
+        optimizer.state[parameter][key] = like(value, parameter) if value.dim() else counter
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        raise (OSError(int(said[1]), os.strerror(int(said[1]))) if said else OSError(str(error))) from error

@@ -1,0 +1,76 @@
+"""Files that are complete or absent, never in between."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flowfactory.errors import RunError, shown
+
+PARTIAL = ".writing-"
+DAY = 86400.0
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write `path` whole: under a temporary name, flushed to the disk, renamed."""
+    partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(data)
+        flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What hinders writing `path`, a file or a folder, ends the run in words.
+
+    Raises:
+        RunError: naming `path` and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{shown(path)} cannot be written: {error.strerror or error}") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder, a day ago or longer."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        try:
+            if time.time() - partial.stat().st_mtime > DAY:
+                partial.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32(path: Path) -> int:
+    """A checksum of a file's content: sees what a disk has lost, not what somebody has forged."""
+    crc, buffer = 0, memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            crc = zlib.crc32(buffer[:count], crc)
+    return crc

@@ -1,0 +1,101 @@
+"""Going on with a run: what has changed meanwhile, and whether its last checkpoint is sound. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowfactory.runs import archive, environment
+from flowfactory.runs.archive import CHECKPOINTS, State
+from flowfactory.runs.history import METRICS
+from flowfactory.plan.plan import PLAN_FILE, Plan, SPEC_FILE, WITHOUT_EFFECT
+from flowfactory.errors import RunError, shown
+from flowfactory.spec.structure import unstructure
+
+
+def changes(run: Path, plan: Plan) -> str:
+    """How a spec differs from the one the run began with, in words; empty if it is the same experiment."""
+    before = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
+    if before["digest"] == plan.digest:
+        return ""
+    now = json.loads(json.dumps(unstructure(plan.spec)))
+    keys = [
+        f"`{'.'.join(path)}` was {json.dumps(old)} and is {json.dumps(new)}"
+        for path, old, new in _different(before["spec"], now)
+        if not any(path[: len(effectless)] == effectless for effectless in WITHOUT_EFFECT)
+    ]
+    what = f"{shown(run / SPEC_FILE)}" if keys else f"a file that {shown(run / SPEC_FILE)} names"
+    details = f" ({'; '.join(keys)})" if keys else ", such as its prompts or its model's folder,"
+    return f"{what}{details} was changed since the run began; put it back, or start a new run with it"
+
+
+def differences(run: Path, plan: Plan) -> list[str]:
+    """What is not as it was when the last checkpoint was written; nothing where results will be the same to the bit.
+
+    Raises:
+        RunError: that checkpoint is damaged, or was made by another experiment.
+    """
+    saved = archive.checkpoints(run / CHECKPOINTS)
+    if not saved:
+        return [f"{shown(run)} has no checkpoint yet; it begins again"]
+    last = saved[-1]
+    if damage := archive.damage(last):
+        raise RunError(f"{damage}: this checkpoint is damaged. {_way_round(run, saved)}")
+    state = archive.read(last)
+    if state.origin.digest != plan.digest:
+        raise RunError(f"{shown(last)} was made by another experiment than {shown(run / SPEC_FILE)} describes")
+    return [*_versions(last.name, state, plan), *_processes(last.name, state, plan)]
+
+
+def way_on(run: Path) -> list[str]:
+    """After a failure: what is left of a run, and what to do with it; nothing where training had not begun.
+
+    Nothing either where the last checkpoint is damaged: that was the failure, and it was said what to do.
+    """
+    if saved := archive.checkpoints(run / CHECKPOINTS):
+        if archive.damage(saved[-1]):
+            return []
+        return [f"the last checkpoint is {shown(saved[-1])}; go on from there with: flowfactory resume {shown(run)}"]
+    return ["no checkpoint had been saved"] if (run / METRICS).exists() else []
+
+
+def versions(plan: Plan) -> dict[str, str]:
+    """What decides results beside the spec: core, the plugins in use, and the libraries core requires."""
+    libraries = {name: version for name, version in environment.packages().items() if version}
+    return {**libraries, **plan.versions}
+
+
+def _way_round(run: Path, saved: list[Path]) -> str:
+    """What to do about a damaged last checkpoint."""
+    sound = next((path for path in reversed(saved[:-1]) if not archive.damage(path)), None)
+    if sound is None:
+        return f"No other one is intact; begin anew with: flowfactory run {shown(run / SPEC_FILE)}"
+    rest = " ".join(shown(path) for path in saved[saved.index(sound) + 1 :])
+    return f"{shown(sound)} is intact; go on from there with: rm -r {rest} && flowfactory resume {shown(run)}"
+
+
+def _versions(checkpoint: str, state: State, plan: Plan) -> Iterator[str]:
+    now = versions(plan)
+    for name, version in state.origin.versions.items():
+        if now.get(name) != version:
+            yield f"{name} was {version} when {checkpoint} was written and is {now.get(name, 'not in use')} now"
+
+
+def _processes(checkpoint: str, state: State, plan: Plan) -> Iterator[str]:
+    if state.origin.world != plan.world:
+        what = f"the number of processes was {state.origin.world} when {checkpoint} was written and is {plan.world} now"
+        yield f"{what}: sums are added up in another order, so results agree within rounding, not to the bit"
+
+
+def _different(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Where two values differ: the address, the old and the new value, `None` where there is none."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _different(old.get(key), new.get(key), (*path, key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _different(one, other, (*path, str(number)))
+    elif old != new:
+        yield path, old, new

@@ -1,0 +1,47 @@
+"""The epoch plan: which prompt is sampled where, and for which update. A pure function; nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import attrs
+
+from flowfactory.contracts.seeds import seed_of
+
+
+@attrs.frozen
+class Group:
+    """All samples of one prompt in one epoch: `slot` numbers the epoch's groups, `row` is the line of the data."""
+
+    slot: int
+    row: int
+
+
+Share = tuple[tuple[Group, ...], ...]
+"""For each update of an epoch, the groups one process samples, scores and trains on."""
+
+
+def plan_epoch(seed: int, epoch: int, rows: int, prompts: int, updates: int) -> Share:
+    """The groups of each update of `epoch` (counted from 1), over all processes.
+
+    Prompts are drawn without replacement: the data is shuffled anew each time it is used up.
+    """
+    order = islice(_order(seed, rows, (epoch - 1) * prompts), prompts)
+    groups = [Group(slot, row) for slot, row in enumerate(order)]
+    size = prompts // updates
+    return tuple(tuple(groups[u * size : (u + 1) * size]) for u in range(updates))
+
+
+def share(plan: Share, rank: int, world: int) -> Share:
+    """What process `rank` of `world` does of `plan`. Whole groups; the same members of each update for any `world`."""
+    return tuple(update[len(update) * rank // world : len(update) * (rank + 1) // world] for update in plan)
+
+
+def _order(seed: int, rows: int, start: int) -> Iterator[int]:
+    """Data rows from position `start` of the endless sequence of shuffled passes."""
+    while True:
+        visit, first = divmod(start, rows)
+        shuffled = sorted(range(rows), key=lambda row: seed_of(seed, "order", visit, row))
+        yield from shuffled[first:]
+        start = (visit + 1) * rows

@@ -1,0 +1,104 @@
+"""Sampling trajectories: the velocity field of a policy and the steps of a scheduler, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, to_storage
+from flowfactory.contracts.seeds import Draws, Key
+from flowfactory.contracts.trainer import Policy
+from flowfactory.contracts.types import Conditions, Rollout
+
+
+@attrs.frozen(eq=False)
+class Noise:
+    """Everything random about some trajectories: `start` `(B, …)` and, per stochastic step, `steps` `(B, n, …)`."""
+
+    start: Tensor
+    steps: Tensor
+
+    def to(self, device: torch.device) -> Noise:
+        """The same noise on `device`."""
+        return Noise(self.start.to(device, non_blocking=True), self.steps.to(device, non_blocking=True))
+
+
+@attrs.frozen(eq=False)
+class Trunks:
+    """How samples that start from the same noise share the deterministic steps before the first stochastic one.
+
+    of: for each sample, the number of its trunk `(B,)`. first: for each trunk, its first sample `(trunks,)`.
+    """
+
+    of: Tensor
+    first: Tensor
+
+    @staticmethod
+    def by(groups: Sequence[int]) -> Trunks:
+        """One trunk for each distinct entry of `groups` `(B,)`, in order of appearance."""
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        first = [groups.index(group) for group in numbers]
+        return Trunks(torch.tensor([numbers[group] for group in groups]), torch.tensor(first))
+
+
+def draw_noise(start: Sequence[Key], steps: Sequence[Key], shape: tuple[int, ...], count: int) -> Noise:
+    """Noise for samples named by their keys, `count` stochastic steps each."""
+    return Noise(Draws(start).normal(*shape), Draws(steps).normal(count, *shape))
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    scheduler: Scheduler[Any],
+    sigmas: Tensor,
+    steps: tuple[int, ...],
+    noise: Noise,
+    conditions: Conditions,
+    storage: torch.dtype,
+    trajectory: bool = True,
+    trunks: Trunks | None = None,
+) -> Rollout:
+    """Sample from noise to data.
+
+    The chain always continues from the stored (rounded) latents, so a stored transition is exactly what happened.
+
+    Args:
+        sigmas: noise levels `(T+1,)`, float32, on the CPU.
+        steps: the stochastic steps; all others are deterministic.
+        noise: on the device of the conditions.
+        storage: the dtype latents are kept in.
+        trajectory: whether to keep the stochastic steps; otherwise only the final latents.
+        trunks: who shares the steps before the first stochastic one, which are then sampled once per trunk.
+    """
+    x = to_storage(noise.start, storage)
+    device, branching = x.device, min(steps, default=0) if trunks else 0
+    levels = sigmas.to(device)[:, None]
+    trunk_conditions = conditions
+    if trunks and branching:
+        x = x[trunks.first.to(device)]
+        trunk_conditions = {name: tensor[trunks.first.to(device)] for name, tensor in conditions.items()}
+    ceiling, state = float(sigmas[1]), scheduler.start()
+    latents: dict[int, Tensor] = {}
+    logprobs: dict[int, Tensor] = {}
+    for i in range(len(sigmas) - 1):
+        if trunks and i == branching > 0:
+            x = x[trunks.of.to(device)]
+        sigma, sigma_next = levels[i : i + 2].expand(-1, len(x))
+        v = policy.velocity(x, sigma, trunk_conditions if i < branching else conditions)
+        if i not in steps:
+            moved, state = scheduler.advance(state, v, x, sigma, sigma_next)
+            x = to_storage(moved, storage)
+            continue
+        if not isinstance(scheduler, StochasticScheduler):
+            raise TypeError(f"{type(scheduler).__name__} has no stochastic steps")
+        step = scheduler.step(v, x, sigma, sigma_next, ceiling, noise.steps[:, steps.index(i)], storage)
+        if trajectory:
+            latents |= {i: x, i + 1: step.x}
+            logprobs[i] = step.logprob
+        x = step.x
+    latents[len(sigmas) - 1] = x
+    return Rollout(sigmas, steps if trajectory else (), latents, logprobs)

@@ -1,0 +1,76 @@
+"""The noise levels decoupled trainers train at, drawn per sample.
+
+    uniform        sigma = f_a(u)                       f_a(s) = a s / (1 + (a - 1) s), the shift towards noise
+    logit-normal   sigma = f_a(sigmoid(mean + std z))   Esser et al. 2024, arXiv:2403.03206
+    discrete…      a level of the sampling schedule     AWM, arXiv:2509.25050
+    subset         several different ones of them       DiffusionNFT, arXiv:2509.16117
+
+The first two are cut to a range of sigma after the shift. Of `count` levels, each lies in its own stratum of equal
+probability; strata of schedule steps have whole-numbered ends. Every step can be drawn, the last one too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowfactory.contracts.scheduler import like_latents
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import Times
+
+COUNT = 6
+"""Noise levels per sample when the spec does not say."""
+
+
+def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """`(1 - sigma) x0 + sigma noise`, float32; `sigma` is `(B,)`."""
+    level = like_latents(sigma, x0)
+    return (1 - level) * x0.float() + level * noise
+
+
+def noise_levels(times: Times, sigmas: Tensor, draws: Draws) -> Tensor:
+    """Noise levels `(count, B)`, float32 on the CPU; `sigmas` `(T+1,)` is the sampling schedule, which ends at 0."""
+    schedule = sigmas[:-1]
+    if times.rule == "subset":
+        return schedule[draws.permutation(len(schedule))[:, : times.count or max(1, len(schedule) - 1)]].T
+    count = times.count or COUNT
+    if times.rule.startswith("discrete"):
+        return schedule[_steps(times, int(len(schedule) * (times.fraction or 1)), count, draws)].T
+    return continuous(times, strata(draws.uniform(count).double())).float().T
+
+
+def _steps(times: Times, end: int, count: int, draws: Draws) -> Tensor:
+    """Steps `(B, count)` out of `0 … end-1`."""
+    if times.rule == "discrete":
+        return step_strata(draws.uniform(count), 0, end)
+    if times.rule == "discrete-without-first":
+        return step_strata(draws.uniform(count), 1, end)
+    first = torch.zeros(len(draws), 1, dtype=torch.long)
+    return torch.cat([first, step_strata(draws.uniform(count - 1), 1, end)], dim=1)
+
+
+def strata(u: Tensor) -> Tensor:
+    """Uniform draws `(B, n)`, the k-th moved into the k-th of n equal parts of [0, 1)."""
+    return (torch.arange(u.shape[1]) + u) / u.shape[1]
+
+
+def step_strata(u: Tensor, first: int, end: int) -> Tensor:
+    """Uniform draws `(B, n)` as steps, the k-th from the k-th part of `first … end-1`; parts differ by one at most."""
+    n = u.shape[1]
+    edges = first + torch.arange(n + 1) * (end - first) // max(n, 1)
+    return edges[:-1] + (u * (edges[1:] - edges[:-1])).long()
+
+
+def continuous(times: Times, u: Tensor) -> Tensor:
+    """The noise levels at quantiles `u` of a `uniform` or `logit-normal` rule, cut to its range; any shape, float64."""
+    shift, mean, std = times.shift or 1.0, times.mean or 0.0, times.std or 1.0
+    low, high = shifted(torch.tensor(times.range or (0.01, 1.0), dtype=torch.float64), 1 / shift).clamp(0, 1)
+    if times.rule == "uniform":
+        return shifted(low + u * (high - low), shift)
+    low, high = (torch.special.ndtr((torch.logit(end) - mean) / std) for end in (low, high))
+    return shifted(torch.sigmoid(mean + std * torch.special.ndtri(low + u * (high - low))), shift)
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """`f_a(sigma)`, towards noise for `a > 1`; its inverse is `f_1/a`."""
+    return shift * sigma / (1 + (shift - 1) * sigma)

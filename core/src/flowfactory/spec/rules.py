@@ -1,0 +1,246 @@
+"""What must hold between the tables of a spec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Density
+from flowfactory.contracts.specs import RewardEntry, SchedulerSpec, StochasticSpec, Times, TrainerSpec
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import Place, Problem, did_you_mean, listed
+from flowfactory.plan import window
+from flowfactory.spec.reader import attributes
+from flowfactory.spec.tables import (
+    Checkpoint,
+    Component,
+    Data,
+    Eval,
+    Full,
+    Lora,
+    Memory,
+    Optimizer,
+    RunTable,
+    Sampling,
+    Track,
+)
+from flowfactory.spec.toml import Node
+
+ACCEPTED: Mapping[str, tuple[Density, ...]] = {"gaussian": ("gaussian",), "any": ("gaussian", "squared-error")}
+"""Which densities of a scheduler satisfy what a trainer needs; any at all where it needs none."""
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""accelerate's own, which cannot be asked without importing torch."""
+
+
+def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[Problem]:
+    """Contradictions between the parts that are sound in themselves.
+
+    Args:
+        parts: what could be structured, by the names of `Spec`'s attributes.
+    """
+    rules: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
+        (("trainer", "scheduler"), _density),
+        (("sampling", "scheduler"), _window),
+        (("sampling", "scheduler"), _shared_noise),
+        (("trainer", "sampling"), _times),
+        (("sampling", "optimizer"), _updates),
+        (("run", "optimizer"), _warmup),
+        (("model", "tuning"), _quantize),
+        (("memory", "run", "optimizer", "model"), _shard),
+        (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
+        (("rewards",), _rewards),
+        (("eval",), _eval_rewards),
+        (("data", "eval"), _evaluation),
+        (("track",), _trackers),
+        (("checkpoint", "data", "eval", "rewards"), _best),
+    )
+    found: list[Problem] = []
+    for names, rule in rules:
+        if all(name in parts for name in names):
+            found += rule(_Where(root, registry), *(parts[name] for name in names))
+    return found
+
+
+class _Where:
+    """Finds the places to point at."""
+
+    def __init__(self, root: Node, registry: Registry) -> None:
+        self.root, self.registry = root, registry
+
+    def __call__(self, *address: str | int) -> Place:
+        """The value at an address, or else the nearest table above it."""
+        for end in range(len(address), 0, -1):
+            node = self.root.at(*address[:end])
+            if node is not None:
+                return node.place
+        return self.root.place
+
+
+def _density(where: _Where, trainer: Component, scheduler: Component) -> Iterator[Problem]:
+    own: TrainerSpec = trainer.spec
+    needs, density = own.needs, scheduler.spec.density
+    accepted = ACCEPTED.get(needs.density, ("gaussian", "squared-error", "none"))
+    if needs.trajectory == "steps" and not isinstance(scheduler.spec, StochasticSpec):
+        accepted = tuple(d for d in accepted if d != "none")
+    if density in accepted:
+        return
+    fitting = [c.provides.name for c in where.registry.loaded("schedulers") if density_of(c.provides.spec) in accepted]
+    has = "is deterministic" if density == "none" else f"has only a surrogate for it ({density})"
+    wants = "a Gaussian probability" if needs.density == "gaussian" else "a probability"
+    what = f"trainer `{trainer.name}` needs {wants} of each step, but scheduler `{scheduler.name}` {has}"
+    yield Problem(
+        "density", what, where("scheduler", "name"), f"set [scheduler] name to one of {listed(sorted(fitting))}"
+    )
+
+
+def density_of(spec: type) -> Density:
+    """The density a scheduler's spec class declares."""
+    assert issubclass(spec, SchedulerSpec)
+    return spec.density
+
+
+def _window(where: _Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
+    if isinstance(scheduler.spec, StochasticSpec):
+        for key, what in window.problems(scheduler.spec.window, sampling.steps):
+            yield Problem("window", f"[scheduler] window `{key}`: {what}", where("scheduler", "window", key))
+
+
+def _shared_noise(where: _Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
+    if sampling.shared_noise and not isinstance(scheduler.spec, StochasticSpec):
+        what = f"scheduler `{scheduler.name}` is deterministic, so shared noise would make all samples of a group equal"
+        yield Problem("shared-noise", what, where("sampling", "shared_noise"), "set it to false")
+
+
+def _updates(where: _Where, sampling: Sampling, optimizer: Optimizer) -> Iterator[Problem]:
+    prompts, updates = sampling.prompts, optimizer.updates
+    if prompts % updates:
+        near = nearest_divisors(prompts, updates)
+        what = f"[optimizer] updates = {updates} does not divide [sampling] prompts = {prompts} into whole groups"
+        hint = f"the nearest that do are {', '.join(map(str, near))}"
+        yield Problem("updates", what, where("optimizer", "updates"), hint)
+
+
+def nearest_divisors(number: int, wanted: int, most: int = 3) -> list[int]:
+    """The divisors of `number` nearest to `wanted`, rising."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
+    return sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:most])
+
+
+def _times(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
+    for name, table in attributes(trainer.spec).items():
+        if isinstance(table, Times):
+            for key, what in table.problems(sampling.steps):
+                yield Problem("times", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
+
+
+def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Problem]:
+    total = run.epochs * optimizer.updates
+    if total and optimizer.warmup >= total:
+        made = f"{run.epochs} epochs x {optimizer.updates} updates = {total} steps"
+        what = f"the warm-up of {optimizer.warmup} steps never ends: the run makes {made}"
+        yield Problem("warmup", what, where("optimizer", "warmup"))
+
+
+def _trackers(where: _Where, track: Track) -> Iterator[Problem]:
+    """A plugin that brings trackers knows their names when the run starts, not before."""
+    if where.registry.brings_trackers():
+        return
+    for i, name in enumerate(track.to):
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS) or "is the plugin that brings it listed in `plugins`?"
+            what = f"there is no tracker `{name}` (there is: {listed(TRACKERS)})"
+            yield Problem("tracker", what, where("track", "to", i), hint)
+
+
+def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
+    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
+        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
+        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
+
+
+def _shard(where: _Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:
+    """What goes together with weights that lie in one piece only."""
+    excluded = {
+        '[run] precision = "fp16"': run.precision == "fp16",
+        f"[optimizer] bits = {optimizer.bits}": optimizer.bits != 32,
+        "[model] quantize": isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None,
+    }
+    for key, written in excluded.items():
+        if memory.shard and written:
+            what = f"[memory] shard does not go together with {key}"
+            yield Problem("shard", what, where("memory", "shard"), "leave out one of them")
+
+
+def _shard_calls(
+    where: _Where,
+    memory: Memory,
+    model: Component,
+    trainer: Component,
+    sampling: Sampling,
+    optimizer: Optimizer,
+    table: Eval,
+) -> Iterator[Problem]:
+    """Processes call a divided network together, so each has to call it as often, whatever its samples are."""
+    if not memory.shard:
+        return
+    why = "with [memory] shard every process has to call the network as often"
+    calls = model.spec.calls
+    if calls == "unknown":
+        what = f"{why}, and adapter `{model.name}` does not say when it does"
+        yield Problem("shard-calls", what, where("memory", "shard"), "set it to false; its author could set `calls`")
+    batches = {"sampling": sampling.micro_batch, "optimizer": optimizer.micro_batch, "eval": table.micro_batch or 1}
+    if calls == "sample" and (large := [name for name, size in batches.items() if size > 1]):
+        what = f"{why}, and how often adapter `{model.name}` does depends on the samples of a micro-batch"
+        hint = f"set micro_batch = 1 in {' and '.join(f'[{name}]' for name in large)}"
+        yield Problem("shard-calls", what, where("memory", "shard"), hint)
+    if not trainer.spec.even_calls:
+        what = f"{why}, and trainer `{trainer.name}` does not say that it does"
+        hint = "set it to false; its author could set `even_calls`"
+        yield Problem("shard-calls", what, where("memory", "shard"), hint)
+
+
+def _rewards(where: _Where, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
+    yield from _labels(where, rewards, ("reward",))
+    if not rewards:
+        yield Problem("no-reward", "there is nothing to train for: at least one [[reward]] is needed", where("reward"))
+    elif all(entry.weight == 0 for entry in rewards):
+        yield Problem(
+            "weights", "every [[reward]] has weight 0, so nothing would be learned", where("reward", 0, "weight")
+        )
+
+
+def _eval_rewards(where: _Where, table: Eval) -> Iterator[Problem]:
+    yield from _labels(where, table.rewards, ("eval", "reward"))
+
+
+def _labels(where: _Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]) -> Iterator[Problem]:
+    labels = [entry.label for entry in rewards]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            key = "label" if where.root.at(*at, i, "label") else "name"
+            what = f"two rewards have the label `{label}`, which names their metrics"
+            yield Problem("labels", what, where(*at, i, key), "give one of them another `label`")
+
+
+def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:
+    """Without held-out prompts nothing is evaluated; asking for it all the same is a mistake, not asking is not."""
+    written = where.root.at("eval")
+    if written is not None and table.every > 0 and data.eval_prompts is None:
+        what = f"[eval] asks for evaluations (every = {table.every}), but [data] has no `eval_prompts`"
+        yield Problem("no-eval-prompts", what, where("eval", "every"), "add them, or set [eval] every = 0")
+
+
+def _best(
+    where: _Where, checkpoint: Checkpoint, data: Data, table: Eval, rewards: tuple[RewardEntry, ...]
+) -> Iterator[Problem]:
+    """A metric to judge by must be one that evaluations have."""
+    if checkpoint.best in ("score", "none"):
+        return
+    evaluated = table.every > 0 and data.eval_prompts is not None
+    known = [f"eval/{entry.label}/mean" for entry in (table.rewards or rewards)] if evaluated else []
+    if checkpoint.best not in known:
+        what = f"[checkpoint] best: no evaluation has `{checkpoint.best}` (there is: {listed(known)})"
+        yield Problem("best", what, where("checkpoint", "best"), did_you_mean(checkpoint.best, known))

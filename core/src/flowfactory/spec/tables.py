@@ -1,0 +1,174 @@
+"""Core's own tables of a spec, one attrs class each, and the spec they make together. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+
+from flowfactory.contracts.key import NAME, Location, Precision, Size, key
+from flowfactory.contracts.specs import RewardEntry
+
+
+@attrs.frozen(kw_only=True)
+class RunTable:
+    """`[run]`"""
+
+    name: str = key("Name of the run and of its folder.", pattern=NAME)
+    epochs: int = key("Epochs to train; one is a round of sampling, scoring and updates.", ge=0)
+    seed: int = key("Every random number of the run follows from it.", default=0, ge=0)
+    save_samples: int = key(
+        "How many samples of each epoch and evaluation to write to the run's folder.", default=16, ge=0
+    )
+    precision: Precision = key("Arithmetic of the networks; trained weights stay float32.", default="fp32")
+
+
+@attrs.frozen(kw_only=True)
+class Lora:
+    """`[lora]`: train low-rank adapters (peft); the reference policy costs no memory."""
+
+    rank: int = key("Rank of each adapter.", default=32, ge=1)
+    alpha: float = key("Adapter outputs are scaled by alpha / rank.", default=64.0, gt=0)
+    targets: tuple[str, ...] | None = key(
+        "Module name endings to adapt; the model's own choice when absent.", default=None, min_length=1
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Full:
+    """`[full]`: train every weight of the networks."""
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """`[data]`"""
+
+    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv.", exists=True)
+    eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None, exists=True)
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """`[sampling]`"""
+
+    size: Size = key("Pixels: a number (square), [height, width] or [height, width, frames].")
+    steps: int = key("Denoising steps of one sample.", ge=1, le=1000)
+    prompts: int = key("Prompts per epoch, over all processes.", ge=1, le=1_000_000)
+    group: int = key("Samples per prompt; advantages compare them with each other.", ge=2)
+    micro_batch: int = key("Samples that pass the network together.", default=8, ge=1)
+    guidance: float = key("Guidance scale, embedded or classifier-free as the model has it.", default=1.0, ge=0)
+    shared_noise: bool = key("Start all samples of a group from the same noise.", default=False)
+    storage: Precision = key("Number format trajectories are kept in.", default="fp32")
+    overlap: bool = key("Score finished groups while the next are sampled.", default=True)
+
+
+@attrs.frozen(kw_only=True)
+class Optimizer:
+    """`[optimizer]`: AdamW."""
+
+    lr: float = key("Learning rate.", gt=0)
+    betas: tuple[float, float] = key("Decay of the first and second moments.", default=(0.9, 0.999), ge=0, lt=1)
+    eps: float = key("Added to the root of the second moment.", default=1e-8, gt=0)
+    weight_decay: float = key("Decoupled weight decay.", default=1e-4, ge=0)
+    clip_norm: float = key("Largest norm of the whole gradient.", default=1.0, gt=0)
+    bits: Literal[8, 32] = key("Of each moment; 8 needs `flowfactory[bitsandbytes]`.", default=32)
+    updates: int = key("Optimizer steps per epoch; the epoch's groups are divided evenly among them.", default=1, ge=1)
+    micro_batch: int = key("Samples that pass the network together, with gradients.", default=8, ge=1)
+    lr_schedule: Literal["constant", "linear", "cosine"] = key(
+        "How the learning rate falls to zero over the run, after the warm-up.", default="constant"
+    )
+    warmup: int = key("Optimizer steps over which the learning rate rises from zero.", default=0, ge=0)
+    ema: float = key(
+        "Largest decay of the averaged weights that are evaluated and exported; 0 turns averaging off.",
+        default=0.9,
+        ge=0,
+        lt=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Memory:
+    """`[memory]`"""
+
+    cache: str | None = key(
+        "Folder of encoded prompts, absolute or in `~`; one in the user's cache when absent.",
+        default=None,
+        pattern="[~/].*",
+    )
+    offload: tuple[Literal["vae", "rewards", "trajectories"], ...] = key(
+        "What is in main memory while it is not needed: the `vae`, which decodes; the networks of all `rewards`; "
+        "the stored `trajectories`.",
+        default=(),
+    )
+    shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
+    gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
+    compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
+    attention: str | None = key(
+        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's way when absent.",
+        default=None,
+        min_length=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """`[checkpoint]`"""
+
+    every: int = key("Epochs between checkpoints; the last epoch is always saved. 0: only the last.", default=10, ge=0)
+    keep: int = key("How many of the latest checkpoints to keep.", default=2, ge=1)
+    best: str = key(
+        "Which evaluation's checkpoint to keep as well: that with the best `score`, the sum of the held-out rewards' "
+        "means, each times its weight; with the best of one reward, e.g. `eval/ocr/mean`; or `none`. A new best is "
+        "saved at once.",
+        default="score",
+        pattern="score|none|eval/.+/mean",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Track:
+    """`[track]`"""
+
+    to: tuple[str, ...] = key("Trackers by accelerate's names, e.g. `tensorboard`, `wandb`.", default=())
+    project: str = key("Project name the trackers show.", default="flowfactory", min_length=1)
+
+
+@attrs.frozen(kw_only=True)
+class Component:
+    """A plugin's table: `[model]`, `[scheduler]` or `[trainer]`. `spec` is an instance of the plugin's own class."""
+
+    name: str = key("Which plugin: its public name, or `name@distribution` where two share one.", min_length=1)
+    spec: Any
+
+
+@attrs.frozen(kw_only=True)
+class Eval:
+    """`[eval]`: fixed prompts and fixed noise, deterministic sampling, averaged weights."""
+
+    every: int = key("Epochs between evaluations; before the first and after the last too. 0: never.", default=10, ge=0)
+    steps: int | None = key("Denoising steps; as in `[sampling]` when absent.", default=None, ge=1, le=1000)
+    size: Size | None = key("Pixels; as in `[sampling]` when absent.", default=None)
+    seed: int = key("Seed of the evaluation noise.", default=0, ge=0)
+    micro_batch: int | None = key("Samples at a time; as in `[sampling]` when absent.", default=None, ge=1)
+    rewards: tuple[RewardEntry, ...] = ()
+    """`[[eval.reward]]`; the training rewards when none is given."""
+
+
+@attrs.frozen(kw_only=True)
+class Spec:
+    """A whole spec, structured and checked."""
+
+    run: RunTable
+    model: Component
+    tuning: Lora | Full
+    data: Data
+    sampling: Sampling
+    scheduler: Component
+    trainer: Component
+    rewards: tuple[RewardEntry, ...]
+    optimizer: Optimizer
+    memory: Memory
+    eval: Eval
+    checkpoint: Checkpoint
+    track: Track
+    plugins: tuple[str, ...] = ()

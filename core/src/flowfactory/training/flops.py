@@ -1,0 +1,67 @@
+"""Floating-point operations: what a model's passes take, and what this machine can do."""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowfactory.builtin import PipelineSpec
+from flowfactory.processes.distributed import DTYPES
+from flowfactory.training.assembly import Parts
+
+
+@attrs.frozen
+class Flops:
+    """Operations of one sample's pass without a backward pass, and of one with; a second's worth of matrix products."""
+
+    forward: int
+    trained: int
+    ceiling: float
+
+
+def measure(parts: Parts) -> Flops | None:
+    """What the model's matrix products and attention take, counted in one pass each.
+
+    With gradient checkpointing a forward pass is taken off: to recompute is no work of the model's. `None` where
+    operations cannot be seen: in compiled blocks and in quantized ones.
+    """
+    own = parts.spec.model.spec
+    if parts.spec.memory.compile or (isinstance(own, PipelineSpec) and own.quantize is not None):
+        return None
+    with torch.no_grad():
+        forward = _count(parts)
+    trained = _count(parts) - (forward if parts.spec.memory.gradient_checkpointing else 0)
+    parts.optimizer.zero_grad()
+    parts.policy.read_counts()
+    parts.stopwatch.read()
+    return Flops(forward, trained, ceiling(parts.processes.device, DTYPES[parts.spec.run.precision]))
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+    """Operations per second of the fastest of some large square matrix products."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def _count(parts: Parts) -> int:
+    """Operations of one sample's velocity, and of its backward pass where gradients are on."""
+    device, policy = parts.processes.device, parts.policy
+    x = torch.zeros(1, *policy.latent_shape(), device=device)
+    level = policy.sigmas(parts.spec.sampling.steps)[1].to(device).expand(1)
+    conditions = parts.data.conditions.batch([0], device)
+    with FlopCounterMode(display=False) as counter:
+        v = policy.velocity(x, level, conditions)
+        if torch.is_grad_enabled():
+            torch.autograd.backward(v.float().square().mean())
+    return int(counter.get_total_flops())

@@ -1,0 +1,171 @@
+"""The training loop: sample, score, compare, update."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flowfactory.cli.ui import Ui
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import RunError
+from flowfactory.metrics import merit
+from flowfactory.metrics.merit import Merit
+from flowfactory.metrics.metrics import MetricsFile
+from flowfactory.metrics.track import Tracker, tracking
+from flowfactory.metrics.watch import Watch
+from flowfactory.plan import launch
+from flowfactory.plan.estimate import estimate, readable
+from flowfactory.plan.plan import Plan
+from flowfactory.processes.distributed import PeerLost
+from flowfactory.processes.stop import Stopped, StopRequest, listening
+from flowfactory.rewards.scoring import RewardError
+from flowfactory.runs import archive, checkpoint, resumption
+from flowfactory.runs.archive import CHECKPOINTS, Origin
+from flowfactory.runs.checkpoint import Progress
+from flowfactory.sampling.collect import collect
+from flowfactory.training.assembly import Parts, Run, assemble
+from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
+from flowfactory.training.optimise import optimise
+
+METRICS = "metrics.jsonl"
+
+
+def run(plan: Plan, registry: Registry, folder: Path, ui: Ui, resume: bool = False) -> None:
+    """Train as planned, writing into `folder`; with `resume`, from the last checkpoint there.
+
+    Raises:
+        Stopped: a signal ended the run; a checkpoint was saved.
+        DataError: a prompt file cannot be used.
+        RewardError: a reward failed.
+        RunError: the last checkpoint is damaged or of another spec; or something cannot be written.
+    """
+    told, outcome = Run(folder, plan), "failed"
+    try:
+        if resume:
+            with said_once():
+                for difference in resumption.differences(folder, plan):
+                    ui.say(difference)
+        with listening() as stop:
+            train(assemble(plan, registry, folder, ui), told, stop, resume)
+        outcome = "done"
+    except Stopped as stopped:
+        outcome = stopped.outcome
+        raise
+    finally:
+        registry.events.run_finished(run=told, outcome=outcome)
+
+
+def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
+    """Every epoch still to be done."""
+    spec, progress = parts.spec, Progress()
+    saved = archive.checkpoints(parts.folder / CHECKPOINTS) if resume else []
+    if saved:
+        with said_once():
+            progress = checkpoint.load(saved[-1], parts.weights, parts.optimizer)
+    file = MetricsFile(parts.folder / METRICS, progress.epoch, write=parts.processes.main)
+    best = best_saved(parts, file, saved)
+    names = spec.track.to if parts.processes.main else ()
+    with tracking(names, spec.track.project, told, parts.registry) as trackers:
+        trackers.append(file)
+        if parts.processes.main:
+            trackers.append(Watch(spec, len(parts.held_out.rows) if parts.held_out else 0, file.lines()))
+        parts.registry.events.run_started(run=told, plan=told.plan)
+        if progress.epoch == 0:
+            report(parts, told, trackers, 0, evaluate(parts, 0))
+        for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
+            try:
+                made = collect(parts, told, epoch, stop)
+            except (Stopped, RewardError):
+                # No weight has changed since the last epoch ended: this is its checkpoint.
+                save(parts, told, progress, best)
+                raise
+            progress, metrics = optimise(parts, progress, epoch, made)
+            last = epoch == spec.run.epochs
+            if last or (spec.eval.every and epoch % spec.eval.every == 0):
+                try:
+                    metrics |= evaluate(parts, epoch)
+                except RewardError:
+                    report(parts, told, trackers, epoch, made.metrics | metrics)
+                    save(parts, told, progress, best)
+                    raise
+            now = merit.judge(spec, epoch, metrics)
+            if improved := now is not None and now.exceeds(best):
+                best = now
+            # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
+            report(parts, told, trackers, epoch, made.metrics | metrics)
+            if last or improved or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
+                save(parts, told, progress, best)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """What every process finds wrong is said by the main one."""
+    try:
+        yield
+    except RunError as error:
+        raise error if launch.rank() == 0 else PeerLost(str(error)) from error
+
+
+def best_saved(parts: Parts, file: MetricsFile, saved: Sequence[Path]) -> Merit | None:
+    """The best evaluation whose checkpoint lies there, the same on every process."""
+    epochs = {archive.epoch_of(path) for path in saved}
+    lines = [(int(line["epoch"]), line) for line in (file.lines() if parts.processes.main else [])]
+    own = merit.best(parts.spec, [(epoch, line) for epoch, line in lines if epoch in epochs])
+    found: Merit | None = parts.processes.gather_objects([own])[0]
+    return found
+
+
+def report(parts: Parts, told: Run, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
+    """Put the metrics of an epoch where people look."""
+    metrics = metrics | parts.clock.read() | parts.stopwatch.read()
+    for tracker in trackers:
+        tracker.log(metrics, epoch)
+    parts.ui.epoch_line(epoch, parts.spec.run.epochs, metrics)
+    parts.registry.events.epoch_finished(run=told, epoch=epoch, metrics=metrics)
+
+
+def save(parts: Parts, told: Run, progress: Progress, best: Merit | None) -> None:
+    """Write a checkpoint of a finished epoch, unless it lies there already; the latest are kept, and the best."""
+    folder, main = parts.folder / CHECKPOINTS, parts.processes.main
+    lies_there = archive.name(progress.epoch) in [c.name for c in archive.checkpoints(folder)]
+    if parts.processes.any(main and not lies_there):
+        with parts.clock("checkpoint"):
+            path = checkpoint.save(folder, progress, parts.weights, parts.optimizer, origin(told.plan), write=main)
+        if main:
+            archive.tidy(folder, parts.spec.checkpoint.keep, best.epoch if best else None)
+            parts.registry.events.checkpoint_saved(run=told, epoch=progress.epoch, path=path)
+    parts.processes.wait()
+
+
+def origin(plan: Plan) -> Origin:
+    """What makes the checkpoints of this run."""
+    return Origin(plan.digest, plan.world, resumption.versions(plan))
+
+
+def closing_words(plan: Plan, folder: Path) -> str:
+    """What became of a finished run, and what to do next."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    means = [name for name in lines[-1] if name.startswith("eval/") and name.endswith("/mean")]
+    words = [
+        f"held-out {name.split('/')[1]}: {lines[0][name]:.3f} before, {lines[-1][name]:.3f} after"
+        for name in means
+        if name in lines[0]
+    ]
+    if (sheet := folder / BEFORE_AFTER).exists():
+        words.append(f"the same prompts and noise before and after: {sheet}")
+    next_step = (
+        f"next: flowfactory report {folder}, to look at it; flowfactory export {folder}, to take the weights along"
+    )
+    return "\n".join([*words, *compared(plan, lines), f"done; the run is in {folder}", next_step])
+
+
+def compared(plan: Plan, lines: Sequence[Mapping[str, float]]) -> list[str]:
+    """Memory by phase as planned and as measured at its peak, in a line; none where nothing could be planned."""
+    pairs = []
+    for need in estimate(plan.spec, plan.world).phases:
+        peak = max((line[name] for line in lines if (name := f"memory/{need.name}") in line), default=None)
+        if peak is not None:
+            pairs.append(f"{need.name} {readable(need.bytes)}, {readable(int(peak))}")
+    return [f"memory, planned and measured: {'; '.join(pairs)}"] if pairs else []

@@ -1,0 +1,316 @@
+"""The reference pages, written from the declarations: `python docs/tools/reference.py`. Imports no torch."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from flowfactory.cli.main import cli
+from flowfactory.contracts import hooks
+from flowfactory.contracts.hooks import Provides
+from flowfactory.contracts.specs import (
+    AdapterSpec,
+    Decay,
+    Needs,
+    RewardEntry,
+    SchedulerSpec,
+    StochasticSpec,
+    Times,
+    TrainerSpec,
+    Window,
+)
+from flowfactory.discovery import directory
+from flowfactory.discovery.entries import KINDS, installed_entries
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.describe import describe
+from flowfactory.spec.schema import contributions
+from flowfactory.spec.structure import COMPONENTS, TABLES
+
+BASES: Mapping[str, Mapping[str, type]] = {
+    "model": {"Every adapter takes:": AdapterSpec},
+    "scheduler": {"Every stochastic scheduler takes:": StochasticSpec},
+    "trainer": {"Every trainer takes:": TrainerSpec},
+}
+"""The classes whose keys plugins' tables share."""
+
+
+def pages() -> Mapping[str, str]:
+    """Every generated page by its file name."""
+    return {"spec.md": spec_page(), "hooks.md": hooks_page(), "cli.md": cli_page(), "plugins.md": plugins_page()}
+
+
+# --- the spec ------------------------------------------------------------------------------------------------------
+
+SPEC_INTRODUCTION = """
+A spec is a TOML file. Each table below lists its keys; a key whose default is *required* must be there, one without a
+default may be left out and then means what its description says. `flowfactory schema` prints the same as a JSON Schema
+for editors, with every installed plugin in it, and `flowfactory plugins show NAME` the keys of one plugin.
+
+## Top level
+
+| key | meaning |
+|---|---|
+| `extends` | Another spec, relative to this file. Tables merge, unless the plugin is another; the rest replaces. |
+| `requires` | Distributions that must be installed, e.g. `["flowfactory-plugin-x>=1.0"]`. |
+| `plugins` | Further plugins to load: observers by name, and local files, e.g. `["./my_rewards.py"]`. |
+
+On the command line `--unset a.b` removes and then `--set a.b=value` changes keys; `reward[0].weight` reaches into an
+array.
+
+**Locations.** A path is relative to the file that writes it; on the command line, to the current folder.
+`package:resource` is a file or folder inside an installed package. What is neither and looks like `owner/name` is a hub
+id, where one makes sense.
+
+**Sizes** are in pixels: a number (square), `[height, width]` or `[height, width, frames]`.
+
+**What to train**: exactly one of `[lora]` and `[full]`.
+"""
+
+
+def spec_page() -> str:
+    """`docs/spec.md`."""
+    lines = ["# The spec", SPEC_INTRODUCTION]
+    for name, cls in TABLES.items():
+        lines += [f"## `[{name}]`", "", *_about(cls, f"`[{name}]`"), *_keys_table(cls)]
+    for name, kind in COMPONENTS.items():
+        lines += [
+            f"## `[{name}]`",
+            "",
+            f"`name` says which {KINDS[kind].name}: its public name, or `name@distribution`",
+        ]
+        lines += ["where two distributions share one. The plugin's own keys come beside it.", ""]
+        lines += [line for intro, cls in BASES[name].items() for line in (intro, "", *_keys_table(cls))]
+    lines += ["## `[[reward]]` and `[[eval.reward]]`", ""]
+    lines += ["Core's keys; the reward's own come beside them.", "", *_keys_table(RewardEntry, optional=("label",))]
+    lines += ["## What core itself provides", "", *_provided()]
+    return _page(lines)
+
+
+def _provided() -> Iterator[str]:
+    registry = Registry([entry for entry in installed_entries() if entry.source.name == "flowfactory"])
+    for kind, offers in contributions(registry)[0].items():
+        for offer in offers:
+            yield from (f"### {KINDS[kind].name} `{offer.provides.name}`", "", offer.provides.summary, "")
+            yield from _keys_table(offer.provides.spec, leave=_inherited(offer.provides.spec))
+
+
+def _inherited(cls: type) -> set[str]:
+    bases = (AdapterSpec, StochasticSpec, TrainerSpec)
+    return {row.name for base in bases if issubclass(cls, base) for row in describe(base)}
+
+
+def _keys_table(cls: type, leave: Container[str] = (), optional: Container[str] = ()) -> list[str]:
+    rows = [row for row in describe(cls) if row.name not in leave]
+    if not rows:
+        return ["No keys of its own.", ""]
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return [
+        *head,
+        *(_row(f"`{r.name}`", _code(r.type), "" if r.name in optional else _default(r.default), r.doc) for r in rows),
+        "",
+    ]
+
+
+def _default(text: str) -> str:
+    return "*required*" if text == "required" else _code(text)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+# --- hooks ---------------------------------------------------------------------------------------------------------
+
+HOOKS_INTRODUCTION = """
+A plugin is a distribution with entry points. The name of an entry point is the public name; its value is the *hook
+module*, which holds spec classes and the functions below, each marked with `flowfactory.hookimpl`. The hook module must
+not import torch: `check`, `plan` and `schema` load it.
+
+```toml
+[project]
+name = "flowfactory-plugin-mine"
+dependencies = ["flowfactory>=0.1,<1"]
+
+[project.entry-points."flowfactory.rewards"]
+mine = "flowfactory_plugin_mine"
+```
+
+```python
+import attrs
+from flowfactory import Provides, hookimpl, key
+
+
+@attrs.frozen(kw_only=True)
+class MineSpec:
+    \"\"\"Keys of `[[reward]] name = "mine"`.\"\"\"
+
+    strength: float = key("How much.", default=1.0, gt=0)
+
+
+@hookimpl
+def flowfactory_rewards():
+    yield Provides("mine", MineSpec, "flowfactory_plugin_mine.reward:Mine", "What it rewards, in one line.")
+```
+
+A single file does as well: `plugins = ["./my_rewards.py"]` in the spec loads it as a hook module, and there `target`
+may be the object itself.
+
+A plugin is imported when a spec uses one of its names or lists it in `plugins`. Observers, which only implement event
+hooks, have entry points in the group `flowfactory.plugins` and are always listed. `FLOWFACTORY_TRACE=1` prints every
+hook call.
+"""
+
+
+def hooks_page() -> str:
+    """`docs/hooks.md`."""
+    lines = ["# Hooks", HOOKS_INTRODUCTION, "## Entry-point groups", "", "| group | hook | what |", "|---|---|---|"]
+    for kind in KINDS.values():
+        lines.append(_row(f"`{kind.group}`", f"`{kind.hook}`", f"named by `{kind.key}`"))
+    lines += [_row("`flowfactory.plugins`", "any event hook", "observers, named in `plugins`")]
+    lines += [_row("`flowfactory.commands`", "none", "click commands, by their names: `flowfactory NAME`"), ""]
+    lines += ["## `Provides`", "", inspect.cleandoc(Provides.__doc__ or "").replace("\n", "  \n"), ""]
+    lines += ["## `key`", "", *_function_doc(vars(sys.modules[Needs.__module__])["key"]), ""]
+    lines += ["## Hook functions", "", inspect.cleandoc(hooks.__doc__ or "").partition("\n\n")[2], ""]
+    for name, function in hook_functions().items():
+        lines += [f"### `{name}`", "", "```py", f"def {name}{_signature(function)}", "```", ""]
+        lines += [inspect.cleandoc(function.__doc__ or ""), ""]
+    lines += ["## What spec classes are made of", ""]
+    for cls in (AdapterSpec, SchedulerSpec, StochasticSpec, TrainerSpec, Window, Times, Decay):
+        lines += [f"### `{cls.__name__}`", "", inspect.cleandoc(cls.__doc__ or ""), "", *_keys_table(cls)]
+    lines += ["### `Needs`", "", inspect.cleandoc(Needs.__doc__ or "").replace("\n", "  \n"), ""]
+    return _page(lines)
+
+
+def hook_functions() -> Mapping[str, Any]:
+    """Every hook specification, in the order of the source."""
+    return {name: value for name, value in vars(hooks).items() if name.startswith("flowfactory_")}
+
+
+def _signature(function: Any) -> str:
+    return str(inspect.signature(function)).replace("'", "")
+
+
+def _function_doc(function: Any) -> list[str]:
+    return ["```text", inspect.cleandoc(function.__doc__ or ""), "```"]
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+CLI_INTRODUCTION = """
+Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `export` and `env --devices` import torch.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the run failed |
+| 2 | bad usage or spec |
+| 3 | a plugin is missing, conflicting or broken |
+| 75 | stopped by SIGTERM, with a checkpoint |
+| 130 | interrupted |
+
+| environment variable | meaning |
+|---|---|
+| `FLOWFACTORY_TRACE=1` | print every hook call to stderr |
+| `NO_COLOR=1` | no colours |
+| `WORLD_SIZE`, `RANK` | set by launchers (torchrun, accelerate); `run` then starts no processes of its own |
+| `SLURM_STEP_NUM_TASKS`, `SLURM_PROCID` | the same, set by `srun`, for more than one task |
+
+**Completion.** TAB completes verbs and options, names of plugins, specs, folders of runs, and the keys after `--set`
+and `--unset`, those of the plugins that the spec before them names among them. It is switched on by a line in the
+shell's own start-up file:
+
+| shell | file | line |
+|---|---|---|
+| bash | `~/.bashrc` | `eval "$(_FLOWFACTORY_COMPLETE=bash_source flowfactory)"` |
+| zsh | `~/.zshrc` | `eval "$(_FLOWFACTORY_COMPLETE=zsh_source flowfactory)"` |
+| fish | `~/.config/fish/completions/flowfactory.fish` | `_FLOWFACTORY_COMPLETE=fish_source flowfactory \\| source` |
+"""
+
+
+def cli_page() -> str:
+    """`docs/cli.md`."""
+    lines = ["# The command line", CLI_INTRODUCTION]
+    for path, command in commands(cli, "flowfactory"):
+        lines += [f"## `{path}`", "", inspect.cleandoc(command.help or "").partition("\f")[0].strip(), ""]
+        rows = [_row(f"`{names}`", help) for names, help in _parameters(command)]
+        lines += ["| argument or option | |", "|---|---|", *rows, ""] if rows else []
+    return _page(lines)
+
+
+def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command of core's below a group, with its whole name."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _parameters(command: click.Command) -> Iterator[tuple[str, str]]:
+    context = click.Context(command)
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            yield parameter.make_metavar(context), "argument"
+        elif (record := parameter.get_help_record(context)) is not None:
+            yield record
+
+
+# --- the plugin directory ------------------------------------------------------------------------------------------
+
+PLUGINS_INTRODUCTION = """
+Distributions one can `pip install`. `flowfactory plugins list` shows what is installed, `flowfactory plugins show NAME`
+the keys of one name. A spec that names something of this list which is not installed is told what to install.
+"""
+
+PLUGINS_CLOSING = """
+Core itself brings the adapter `diffusers`, the schedulers, and two rewards that count JPEG bytes: see
+[the spec](spec.md#what-core-itself-provides).
+
+## To be listed
+
+A plugin passes `flowfactory plugins check`, states ranges of flowfactory rather than one version, and says in one line
+what it is. Add its table to `core/src/flowfactory/discovery/directory.toml`. The list says what exists, not that it was
+audited: see [Security](security.md).
+"""
+
+
+def plugins_page() -> str:
+    """`docs/plugins.md`."""
+    lines = ["# Plugin directory", PLUGINS_INTRODUCTION, "| distribution | names | what |", "|---|---|---|"]
+    for listing in directory.listings():
+        named = [f"{KINDS[kind].name} `{name}`" for kind, names in listing.names.items() for name in names]
+        lines.append(_row(f"`{listing.distribution}`", ", ".join(named), listing.summary))
+    return _page([*lines, PLUGINS_CLOSING])
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def _about(cls: type, heading: str) -> list[str]:
+    """A class's docstring, less the heading it begins with."""
+    text = inspect.cleandoc(cls.__doc__ or "").removeprefix(heading).removeprefix(":").strip()
+    return [text[:1].upper() + text[1:], ""] if text else []
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _page(lines: Sequence[str]) -> str:
+    text = "\n".join(lines).strip()
+    note = "<!-- Written by `python docs/tools/reference.py` from the source; change it there. -->"
+    return f"{note}\n\n{text}\n"
+
+
+def main(folder: Path) -> None:
+    """Write every page into a folder."""
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,97 @@
+"""Commands that plugins add to the command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import click
+import pytest
+from click.testing import CliRunner
+from flowfactory.cli import commands
+from flowfactory.cli.commands import Commands
+from flowfactory.errors import PluginError
+
+
+@click.command()
+@click.argument("word")
+def shout(word: str) -> None:
+    """Say WORD loudly."""
+    click.echo(word.upper())
+
+
+def fails() -> Any:
+    raise ImportError("no module named numpy")
+
+
+@attrs.frozen
+class Distribution:
+    name: str
+    version: str = "1.0"
+
+
+@attrs.frozen
+class Point:
+    """An entry point whose object is made by `load`."""
+
+    name: str
+    load: Callable[[], Any]
+    dist: Distribution = Distribution("flowfactory-plugin-a")
+    value: str = "somewhere:something"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
+    points: list[Point] = []
+
+    def entry_points(group: str, name: str | None = None) -> list[Point]:
+        assert group == commands.GROUP
+        return [point for point in points if name in (None, point.name)]
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    return points
+
+
+def run(*arguments: str) -> Any:
+    group = Commands("flowfactory", {"own": click.Command("own", callback=lambda: click.echo("mine"))})
+    return CliRunner().invoke(group, arguments)
+
+
+def test_a_plugins_command_runs_and_is_listed(installed: list[Point]) -> None:
+    installed.append(Point("shout", lambda: shout))
+    assert run("shout", "hello").output == "HELLO\n"
+    assert "Say WORD loudly." in run("--help").output
+
+
+def test_own_commands_go_first_and_an_unknown_one_is_unknown(installed: list[Point]) -> None:
+    installed.append(Point("own", lambda: shout))
+    assert run("own").output == "mine\n"
+    assert run("whisper").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (
+            [Point("shout", fails)],
+            r"`shout` \(flowfactory-plugin-a 1.0\) is broken: ImportError: no module named numpy",
+        ),
+        ([Point("shout", lambda: print)], "is not a click command"),
+        (
+            [Point("shout", lambda: shout), Point("shout", lambda: shout, Distribution("other", "2.0"))],
+            "provided by flowfactory-plugin-a 1.0 and other 2.0",
+        ),
+    ],
+)
+def test_a_broken_command_says_so_when_used_and_disturbs_no_other(
+    installed: list[Point], points: list[Point], said: str
+) -> None:
+    installed += points
+    assert "(cannot be used)" in run("--help").output
+    assert run("own").output == "mine\n"
+    answer = run("shout")
+    assert isinstance(answer.exception, PluginError)
+    with pytest.raises(PluginError, match=said):
+        raise answer.exception

@@ -1,0 +1,83 @@
+"""What a person sees, on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import io
+
+from flowfactory.cli.ui import Ui, epoch_text
+
+METRICS = {
+    "reward/shapes/mean": 0.5123,
+    "reward/shapes/std": 0.1,
+    "reward/zero_std_groups": 0.25,
+    "eval/shapes/mean": 0.61,
+    "loss/policy": 0.00001234,
+    "lr": 1e-4,
+    "time/sample": 8.04,
+    "time/train": 4.26,
+}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_epoch_in_one_line() -> None:
+    text = epoch_text(3, 60, METRICS)
+    assert text == "epoch 3/60  reward 0.512  eval 0.610  loss/policy 1.23e-05  12.3 s (sample 8.0, train 4.3)"
+
+
+def test_several_rewards_are_told_apart() -> None:
+    assert epoch_text(1, 2, {"reward/a/mean": 1.0, "reward/b/mean": 0.0}) == "epoch 1/2  reward a 1.000  reward b 0.000"
+
+
+def test_a_log_has_plain_lines() -> None:
+    err, out = io.StringIO(), io.StringIO()
+    ui = Ui(err, out)
+    with ui.phase("sampling", total=4, unit="samples") as phase:
+        phase.advance(4)
+        phase.note(reward=0.5)
+    ui.epoch_line(1, 2, METRICS)
+    ui.say("[bold]not markup[/bold] :smile: " + "long " * 60)
+    ui.error("wrong")
+    ui.data("data")
+    ui.rows(("a", "b"), [("1", "two"), ("three", "4")])
+    assert err.getvalue().splitlines() == [
+        epoch_text(1, 2, METRICS),
+        "[bold]not markup[/bold] :smile: " + "long " * 60,
+        "wrong",
+    ]
+    assert "\x1b" not in err.getvalue() + out.getvalue()
+    assert out.getvalue() == "data\na      b\n1      two\nthree  4\n"
+
+
+def test_a_terminal_has_bars(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    err = Terminal()
+    ui = Ui(err, io.StringIO())
+    with ui.phase("sampling", total=4, unit="samples") as phase:
+        phase.advance(1)
+        phase.advance(3)
+        phase.note(reward=0.5)
+    with ui.phase("loading the model"):
+        pass
+    shown = err.getvalue()
+    assert "sampling" in shown
+    assert "4/4" in shown
+    assert "samples/s" in shown
+    assert "reward 0.500" in shown
+    assert "loading the model" in shown
+
+
+def test_other_processes_are_quiet() -> None:
+    err = io.StringIO()
+    ui = Ui(err, io.StringIO(), quiet=True)
+    ui.say("hello")
+    ui.epoch_line(1, 2, METRICS)
+    assert err.getvalue() == ""
+    ui.error("but not about errors")
+    assert err.getvalue() == "but not about errors\n"

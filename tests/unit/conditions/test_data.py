@@ -1,0 +1,63 @@
+"""Prompt files, and what is said of bad ones."""
+
+from pathlib import Path
+
+import pytest
+from flowfactory.conditions.data import DataError, load_rows
+
+
+def test_txt_takes_one_prompt_a_line_and_skips_empty_ones(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("a cat\n\n  a dog  \n")
+    assert [row.prompt for row in load_rows(file)] == ["a cat", "a dog"]
+
+
+def test_jsonl_keeps_further_columns_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(b"")
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a", "negative_prompt": "b", "image": "in.png", "n": 3, "tags": ["x"]}\n')
+    (row,) = load_rows(file)
+    assert (row.negative_prompt, row.images) == ("b", ((tmp_path / "in.png").resolve(),))
+    assert row.metadata == {"n": 3, "tags": ["x"]}
+
+
+def test_csv_reads_a_header_and_leaves_out_empty_cells(tmp_path: Path) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text('prompt,negative_prompt,count\n"a, b",,2\nc,ugly,\n')
+    first, second = load_rows(file)
+    assert (first.prompt, first.negative_prompt, first.metadata) == ("a, b", None, {"count": "2"})
+    assert (second.negative_prompt, second.metadata) == ("ugly", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.yaml", "", "p.yaml: expected a .txt, .jsonl or .csv file"),
+        ("p.txt", "\n\n", "p.txt: no prompts in it"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not JSON: Expecting value"),
+        ("p.jsonl", "[1]\n", "p.jsonl:1: expected an object, not list"),
+        ("p.jsonl", '{"promt": "a"}\n', "p.jsonl:1: expected a `prompt` with text in it"),
+        ("p.jsonl", '{"prompt": "a", "negative_prompt": 3}', "p.jsonl:1: expected `negative_prompt` to be text"),
+        ("p.jsonl", '\n{"prompt": "a", "image": "../x.png"}', "p.jsonl:2: image '../x.png' lies outside"),
+        ("p.jsonl", '{"prompt": "a", "images": ["x.png"]}', "p.jsonl:1: image 'x.png' does not exist"),
+        ("p.jsonl", '{"prompt": "a", "images": 1}', "p.jsonl:1: expected `images` to be a path or a list of paths"),
+        ("p.csv", "prompt,n\na,1\nb\n", "p.csv:3: expected 2 columns"),
+        ("p.csv", "prompt,n\na,1,2\n", "p.csv:2: expected 2 columns"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_rows(tmp_path / name)
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.txt"):
+        load_rows(tmp_path / "absent.txt")
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"p\.txt: .*utf-8"):
+        load_rows(tmp_path / "p.txt")

@@ -1,0 +1,232 @@
+"""The tap against many pipelines, each called as its users do: what they compute, of models it knows nothing of.
+
+Every number here is compared bit for bit, in float32, but for batches: some processors' matrix products round otherwise
+in another batch shape. The differences found make the table in `docs/families.md`; `FLOWFACTORY_WRITE_DOCS=1` writes it
+anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux import pipeline_flux_kontext
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from families import FAMILIES, Family
+from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.types import Conditions, Row
+from flowfactory.models.pipeline import PipelineAdapter
+from oracle import Run, lora_without_gradient, run
+from PIL import Image
+from trained import train
+
+STEPS = 3
+PROMPTS = (("a cat", "blurry"), ("two dogs left of a red house", ""))
+LAST = "transformer.transformer_blocks.1.attn"
+LEADS_NOWHERE = {
+    "sd3": {f"{LAST}.add_q_proj"},
+    "qwen-image": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
+    "qwen-image-edit": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
+}
+"""Layers whose results their own networks discard: what the last block makes of the text."""
+
+ROUNDS_LATER = {"hunyuan-video"}
+"""In bfloat16 the latents of this pipeline, and so its timesteps, are float32 in the first step and bfloat16 after."""
+
+TABLE = Path(__file__).parents[3] / "docs" / "families.md"
+COLUMNS = ("sigmas", "velocity", "rollout", "decode", "batch", "gradients", "LoRA")
+RULE = "|---" * (2 + len(COLUMNS)) + "|\n"
+measured: dict[str, dict[str, str]] = {}
+"""By family and column of the table."""
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """An adapter, its rows, and what the pipeline made of each row by itself."""
+
+    name: str
+    family: Family
+    adapter: PipelineAdapter
+    rows: tuple[Row, ...]
+    runs: tuple[Run, ...]
+
+    def expect(self, column: str, ours: torch.Tensor, theirs: torch.Tensor, rounding: float = 0.0) -> None:
+        """Note the largest difference; there must be none beyond `rounding`, a share of the largest value."""
+        assert ours.shape == theirs.shape
+        difference = float((ours - theirs).abs().max())
+        assert difference <= rounding * float(theirs.abs().max())
+        largest = max(0.0 if rounding else difference, float(measured[self.name].get(column, 0)))
+        note(self.name, column, f"{largest:g}")
+
+
+@pytest.fixture(scope="module")
+def small_condition_images() -> Iterator[None]:
+    """Kontext scales condition images to one of these, Qwen-Image-Edit to a 256th of a million pixels."""
+    calculate = pipeline_qwenimage_edit.calculate_dimensions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: calculate(area >> 8, ratio))
+        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
+        yield
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_condition_images: None
+) -> Case:
+    family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    family.make().save_pretrained(folder)
+    images = [(), ()]
+    if family.image:
+        images = [(folder / "wide.png",), (folder / "tall.png",)]
+        for (path,), shape in zip(images, [(48, 32), (20, 40)], strict=True):
+            Image.linear_gradient("L").convert("RGB").resize(shape).save(path)
+    rows = tuple(Row(*prompts, image) for prompts, image in zip(PROMPTS, images, strict=True))
+    adapter = load(family, folder)
+    adapter.encode(rows[:1])  # as core does before it looks at a size
+    note(request.param, "pipeline", type(adapter.pipe).__name__)
+    return Case(request.param, family, adapter, rows, tuple(by_diffusers(family, folder, row) for row in rows))
+
+
+def load(family: Family, folder: Path, dtype: torch.dtype = torch.float32) -> PipelineAdapter:
+    spec = PipelineSpec(path=str(folder), max_sequence_length=family.max_sequence_length, true_cfg=family.true_cfg)
+    adapter = PipelineAdapter(spec)
+    adapter.load(torch.device("cpu"), dtype)
+    return adapter
+
+
+def by_diffusers(family: Family, folder: Path, row: Row, dtype: torch.dtype = torch.float32) -> Run:
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    pipe.vae.requires_grad_(False)  # as adapters do; torch's linear layers round differently when weights are trainable
+    pipe.set_progress_bar_config(disable=True)
+    takes = pipe.__call__.__wrapped__.__code__.co_varnames
+    arguments = {"height": family.size.height, "width": family.size.width, "num_frames": family.size.frames}
+    if family.max_sequence_length is not None:
+        arguments["max_sequence_length"] = family.max_sequence_length
+    if "true_cfg_scale" not in takes or "true_cfg_scale" in family.arguments:
+        arguments["negative_prompt"] = row.negative_prompt
+    arguments = {name: value for name, value in arguments.items() if name in takes} | family.arguments
+    if family.image:
+        arguments["image"] = Image.open(row.images[0])
+    return run(pipe, prompt=row.prompt, num_inference_steps=STEPS, **arguments)
+
+
+def test_sigmas_and_shape(case: Case) -> None:
+    for reference in case.runs:
+        case.expect("sigmas", case.adapter.sigmas(STEPS, case.family.size), reference.sigmas)
+        assert case.adapter.latent_shape(case.family.size) == reference.latents[0].shape[1:]
+
+
+def test_velocity_at_every_step(case: Case) -> None:
+    for row, reference in zip(case.rows, case.runs, strict=True):
+        conditions = case.adapter.encode([row])
+        for i, v in enumerate(reference.velocities):
+            case.expect("velocity", velocity(case, reference.latents[i], reference.sigmas[i : i + 1], conditions), v)
+
+
+def test_velocity_in_bfloat16(case: Case) -> None:
+    """From latents in bfloat16 too, as core hands them to every adapter."""
+    family, folder, row = case.family, Path(case.adapter.spec.path), case.rows[0]
+    reference = by_diffusers(family, folder, row, torch.bfloat16)
+    half = attrs.evolve(case, adapter=load(family, folder, torch.bfloat16))
+    conditions = half.adapter.encode([row])
+    half.adapter.sigmas(STEPS, family.size)
+    for i in range(1 if case.name in ROUNDS_LATER else STEPS):
+        for x in (reference.latents[i], reference.latents[i].bfloat16()):
+            v = velocity(half, x, reference.sigmas[i : i + 1], conditions)
+            assert torch.equal(v, reference.velocities[i])
+
+
+def test_rollout_by_the_pipelines_own_sampler(case: Case) -> None:
+    for row, reference in zip(case.rows, case.runs, strict=True):
+        conditions, x = case.adapter.encode([row]), reference.latents[0]
+        sampler = DiffusionPipeline.from_pretrained(case.adapter.spec.path).scheduler
+        sampler.set_timesteps(STEPS, **({"mu": 0.0} if sampler.config.get("use_dynamic_shifting") else {}))
+        scheduled = case.adapter._schedule(STEPS, case.family.size)
+        sampler.sigmas, sampler.timesteps = scheduled
+        for sigma, timestep in zip(*scheduled, strict=False):
+            x = sampler.step(velocity(case, x, sigma[None], conditions), timestep, x, return_dict=False)[0]
+        case.expect("rollout", x, reference.latents[-1])
+
+
+def test_decode(case: Case) -> None:
+    for reference in case.runs:
+        case.expect("decode", case.adapter.decode(reference.latents[-1], case.family.size), reference.media)
+
+
+def test_a_batch_is_its_rows(case: Case) -> None:
+    """Prompts of different lengths and noise levels of different rows, in one batch."""
+    conditions = case.adapter.collate([case.adapter.encode([row]) for row in case.rows])
+    x = torch.cat([reference.latents[i] for i, reference in enumerate(case.runs)])
+    sigma = torch.stack([reference.sigmas[i] for i, reference in enumerate(case.runs)])
+    v = torch.cat([reference.velocities[i] for i, reference in enumerate(case.runs)])
+    case.expect("batch", velocity(case, x, sigma, conditions), v, rounding=1e-6)
+
+
+def test_nothing_draws_from_the_global_generator(case: Case) -> None:
+    reference, state = case.runs[0], torch.get_rng_state()
+    conditions = case.adapter.encode(case.rows[:1])
+    velocity(case, reference.latents[0], reference.sigmas[:1], conditions)
+    case.adapter.decode(reference.latents[-1], case.family.size)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_levels_between_those_of_a_schedule(case: Case) -> None:
+    """The network is told what the pipeline tells it at the neighbouring levels, or something between."""
+    size = case.family.size
+    survey = case.adapter._survey(size)
+    middle = 0.5 * (survey.sigmas[500] + survey.sigmas[501])
+    told = case.adapter._timestep(float(middle), size)
+    assert survey.timesteps[501] - 1 <= told <= survey.timesteps[500] + 1
+
+
+def test_gradients(case: Case) -> None:
+    """Last, since it changes the networks: every expert is reached, and what is not leads nowhere."""
+    conditions = case.adapter.collate([case.adapter.encode([row]) for row in case.rows])
+    x = torch.cat([reference.latents[0] for reference in case.runs])
+    sigma = case.runs[0].sigmas[[0, -2]]
+    idle = lora_without_gradient(case.adapter, x, sigma, conditions, case.family.guidance, case.family.size)
+    assert {name.partition(".lora_")[0] for name in idle} == LEADS_NOWHERE.get(case.name, set())
+    note(case.name, "gradients", f"all but {len(idle) // 2}" if idle else "all")
+
+
+def test_lora_that_was_exported_is_read_back(case: Case, tmp_path: Path) -> None:
+    exported = train(tmp_path, case.name).export()
+    note(case.name, "LoRA", f"{exported.difference:g}")
+    assert exported.difference <= 1e-5
+
+
+def test_the_table_has_every_family() -> None:
+    """Last, since it writes the table where it is asked to."""
+    if os.environ.get("FLOWFACTORY_WRITE_DOCS"):
+        lines = [
+            f"| `{name}` | `{row['pipeline']}` | {' | '.join(row[column] for column in COLUMNS)} |"
+            for name, row in measured.items()
+        ]
+        head, _, after = TABLE.read_text().partition(RULE)
+        TABLE.write_text(f"{head}{RULE}{chr(10).join(lines)}{after[after.index(chr(10) * 2) :]}")
+    assert list(documented()) == list(FAMILIES)
+
+
+def documented() -> dict[str, list[str]]:
+    """The cells of the table by family, the pipeline's first."""
+    rows = TABLE.read_text().partition(RULE)[2].partition("\n\n")[0].splitlines()
+    cells = [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
+    return {name: rest for name, *rest in cells}
+
+
+def note(family: str, column: str, value: str) -> None:
+    """A number of the table; it has to be what is documented, unless the table is written anew."""
+    measured.setdefault(family, {})[column] = value
+    if not os.environ.get("FLOWFACTORY_WRITE_DOCS"):
+        assert documented()[family][("pipeline", *COLUMNS).index(column)] == value
+
+
+@torch.no_grad()
+def velocity(case: Case, x: torch.Tensor, sigma: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    return case.adapter.velocity(x, sigma, conditions, case.family.guidance, case.family.size)

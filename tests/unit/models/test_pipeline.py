@@ -1,0 +1,290 @@
+"""The tap, on a small Stable Diffusion 3 with random weights, against that pipeline called as its users do."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusion3Pipeline
+from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
+from flowfactory.models import tap
+from flowfactory.models.pipeline import PipelineAdapter
+from oracle import conditions_of, lora_without_gradient, rollout, run
+from PIL import Image
+
+SIZE = Size(32, 48)
+STEPS = 3
+ROWS = (Row("a cat"), Row("two dogs", "blurry"), Row("a much longer prompt about nothing at all", ""))
+
+LEADS_NOWHERE = "transformer.transformer_blocks.1.attn.add_q_proj"
+"""Stable Diffusion 3 throws away what its last block makes of the text."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return PipelineAdapter.tiny(tmp_path_factory.mktemp("sd3"))
+
+
+def load(folder, dtype=torch.float32) -> PipelineAdapter:
+    adapter = PipelineAdapter(PipelineSpec(path=str(folder)))
+    adapter.load(torch.device("cpu"), dtype)
+    return adapter
+
+
+def by_diffusers(folder, row, guidance, dtype=torch.float32):
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype)
+    pipe.vae.requires_grad_(False)  # as adapters do; torch's linear layers round differently when weights are trainable
+    size = {"height": SIZE.height, "width": SIZE.width}
+    prompts = {"prompt": row.prompt, "negative_prompt": row.negative_prompt}
+    return run(pipe, **prompts, **size, num_inference_steps=STEPS, guidance_scale=guidance)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.prompt)
+def test_equals_the_pipeline(folder, row, guidance):
+    adapter, reference = load(folder), by_diffusers(folder, row, guidance)
+    conditions, noise = adapter.encode([row]), reference.latents[0]
+    assert adapter.latent_shape(SIZE) == noise.shape[1:]
+    assert torch.equal(adapter.sigmas(STEPS, SIZE), reference.sigmas)
+    final = rollout(adapter, noise, conditions, STEPS, guidance, SIZE)
+    assert torch.equal(final, reference.latents[-1])
+    assert torch.equal(adapter.decode(final, SIZE), reference.media)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_velocity_equals_the_pipeline_in_half_precision(folder, dtype):
+    adapter, reference = load(folder, dtype), by_diffusers(folder, ROWS[1], 4.5, dtype)
+    conditions = adapter.encode([ROWS[1]])
+    for i, v in enumerate(reference.velocities):
+        with torch.no_grad():
+            ours = adapter.velocity(reference.latents[i], reference.sigmas[i : i + 1], conditions, 4.5, SIZE)
+        assert ours.dtype == dtype
+        assert torch.equal(ours, v)
+
+
+def test_encoding_a_row_does_not_depend_on_its_company(folder):
+    adapter = load(folder)
+    together, alone = adapter.encode(ROWS), conditions_of(adapter, ROWS)
+    assert together.keys() == alone.keys()
+    assert all(torch.equal(together[name], alone[name]) for name in together)
+
+
+def test_different_noise_levels_are_each_their_own(folder):
+    adapter = load(folder)
+    conditions, x = adapter.encode(ROWS), torch.randn(3, *adapter.latent_shape(SIZE))
+    sigma = torch.tensor([0.9, 0.2, 0.5])
+    together = adapter.velocity(x, sigma, conditions, 4.5, SIZE)
+    for i in range(3):
+        row = {name: tensor[i : i + 1] for name, tensor in conditions.items()}
+        assert torch.equal(together[i : i + 1], adapter.velocity(x[i : i + 1], sigma[i : i + 1], row, 4.5, SIZE))
+
+
+def test_rows_at_one_noise_level_share_a_call_and_keep_their_order(folder):
+    adapter = load(folder)
+    conditions, x = adapter.encode(ROWS), torch.randn(3, *adapter.latent_shape(SIZE))
+    calls = []
+    adapter.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    together = adapter.velocity(x, torch.tensor([0.9, 0.2, 0.9]), conditions, 1.0, SIZE)
+    assert len(calls) == 2
+    alone = adapter.velocity(x[2:], torch.tensor([0.9]), {n: t[2:] for n, t in conditions.items()}, 1.0, SIZE)
+    torch.testing.assert_close(together[2:], alone, rtol=0, atol=1e-5)
+
+
+def test_gradients_reach_every_lora_parameter(folder):
+    adapter = load(folder)
+    conditions, x = adapter.encode(ROWS), torch.randn(3, *adapter.latent_shape(SIZE))
+    idle = lora_without_gradient(adapter, x, torch.tensor([0.9, 0.2, 0.9]), conditions, 4.5, SIZE)
+    assert {name.partition(".lora_")[0] for name in idle} == {LEADS_NOWHERE}
+
+
+def test_only_the_network_can_be_trained(folder):
+    adapter = load(folder)
+    assert list(adapter.networks()) == ["transformer"]
+    frozen = {name: part for name, part in adapter.pipe.components.items() if name.startswith(("text_encoder", "vae"))}
+    assert len(frozen) == 4
+    assert not any(parameter.requires_grad for part in frozen.values() for parameter in part.parameters())
+
+
+def test_dropped_encoders_leave_memory(folder):
+    adapter = load(folder)
+    conditions = adapter.encode(ROWS)
+    encoders = [part for name, part in adapter.pipe.components.items() if name.startswith("text_encoder")]
+    watched = [weakref.ref(parameter) for encoder in encoders for parameter in encoder.parameters()]
+    kept = sum(
+        parameter.numel() for name in ("transformer", "vae") for parameter in adapter.pipe.components[name].parameters()
+    )
+    del encoders
+    adapter.drop_encoders()
+    gc.collect()
+    assert watched
+    assert sum(parameter() is not None for parameter in watched) == 0
+    live = {name for name, part in adapter.pipe.components.items() if isinstance(part, torch.nn.Module)}
+    assert live == {"transformer", "vae"}
+    assert kept == sum(p.numel() for name in live for p in adapter.pipe.components[name].parameters())
+    x = torch.randn(3, *adapter.latent_shape(SIZE))
+    assert adapter.velocity(x, adapter.sigmas(STEPS, SIZE)[:1].expand(3), conditions, 4.5, SIZE).shape == x.shape
+    assert adapter.decode(x, SIZE).shape == (3, 3, SIZE.height, SIZE.width)
+
+
+def test_the_pipeline_is_left_as_it_was(folder):
+    adapter = load(folder)
+    before = dict(vars(adapter.pipe))
+    conditions = adapter.encode(ROWS[:1])
+    x = torch.randn(1, *adapter.latent_shape(SIZE))
+    adapter.velocity(x, torch.tensor([0.5]), conditions, 4.5, SIZE)
+    adapter.decode(x, SIZE)
+    assert vars(adapter.pipe)["scheduler"] is before["scheduler"]
+    assert "encode_prompt" not in vars(adapter.pipe)
+
+
+def test_nothing_draws_from_anybody_elses_generator(folder):
+    adapter = load(folder)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    conditions = adapter.encode(ROWS)
+    x = torch.zeros(3, *adapter.latent_shape(SIZE))
+    adapter.velocity(x, adapter.sigmas(STEPS, SIZE)[:1].expand(3), conditions, 1.0, SIZE)
+    adapter.decode(x, SIZE)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_of_different_kinds_do_not_join(folder):
+    adapter = load(folder)
+    one, two = adapter.encode(ROWS[:1]), adapter.encode(ROWS[:1])
+    with pytest.raises(ValueError, match="only some have encode_prompt"):
+        adapter.collate([one, {name: tensor for name, tensor in two.items() if name != "encode_prompt.0.0"}])
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def variant(folder, tmp_path, **config):
+    """The checkpoint with some of its scheduler's configuration replaced."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **config)
+    pipe.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_path_without_a_pipeline_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a diffusers pipeline"):
+        load(tmp_path)
+
+
+def test_a_pipeline_that_is_not_flow_matching_is_refused(folder, tmp_path):
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
+    pipe.scheduler = DDIMScheduler()
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its scheduler DDIMScheduler is not set up for flow matching"):
+        load(tmp_path)
+
+
+def test_rising_noise_levels_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="its noise levels rise"):
+        load(variant(folder, tmp_path, invert_sigmas=True))
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"])
+def test_a_pipeline_that_starts_from_an_image_is_refused(folder, tmp_path, name):
+    variant(folder, tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": name}))
+    with pytest.raises(ValueError, match="it starts from an image instead of noise"):
+        load(tmp_path)
+
+
+def test_keys_without_effect_are_refused(folder):
+    adapter = PipelineAdapter(PipelineSpec(path=str(folder), true_cfg=4.0))
+    with pytest.raises(ValueError, match="it has no use for `true_cfg`"):
+        adapter.load(torch.device("cpu"), torch.float32)
+
+
+def test_condition_images_for_a_model_without_are_refused(folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="it does not encode condition images"):
+        load(folder).encode([Row("a cat", images=(tmp_path / "image.png",))])
+
+
+def test_guidance_of_a_pipeline_without_is_refused(folder):
+    adapter = load(folder)
+    conditions, x = adapter.encode(ROWS[:1]), torch.zeros(1, *adapter.latent_shape(SIZE))
+    adapter._parameters = {name: p for name, p in adapter._parameters.items() if name != "guidance_scale"}
+    with pytest.raises(ValueError, match="it takes no guidance"):
+        adapter.velocity(x, torch.ones(1), conditions, 4.5, SIZE)
+
+
+class FreshNoise(StableDiffusion3Pipeline):
+    """Conditions its network on new noise in every call."""
+
+    def prepare_latents(self, *arguments):
+        self.noise = torch.randn(1)
+        return super().prepare_latents(*arguments)
+
+    @property
+    def joint_attention_kwargs(self):
+        self.transformer.register_forward_hook(lambda module, inputs, output: (output[0] + self.noise,))
+        return None
+
+
+class CountsSteps(StableDiffusion3Pipeline):
+    """Guides less after its first step."""
+
+    @property
+    def guidance_scale(self):
+        return 1.5 if self.scheduler.step_index else self._guidance_scale
+
+
+class OwnSampler(StableDiffusion3Pipeline):
+    """Never asks its scheduler for a step."""
+
+    @property
+    def interrupt(self):
+        return True
+
+
+def changed(folder, pipeline) -> PipelineAdapter:
+    adapter = load(folder)
+    adapter.pipe.__class__ = pipeline
+    return adapter
+
+
+def test_fresh_noise_in_every_call_is_refused(folder):
+    with pytest.raises(ValueError, match="it adds fresh noise in every call"):
+        changed(folder, FreshNoise).latent_shape(SIZE)
+
+
+def test_a_pipeline_that_steps_from_elsewhere_is_refused(folder, monkeypatch):
+    original = tap.run
+
+    def elsewhere(*arguments):
+        outcome = original(*arguments)
+        if isinstance(outcome, tap.Reached):
+            outcome.sample = outcome.sample * 2
+        return outcome
+
+    adapter = load(folder)
+    monkeypatch.setattr(tap, "run", elsewhere)
+    with pytest.raises(ValueError, match="it changes the latents it is given"):
+        adapter.latent_shape(SIZE)
+
+
+def test_a_pipeline_that_counts_its_steps_is_refused(folder):
+    with pytest.raises(ValueError, match="depends on the number of the step"):
+        changed(folder, CountsSteps).latent_shape(SIZE)
+
+
+def test_a_pipeline_with_a_sampler_of_its_own_is_refused(folder):
+    with pytest.raises(ValueError, match="it never calls its scheduler's step"):
+        changed(folder, OwnSampler).latent_shape(SIZE)
+
+
+def test_a_refused_size_stays_refused(folder):
+    adapter = changed(folder, FreshNoise)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="fresh noise"):
+            adapter.latent_shape(SIZE)

@@ -1,0 +1,210 @@
+"""What `plan` says of memory, held to the real models: weights exactly, activations within a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.types import Row
+from flowfactory.discovery.registry import Registry
+from flowfactory.models.tiny import stable_diffusion_3
+from flowfactory.plan import headers
+from flowfactory.plan.estimate import estimate
+from flowfactory.policy.weights import Weights
+from flowfactory.processes.distributed import DTYPES
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Full, Spec
+from flowfactory_plugin_flux.checkpoint import tiny_flux
+from flowfactory_plugin_qwen_image.checkpoint import tiny_qwen_image
+from flowfactory_plugin_wan.checkpoint import tiny_wan
+from safetensors.torch import save_file
+
+MAKE: dict[str, Callable[[], Any]] = {
+    "flux": tiny_flux,
+    "qwen-image": tiny_qwen_image,
+    "wan": tiny_wan,
+    "diffusers": stable_diffusion_3,
+}
+LORA, FULL = (), ("full={}",)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in MAKE}
+    for name, folder in folders.items():
+        MAKE[name]().save_pretrained(folder, max_shard_size="100KB")
+    return folders
+
+
+def spec_of(path: Path, checkpoint: Path, model: str, *sets: str) -> Spec:
+    unset = ("lora",) if "full={}" in sets else ()
+    changes = (f"model.path={checkpoint}", f"model.name={model}", "trainer.name=grpo", *sets)
+    return load_spec(path, Registry(), changes, (*unset, "trainer.beta"))
+
+
+def loaded(spec: Spec, adapter: Adapter[Any]) -> Weights:
+    adapter.load(torch.device("cpu"), DTYPES[spec.run.precision])
+    targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
+    return Weights(adapter.networks(), spec.tuning, targets, [], 0)
+
+
+def adapter_of(spec: Spec) -> Adapter[Any]:
+    made: Adapter[Any] = Registry().target("adapters", spec.model.name)(spec.model.spec)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("model", "sets"),
+    [
+        ("flux", LORA),
+        ("flux", ("lora.targets=['attn.to_q', 'proj_mlp']",)),
+        ("flux", FULL),
+        ("flux", ("run.precision=bf16",)),
+        ("qwen-image", LORA),
+        ("qwen-image", FULL),
+        ("wan", LORA),
+        ("wan", FULL),
+        ("diffusers", LORA),
+        ("diffusers", FULL),
+    ],
+)
+def test_weights_are_counted_exactly(
+    spec: Path, checkpoints: dict[str, Path], model: str, sets: tuple[str, ...]
+) -> None:
+    made = spec_of(spec, checkpoints[model], model, *sets)
+    guess, adapter = estimate(made), adapter_of(made)
+    trained = sum(p.nbytes for p in loaded(made, adapter).parameters.values())
+    saved = [
+        t for n in adapter.networks().values() for name, t in n.state_dict(keep_vars=True).items() if "lora" not in name
+    ]
+    frozen = sum(t.nbytes for t in saved if not t.requires_grad)
+    if isinstance(made.tuning, Full):
+        trained, frozen = (
+            trained + frozen,
+            0,
+        )  # a table that is saved beside weights, as SD3's positions, looks like one
+    assert guess["trained"] == trained
+    assert guess["frozen"] == frozen
+    others: dict[str, int] = {"vae": 0, "encoders": 0}
+    for name, part in adapter.pipe.components.items():  # type: ignore[attr-defined]
+        if isinstance(part, torch.nn.Module) and not name.startswith("transformer"):
+            others["vae" if name == "vae" else "encoders"] += sum(p.nbytes for p in part.parameters())
+    assert {name: guess[name] for name in others} == others
+    assert guess["gradients"] == guess["trained"]
+    assert guess["moments"] == 2 * guess["trained"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_base_is_counted(spec: Path, checkpoints: dict[str, Path], kind: str) -> None:
+    """All but what does not grow with the weights: tables of 16 and 256 numbers beside each of nf4's."""
+    made = spec_of(spec, checkpoints["flux"], "flux", f"model.quantize={kind}", "run.precision=bf16")
+    adapter = adapter_of(made)
+    loaded(made, adapter)
+    saved = {name: t for n in adapter.networks().values() for name, t in n.state_dict().items() if "lora" not in name}
+    assert any(t.dtype in (torch.int8, torch.uint8) for t in saved.values())
+    stored = sum(t.nbytes for name, t in saved.items() if not name.endswith(("quant_map", "bitsandbytes__nf4")))
+    assert estimate(made)["frozen"] == pytest.approx(stored, rel=0.01)
+
+
+def test_one_of_two_experts_is_trained(spec: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    tiny_wan(experts=2).save_pretrained(tmp_path / "two")
+    both, high = (
+        estimate(spec_of(spec, tmp_path / "two", "wan", f"model.experts={which}")) for which in ("both", "high")
+    )
+    assert both["trained"] == 2 * (high["trained"] or 0) > 0
+    assert both["frozen"] == high["frozen"]
+
+
+def test_sets_and_bits(spec: Path, checkpoints: dict[str, Path]) -> None:
+    def bytes_of(*sets: str) -> tuple[int, int]:
+        made = estimate(spec_of(spec, checkpoints["flux"], "flux", *sets))
+        trained = made["trained"] or 0
+        return (made["sets"] or 0) // trained, (made["moments"] or 0) * 4 // trained
+
+    assert bytes_of() == (1, 8)
+    assert bytes_of("optimizer.ema=0", "optimizer.bits=8") == (0, 2)
+    assert bytes_of("trainer.kl_beta=0.1") == (1, 8), "the reference of LoRA costs nothing"
+    assert bytes_of("trainer.kl_beta=0.1", *FULL) == (2, 8)
+    assert bytes_of("trainer.name=nft", *FULL) == (3, 8), "the average, the old policy, the reference"
+
+
+@pytest.mark.parametrize("sets", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("model", list(MAKE))
+def test_activations_are_within_a_factor(
+    spec: Path, checkpoints: dict[str, Path], model: str, sets: tuple[str, ...]
+) -> None:
+    """Of what autograd keeps in one forward pass, at two sizes of micro-batch."""
+    ratios = []
+    for batch in (1, 3):
+        made = spec_of(spec, checkpoints[model], model, f"optimizer.micro_batch={batch}", "sampling.size=256", *sets)
+        adapter = adapter_of(made)
+        loaded(made, adapter)
+        ratios.append((estimate(made)["update_activations"] or 0) / kept(adapter, made, batch))
+    assert 0.4 < ratios[0] < 2.5
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.2)
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(spec: Path, checkpoints: dict[str, Path]) -> None:
+    plain, checkpointed = (
+        estimate(spec_of(spec, checkpoints["flux"], "flux", f"memory.gradient_checkpointing={on}"))[
+            "update_activations"
+        ]
+        for on in ("false", "true")
+    )
+    layers, values = 2, 18
+    assert (checkpointed or 0) / (plain or 1) == pytest.approx((layers + values) / (layers * values))
+
+
+def test_what_was_not_downloaded_is_unknown_and_the_hubs_cache_is_looked_at(
+    spec: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    made = load_spec(spec, Registry())
+    (only,) = estimate(made).parts
+    assert (only.bytes, estimate(made).phases) == (None, ())
+    assert "some-org/some-model is not on this disk" in only.reason
+    repository = tmp_path / "models--some-org--some-model"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    (repository / "snapshots" / "0123").symlink_to(checkpoints["diffusers"])
+    assert estimate(made)["vae"] == estimate(spec_of(spec, checkpoints["diffusers"], "diffusers"))["vae"]
+
+
+def test_shards_and_variants(tmp_path: Path) -> None:
+    """What is counted is what is read: every shard, and no second copy in another number format."""
+    network = torch.nn.Linear(3, 5)
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    state = network.state_dict()
+    save_file({"weight": state["weight"]}, folder / "model-00001-of-00002.safetensors")
+    save_file({"bias": state["bias"]}, folder / "model-00002-of-00002.safetensors", {"format": "pt"})
+    save_file({"weight": state["weight"].half()}, folder / "model.fp16.safetensors")
+    assert headers.read(tmp_path)["transformer"].shapes == {"weight": (5, 3), "bias": (5,)}
+
+
+def kept(adapter: Adapter[Any], spec: Spec, batch: int) -> int:
+    """Bytes autograd keeps of one velocity."""
+    size = spec.sampling.size
+    conditions = adapter.encode([Row("a cat", "a dog")] * batch)
+    x = Draws([(0, i) for i in range(batch)]).normal(*adapter.latent_shape(size))
+    level = adapter.sigmas(spec.sampling.steps, size)[1]
+    weights = {p.untyped_storage().data_ptr() for n in adapter.networks().values() for p in n.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        v = adapter.velocity(x, level.expand(batch), conditions, spec.sampling.guidance, size)
+    assert v.requires_grad
+    return sum(storage.nbytes() for storage in storages.values())

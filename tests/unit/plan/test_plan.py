@@ -1,0 +1,126 @@
+"""The arithmetic of a run, with reasons; versions; and a digest that knows what decides results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import SpecError
+from flowfactory.plan.plan import Plan, make_plan
+from flowfactory.spec.structure import load_spec
+from specs import lay
+
+
+def plan(path: Path, *sets: str, world: int = 1) -> Plan:
+    registry = Registry()
+    return make_plan(load_spec(path, registry, sets), registry, world)
+
+
+def test_numbers(spec: Path) -> None:
+    sets = ("sampling.prompts=12", "sampling.group=6", "sampling.micro_batch=10", "optimizer.updates=3")
+    made = plan(spec, *sets, "optimizer.micro_batch=5", "run.epochs=7", "eval.every=3", "checkpoint.every=2", world=2)
+    assert {number.name: number.value for number in made.numbers} == {
+        "samples": 72,
+        "samples_per_process": 36,
+        "sampling_batches": 4,
+        "sampling_calls": 32,
+        "stochastic_steps": 2,
+        "updates": 3,
+        "groups_per_update": 4,
+        "effective_batch": 24,
+        "samples_per_update_per_process": 12,
+        "accumulation": 3,
+        "epochs": 7,
+        "optimizer_steps": 21,
+        "evaluations": 4,
+        "checkpoints": 4,
+    }
+    assert made["samples"] == 72
+    assert all(number.reason for number in made.numbers)
+    reasons = {number.name: number.reason for number in made.numbers}
+    assert reasons["samples"] == "samples per epoch: 12 prompts x groups of 6"
+
+
+def test_evaluations_need_prompts(spec: Path) -> None:
+    registry = Registry()
+    made = make_plan(load_spec(spec, registry, (), ("eval", "data.eval_prompts")), registry)
+    assert made["evaluations"] == 0
+    assert plan(spec, "eval.every=0")["evaluations"] == 0
+    assert plan(spec, "run.epochs=0")["evaluations"] == 1
+
+
+def test_a_world_that_does_not_divide_is_refused(spec: Path) -> None:
+    with pytest.raises(SpecError, match=r"5 processes cannot share the 12 groups .* are 3, 4, 6"):
+        plan(spec, "sampling.prompts=24", world=5)
+    assert plan(spec, "sampling.prompts=24", world=6)["groups_per_update"] == 12
+
+
+def test_versions_are_those_in_use(spec: Path) -> None:
+    versions = plan(spec).versions
+    assert list(versions) == ["flowfactory", "toy.py"]
+    assert versions["toy.py"].startswith("sha256:")
+
+
+SAME = [
+    "run.name=other",
+    "run.save_samples=0",
+    "sampling.micro_batch=3",
+    "optimizer.micro_batch=3",
+    "memory.gradient_checkpointing=true",
+    "checkpoint.keep=7",
+    "track.project=other",
+]
+OTHER = [
+    "run.seed=1",
+    "run.epochs=4",
+    "run.precision=bf16",
+    "model.path=other/model",
+    "lora.rank=5",
+    "sampling.group=5",
+    "scheduler.eta=0.6",
+    "trainer.beta=0.2",
+    "reward[0].weight=0.9",
+    "reward[0].target=0.9",
+    "optimizer.lr=1e-3",
+    "eval.seed=3",
+    "data.prompts=eval.txt",
+    "eval.reward=[{name='bright', label='x'}]",
+]
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_what_has_no_effect_on_results_leaves_the_digest(spec: Path, change: str) -> None:
+    assert plan(spec, change).digest == plan(spec).digest
+
+
+def test_whatever_else_changes_changes_the_digest(spec: Path) -> None:
+    digests = [plan(spec).digest, *(plan(spec, change).digest for change in OTHER)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_files_count_by_content_not_by_place(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = lay(tmp_path_factory.mktemp("elsewhere"))
+    for folder in (spec.parent, elsewhere.parent):
+        (folder / "weights").mkdir()
+        (folder / "weights" / "model.safetensors").write_bytes(b"x" * 200_000)
+    change = "model.path=weights"
+    for folder in (spec, elsewhere):
+        folder.write_text(folder.read_text().replace("some-org/some-model", "./weights"))
+    before = plan(spec).digest
+    assert plan(elsewhere).digest == before
+    (elsewhere.parent / "weights" / "model.safetensors").write_bytes(b"x" * 199_999 + b"y")
+    assert plan(elsewhere).digest != before
+    (spec.parent / "train.txt").write_text("something else\n")
+    assert plan(spec).digest != before
+    assert change
+
+
+def test_written_plans_read_back(spec: Path) -> None:
+    made = plan(spec)
+    folder = spec.parent / "runs" / "test"
+    made.write(folder)
+    assert json.loads((folder / "plan.json").read_text()) == made.as_json()
+    again = plan(folder / "spec.toml")
+    assert (again.digest, again.versions) == (made.digest, made.versions)

@@ -1,0 +1,93 @@
+"""What `[memory] offload` names is on the device only while it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Location, Size
+from flowfactory.contracts.types import Row
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.policy.policy import ModelPolicy
+from flowfactory.policy.weights import Weights
+from flowfactory.processes.distributed import Processes
+from flowfactory.spec.tables import Full
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+SIZE = Size(32, 32)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> PipelineAdapter[PipelineSpec]:
+    path = PipelineAdapter.tiny(tmp_path_factory.mktemp("sd3"))
+    adapter = PipelineAdapter(PipelineSpec(path=Location(str(path)), max_sequence_length=16))
+    adapter.load(CPU, torch.float32)
+    adapter.encode([Row("a cat")])
+    adapter.drop_encoders()
+    adapter.latent_shape(SIZE)
+    return adapter
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    from accelerate.state import AcceleratorState
+
+    yield Processes("fp32")
+    AcceleratorState._reset_state(True)
+
+
+class Watched(PipelineAdapter[PipelineSpec]):
+    """Notes where what decodes is moved, and when it decodes."""
+
+    events: list[str]
+
+    def place(self, device: torch.device) -> None:
+        self.events.append(device.type)
+
+    def decode(self, x: torch.Tensor, size: Size) -> torch.Tensor:
+        self.events.append("decode")
+        if x.isnan().any():
+            raise RuntimeError("out of memory")
+        return x
+
+
+def watched(processes: Processes, offload: bool) -> tuple[ModelPolicy, list[str]]:
+    adapter = Watched(PipelineSpec(path=Location("nowhere")))
+    adapter.events = []
+    weights = Weights({}, Full(), [], [], 0)
+    policy = ModelPolicy(adapter, weights, processes, torch.float32, 1.0, SIZE, offload)
+    return policy.at(Size(64, 64)), adapter.events
+
+
+def test_what_decodes_is_on_the_device_while_it_does(processes: Processes) -> None:
+    policy, events = watched(processes, offload=True)
+    policy.decode(torch.zeros(1, 4, 4, 4))
+    assert events == [processes.device.type, "decode", "cpu"]
+
+
+def test_it_leaves_after_an_error_too(processes: Processes) -> None:
+    policy, events = watched(processes, offload=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        policy.decode(torch.full((1, 4, 4, 4), torch.nan))
+    assert events[-1] == "cpu"
+
+
+def test_it_stays_where_it_is_unless_it_is_to_move(processes: Processes) -> None:
+    policy, events = watched(processes, offload=False)
+    policy.decode(torch.zeros(1, 4, 4, 4))
+    assert events == ["decode"]
+
+
+def test_velocities_need_nothing_of_what_moves(adapter: PipelineAdapter[PipelineSpec]) -> None:
+    """On the meta device nothing can be computed with what is needed elsewhere."""
+    x, sigma, conditions = torch.randn(1, *adapter.latent_shape(SIZE)), torch.tensor([0.5]), adapter._stand_in()
+    with torch.no_grad():
+        before = adapter.velocity(x, sigma, conditions, 4.0, SIZE)
+        vae = adapter.pipe.vae
+        adapter.place(META)
+        after = adapter.velocity(x, sigma, conditions, 4.0, SIZE)
+    assert torch.equal(before, after)
+    assert {p.device for p in vae.parameters()} == {META}
+    assert {p.device for p in adapter.pipe.transformer.parameters()} == {CPU}

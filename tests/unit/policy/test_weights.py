@@ -1,0 +1,117 @@
+"""Trainable weights and their named sets."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from flowfactory.policy.weights import Weights
+from flowfactory.spec.tables import Full, Lora
+from torch import nn
+
+FULL, LORA = Full(), Lora(rank=2, alpha=4.0)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+
+
+def weights(tuning: Lora | Full, sets: Sequence[str] = (), seed: int = 0) -> tuple[nn.Module, Weights]:
+    made = network()
+    return made, Weights({"net": made}, tuning, ["0", "2"], sets, seed)
+
+
+def shift(w: Weights, by: float) -> None:
+    with torch.no_grad():
+        for parameter in w.parameters.values():
+            parameter += by
+
+
+@pytest.mark.parametrize("tuning", [FULL, LORA])
+def test_the_reference_is_what_the_network_was(tuning: Lora | Full) -> None:
+    x = torch.randn(3, 4)
+    before = network()(x)
+    net, w = weights(tuning, ["reference"])
+    shift(w, 0.1)
+    after = net(x)
+    with w.using("reference"):
+        assert torch.equal(net(x), before)
+    assert torch.equal(net(x), after)
+    assert not torch.equal(after, before)
+
+
+def test_a_lora_reference_costs_no_copy() -> None:
+    assert weights(LORA, ["reference"])[1].sets == {}
+
+
+def test_lora_trains_only_what_it_added_and_starts_without_effect() -> None:
+    net, w = weights(LORA)
+    assert all("lora_" in name for name in w.parameters)
+    x = torch.randn(3, 4)
+    assert torch.equal(net(x), network()(x))
+    assert sum(p.requires_grad for p in net.parameters()) == len(w.parameters) == 4
+
+
+def test_lora_initialisation_follows_the_seed() -> None:
+    a, b, c = (weights(LORA, seed=s)[1].tensors("current") for s in (1, 1, 2))
+    name = next(n for n in a if "lora_A" in n)
+    assert torch.equal(a[name], b[name])
+    assert not torch.equal(a[name], c[name])
+
+
+def test_injecting_lora_leaves_global_randomness_alone() -> None:
+    net = network()
+    state = torch.get_rng_state()
+    Weights({"net": net}, LORA, ["0"], [], seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_exchanging_moves_no_data() -> None:
+    _, w = weights(FULL, ["old"])
+    current = [p.data_ptr() for p in w.parameters.values()]
+    old = [t.data_ptr() for t in w.sets["old"]]
+    with w.using("old"):
+        assert [p.data_ptr() for p in w.parameters.values()] == old
+    assert [p.data_ptr() for p in w.parameters.values()] == current
+
+
+def test_moving_blends_towards_the_current_weights() -> None:
+    _, w = weights(FULL, ["old"])
+    start = [t.clone() for t in w.sets["old"]]
+    shift(w, 1.0)
+    w.move("old", 0.75)
+    for before, after in zip(start, w.sets["old"], strict=True):
+        torch.testing.assert_close(after, before + 0.25)
+    w.move("old", 0.0)
+    for after, parameter in zip(w.sets["old"], w.parameters.values(), strict=True):
+        torch.testing.assert_close(after, parameter.data, rtol=0, atol=1e-7)
+
+
+def test_sets_are_float32_whatever_the_network_is() -> None:
+    net = network().bfloat16()
+    w = Weights({"net": net}, LORA, ["0"], ["ema"], 0)
+    assert {t.dtype for t in [*w.parameters.values(), *w.sets["ema"]]} == {torch.float32}
+    assert net[2].weight.dtype == torch.bfloat16
+
+
+def test_a_set_cannot_move_while_another_is_in_use() -> None:
+    _, w = weights(FULL, ["old", "ema"])
+    with w.using("old"), pytest.raises(RuntimeError, match="'ema' cannot move while another set is in use"):
+        w.move("ema", 0.5)
+    w.move("ema", 0.5)
+
+
+def test_an_unknown_set_is_named_with_those_there_are() -> None:
+    _, w = weights(FULL, ["ema"])
+    with pytest.raises(KeyError, match="no weight set 'old'; there are current, ema"), w.using("old"):
+        pass
+
+
+def test_an_exchange_is_undone_after_an_error() -> None:
+    net, w = weights(FULL, ["old"])
+    shift(w, 0.5)
+    x = torch.randn(2, 4)
+    expected = net(x)
+    with pytest.raises(ZeroDivisionError), w.using("old"):
+        raise ZeroDivisionError
+    assert torch.equal(net(x), expected)

@@ -1,0 +1,80 @@
+"""What processes do together, in a world of two that are one: whatever is added up, doubles."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from flowfactory.contracts.specs import Needs
+from flowfactory.errors import RunError
+from flowfactory.processes.distributed import PeerLost, Processes, together
+from flowfactory.training.assembly import _weights
+from torch import Tensor, nn
+
+
+class Twins(Processes):
+    """Two processes that always have the same."""
+
+    world = 2  # type: ignore[assignment]
+    device = torch.device("cpu")  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.accelerator, self._mesh = self, None
+
+    def end_training(self) -> None:
+        """Nothing is open."""
+
+    def reduce(self, values: Tensor, reduction: str) -> Tensor:
+        assert reduction == "sum"
+        return 2 * values
+
+
+def test_gradients_are_added_up_and_those_nobody_has_stay_away() -> None:
+    used, unused, frozen = (nn.Parameter(torch.ones(2, 3)) for _ in range(3))
+    frozen.requires_grad_(False)
+    used.grad = torch.arange(6.0).reshape(2, 3)
+    Twins().sum_gradients([used, unused, frozen])
+    torch.testing.assert_close(used.grad, 2 * torch.arange(6.0).reshape(2, 3))
+    assert unused.grad is None
+    assert frozen.grad is None
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_world_of_one_needs_no_message(present: bool) -> None:
+    class Alone(Twins):
+        world = 1
+
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2) if present else None
+    Alone().sum_gradients([parameter])
+    assert (parameter.grad is not None) == present
+    if present:
+        assert torch.equal(parameter.grad, torch.ones(2))
+
+
+def test_experts_that_are_called_by_turns_are_not_divided_for_a_trainer_that_draws_noise_levels() -> None:
+    """Each process would call another of them, and wait for ever."""
+
+    def weights(trajectory: str) -> None:
+        spec = SimpleNamespace(trainer=SimpleNamespace(name="nft"))
+        adapter = SimpleNamespace(networks=lambda: {"high": nn.Linear(1, 1), "low": nn.Linear(1, 1)})
+        trainer = SimpleNamespace(needs=Needs(trajectory=trajectory))  # type: ignore[arg-type]
+        _weights(spec, adapter, trainer, Sharded())  # type: ignore[arg-type]
+
+    class Sharded(Twins):
+        sharded, main = True, True  # type: ignore[assignment]
+
+    with pytest.raises(RunError, match=r"trainer `nft` draws its own noise levels.* high and low at a time"):
+        weights("final")
+    with pytest.raises(AttributeError, match="optimizer"):  # it went on to the spec, which here has nothing more
+        weights("steps")
+
+
+def test_only_what_comes_from_other_processes_is_put_down_to_them() -> None:
+    with pytest.raises(PeerLost), together():
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    with pytest.raises(PeerLost), together():
+        raise torch.distributed.DistNetworkError("the other side is gone")
+    with pytest.raises(torch.OutOfMemoryError), together():
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,0 +1,106 @@
+"""The page of a report, without a browser; `end_to_end/test_report.py` has one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from flowfactory.cli.main import main
+from flowfactory.report.report import differences, facts
+from flowfactory.runs import history
+from runs import lay_run
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+class Tags(HTMLParser):
+    """Counts tags and collects attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_a_report_lies_in_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    assert main(["report", str(folder)]) == 0
+    assert f"the report is in {folder / 'report.html'}" in capsys.readouterr().err
+    assert (folder / "report-curves" / "reward.png").is_file()
+
+
+def test_a_report_on_several_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = lay_run(tmp_path / "one", epochs=1), lay_run(tmp_path / "two", epochs=1)
+    assert main(["report", str(one), str(two)]) == 0
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not the folder of a run: it has no plan.json" in capsys.readouterr().err
+
+
+def test_a_run_that_has_hardly_begun_has_a_page(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    for name in ("metrics.jsonl", "env.json"):
+        (folder / name).unlink()
+    (folder / "samples").rename(tmp_path / "elsewhere")
+    assert main(["report", str(folder)]) == 0
+    assert "0 of 1" in (folder / "report.html").read_text()
+
+
+def test_hostile_text_makes_no_tags(tmp_path: Path) -> None:
+    plain, hostile = lay_run(tmp_path / "a"), lay_run(tmp_path / "b", prompts=[HOSTILE] * 3, label=HOSTILE)
+    found = []
+    for folder in (plain, hostile):
+        assert main(["report", str(folder)]) == 0
+        parser = Tags()
+        parser.feed((folder / "report.html").read_text())
+        found.append(parser)
+    assert found[1].tags == found[0].tags
+    assert found[1].attributes == found[0].attributes
+    assert not any(name.startswith("on") for name in found[1].attributes)
+
+
+def test_only_the_pages_own_script_and_style_are_allowed(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    for tag in ("script", "style"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in page
+
+
+def test_specs_are_compared(tmp_path: Path) -> None:
+    runs = history.read([lay_run(tmp_path / "a"), lay_run(tmp_path / "b", epochs=8, frames=5)])
+    rows = {row[0]: row[1:] for row in differences(runs).body}
+    assert rows["run.epochs"] == ("6", "8")
+    assert rows["sampling.size"] == ("[32, 32]", "[32, 48, 5]")
+    assert "optimizer.lr" not in rows
+    assert differences(runs[:1]).body == []
+
+
+def test_facts_say_what_became_of_a_run(tmp_path: Path) -> None:
+    (run,) = history.read([lay_run(tmp_path / "a")])
+    told = dict(facts(run))
+    assert told["held-out bright"] == "0.500 (epoch 0) → 0.620 (epoch 6)"
+    assert told["epochs"] == "6 of 6"
+    assert told["rewards"] == "bright (weight 1), dark (weight -0.5)"
+    assert told["trained"] == "LoRA of rank 4"
+
+
+def test_reports_import_no_torch() -> None:
+    code = "import sys, flowfactory.report.report; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,146 @@
+"""One reward, asked: in pieces, in time, again when it fails."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from flowfactory.contracts.reward import FunctionReward, GroupReward, Score
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.rewards.asking import Asked, RewardError
+
+Function = Callable[[Sequence[Sample]], Any]
+
+
+def samples(groups: int = 1, group: int = 4) -> list[Sample]:
+    return [
+        Sample(Row(f"prompt {g}"), torch.full((3, 2, 2), i / 10), g, i) for g in range(groups) for i in range(group)
+    ]
+
+
+def asked(function: Function, **keys: Any) -> Asked:
+    entry = RewardEntry(name="r", label="r", spec=None, **{"retry_pause": 0.0, **keys})
+    return Asked(entry, FunctionReward(function))
+
+
+class Flaky:
+    """Raises as often as told, then scores 1."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.calls = failures, 0
+
+    def __call__(self, batch: Sequence[Sample]) -> list[Score]:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise OSError("try later")
+        return [1.0] * len(batch)
+
+
+def test_a_call_has_at_most_micro_batch_samples() -> None:
+    sizes: list[int] = []
+    asked(lambda batch: sizes.append(len(batch)) or [0.0] * len(batch), micro_batch=3).ask(samples(2))
+    assert sizes == [3, 3, 2]
+
+
+def test_a_group_reward_gets_whole_groups_whatever_micro_batch_says() -> None:
+    slots: list[list[int]] = []
+
+    class Rank(GroupReward):
+        def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+            slots.append([s.slot for s in samples])
+            return [0.0] * len(samples)
+
+    entry = RewardEntry(name="r", label="r", spec=None, micro_batch=1)
+    Asked(entry, Rank(None)).ask(samples(2))
+    assert slots == [[0] * 4, [1] * 4]
+
+
+def test_a_failed_call_is_made_again_and_then_counts() -> None:
+    flaky = Flaky(2)
+    answer = asked(flaky, retries=2).ask(samples())
+    assert list(answer.scores) == [1.0] * 4
+    assert not answer.failed
+    assert len(answer.failures) == 2
+
+
+@pytest.mark.parametrize(("on_error", "calls"), [("retry", 3), ("drop-group", 1), ("abort", 1)])
+def test_only_retry_asks_again_and_a_failure_leaves_no_score(on_error: str, calls: int) -> None:
+    flaky = Flaky(99)
+    answer = asked(flaky, on_error=on_error, retries=2, micro_batch=2).ask(samples())
+    assert answer.failed
+    assert all(math.isnan(score) for score in answer.scores)
+    assert len(answer.scores) == 4
+    assert flaky.calls == len(answer.failures) == calls
+    assert answer.failures[-1] == "reward 'r' failed: OSError: try later"
+
+
+def test_scores_may_be_anything_that_is_one_finite_number() -> None:
+    given = [1, 2.5, torch.tensor(3.0), torch.tensor([4.0])]
+    assert list(asked(lambda batch: given).ask(samples()).scores) == [1, 2.5, 3, 4]
+    assert list(asked(lambda batch: (x for x in given)).ask(samples()).scores) == [1, 2.5, 3, 4]
+    assert list(asked(lambda batch: torch.arange(4)).ask(samples()).scores) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, -math.inf, "1.0", b"1", [1.0], 1j, {}, torch.zeros(2), torch.tensor(math.nan), 10**400]
+)
+def test_anything_else_is_a_failure(bad: Any) -> None:
+    with pytest.raises(RewardError, match="not a finite number, for prompt 'prompt 0'"):
+        asked(lambda batch: [0.0, bad, 0.0, 0.0]).call(samples())
+
+
+@pytest.mark.parametrize("bad", [None, 3, 1.0])
+def test_an_answer_that_is_no_list_is_a_failure(bad: Any) -> None:
+    with pytest.raises(RewardError, match="TypeError"):
+        asked(lambda batch: bad).call(samples())
+
+
+def test_a_reward_cannot_end_the_process() -> None:
+    with pytest.raises(RewardError, match="SystemExit"):
+        asked(lambda batch: sys.exit(3)).call(samples())
+
+
+def test_gradients_are_off() -> None:
+    assert asked(lambda batch: [float(torch.is_grad_enabled())] * len(batch)).call(samples()) == [0.0] * 4
+
+
+def test_a_call_that_takes_too_long_fails_in_time() -> None:
+    released = threading.Event()
+    slow = asked(lambda batch: released.wait(10) and [0.0] * len(batch), timeout=0.05)
+    start = time.perf_counter()
+    with pytest.raises(RewardError, match=r"reward 'r' took longer than 0.05 s"):
+        slow.call(samples())
+    assert time.perf_counter() - start < 5
+    released.set()
+
+
+def test_a_hanging_call_keeps_its_place_until_it_returns() -> None:
+    released, running, most, lock = threading.Event(), 0, 0, threading.Lock()
+
+    def hangs(batch: Sequence[Sample]) -> list[Score]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        released.wait(10)
+        with lock:
+            running -= 1
+        return [1.0] * len(batch)
+
+    reward = asked(hangs, timeout=0.05, workers=1)
+    with pytest.raises(RewardError, match="took longer"):
+        reward.call(samples())
+    with pytest.raises(RewardError, match="still busy with calls that timed out"):
+        reward.call(samples())
+    released.set()
+    while running:
+        time.sleep(0.01)
+    assert reward.call(samples()) == [1.0] * 4
+    assert most == 1

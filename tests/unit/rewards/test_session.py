@@ -1,0 +1,234 @@
+"""Rounds of scoring: overlapped or not, the scores are the same; idle rewards leave the device."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.types import Row, Sample
+from flowfactory.rewards.scoring import Judge, RewardError
+
+CPU = torch.device("cpu")
+
+
+class Targets:
+    """Stands for the registry: reward targets by name."""
+
+    def __init__(self, **targets: Any) -> None:
+        self.targets = targets
+
+    def target(self, kind: str, name: str) -> Any:
+        return self.targets[name]
+
+
+def judge(keys: dict[str, dict[str, Any]] | None = None, **targets: Any) -> Judge:
+    """A judge of rewards by label; `keys` are further keys of their tables."""
+    given = keys or {}
+    entries = [
+        RewardEntry(name=name, label=name, spec=None, **{"retry_pause": 0.0, **given.get(name, {})}) for name in targets
+    ]
+    return Judge(entries, Targets(**targets), {})  # type: ignore[arg-type]
+
+
+def group(slot: int, size: int = 3) -> list[Sample]:
+    return [Sample(Row(f"prompt {slot}"), torch.full((3, 2, 2), (slot * size + i) / 100), slot, i) for i in range(size)]
+
+
+def brightness(batch: Sequence[Sample]) -> list[Score]:
+    return [float(s.media.mean()) for s in batch]
+
+
+def uneven(batch: Sequence[Sample]) -> list[Score]:
+    time.sleep(random.random() * 0.01)
+    return [None if s.replica == 1 else float(s.media.sum()) for s in batch]
+
+
+class Rank(GroupReward):
+    """The place of each sample by brightness."""
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        time.sleep(random.random() * 0.01)
+        return [float(sorted(brightness(samples)).index(b)) for b in brightness(samples)]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_overlapped_scores_are_the_synchronous_ones_in_the_same_order(workers: int) -> None:
+    found = []
+    for overlap in (False, True):
+        ours = judge({"uneven": {"workers": workers}, "rank": {"workers": workers}}, uneven=uneven, rank=Rank)
+        with ours.session(12, overlap) as session:
+            for slot in range(12):
+                session.submit(group(slot))
+            found.append(session.finish())
+    for label in ("uneven", "rank"):
+        assert torch.equal(found[0].values[label].nan_to_num(-1), found[1].values[label].nan_to_num(-1))
+        assert len(found[0].values[label]) == 36
+    assert found[0].values["uneven"][1].isnan()
+
+
+def test_scoring_takes_no_longer_than_sampling_when_it_overlaps() -> None:
+    pause, groups = 0.04, 10
+
+    def slow(batch: Sequence[Sample]) -> list[Score]:
+        time.sleep(pause)
+        return brightness(batch)
+
+    seconds = {}
+    for overlap in (False, True):
+        with judge(slow=slow).session(groups, overlap) as session:
+            start = time.perf_counter()
+            for slot in range(groups):
+                time.sleep(pause)  # stands for sampling
+                session.submit(group(slot))
+            session.finish()
+            seconds[overlap] = time.perf_counter() - start
+    assert seconds[True] / seconds[False] < 0.75  # 0.55 where nothing else runs: (groups + 1) / (2 groups)
+
+
+def test_workers_ask_side_by_side() -> None:
+    met = threading.Barrier(3, timeout=10)
+
+    def waits(batch: Sequence[Sample]) -> list[Score]:
+        met.wait()
+        return brightness(batch)
+
+    with judge({"waits": {"workers": 3}}, waits=waits).session(3) as session:
+        for slot in range(3):
+            session.submit(group(slot))
+        assert not session.finish().failures
+
+
+def test_media_are_gone_once_they_are_scored() -> None:
+    with judge(brightness=brightness).session(1) as session:
+        samples = group(0)
+        media = [weakref.ref(s.media) for s in samples]
+        session.submit(samples)
+        del samples
+        session.finish()
+        deadline = time.monotonic() + 10
+        while any(one() is not None for one in media) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the thread that scored them lets go of them a moment later
+            gc.collect()
+        assert all(one() is None for one in media)
+
+
+def failing(*slots: int) -> Any:
+    def fails(batch: Sequence[Sample]) -> list[Score]:
+        if batch[0].slot in slots:
+            raise OSError(f"slot {batch[0].slot}")
+        return brightness(batch)
+
+    return fails
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_failure_is_told_with_its_sample_and_leaves_other_rewards_alone(overlap: bool) -> None:
+    ours = judge({"bad": {"retries": 1}}, bad=failing(1), good=brightness)
+    with ours.session(4, overlap) as session:
+        for slot in range(4):
+            session.submit(group(slot))
+        scored = session.finish()
+    assert session.aborting == "the round is over"
+    assert scored.failed["bad"].tolist() == [False] * 3 + [True] * 3 + [False] * 6
+    assert scored.values["bad"].isnan().tolist() == scored.failed["bad"].tolist()
+    assert not scored.failed["good"].any()
+    assert not scored.values["good"].isnan().any()
+    assert scored.calls == {"bad": 2, "good": 0}
+    (failure,) = scored.failures
+    assert (failure.label, failure.sample.row.prompt) == ("bad", "prompt 1")
+    assert failure.why == "reward 'bad' failed: OSError: slot 1"
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_abort_stops_asking(overlap: bool) -> None:
+    asked: list[int] = []
+
+    def counts(batch: Sequence[Sample]) -> list[Score]:
+        asked.append(batch[0].slot)
+        return failing(1)(batch)
+
+    with judge({"counts": {"on_error": "abort"}}, counts=counts).session(9, overlap) as session:
+        for slot in range(9):
+            session.submit(group(slot))
+        session.finish()
+        assert session.aborting == "reward 'counts' failed: OSError: slot 1"
+    assert asked == [0, 1]
+
+
+def test_losing_too_many_groups_stops_asking_before_all_are_lost() -> None:
+    ours = judge({"bad": {"on_error": "drop-group", "max_dropped": 0.25}}, bad=failing(*range(8)))
+    with ours.session(8, overlap=False) as session:
+        for slot in range(8):
+            session.submit(group(slot))
+        scored = session.finish()
+        assert session.aborting == (
+            "reward 'bad' has no scores for 3 of 8 groups, and its `max_dropped` allows 25%: "
+            "reward 'bad' failed: OSError: slot 2"
+        )
+    assert scored.failed["bad"].all()
+    assert scored.calls == {"bad": 3}
+
+
+class Placed(Reward):
+    """Notes where it is, and what it was loaded with."""
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        self.loaded = (str(device), dtype)
+        self.backbone = shared("net", object)
+        self.places = [str(device)]
+
+    def place(self, device: torch.device) -> None:
+        self.places.append(str(device))
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        self.places.append("scores")
+        return [0.0] * len(samples)
+
+
+def test_each_reward_is_loaded_where_and_as_its_table_says() -> None:
+    ours = judge({"b": {"device": "cuda:1", "dtype": "bf16"}, "c": {"dtype": "fp16"}}, a=Placed, b=Placed, c=Placed)
+    ours.load(CPU, torch.float32)
+    a, b, c = (asked.reward for asked in ours.rewards)
+    assert isinstance(a, Placed)
+    assert isinstance(b, Placed)
+    assert isinstance(c, Placed)
+    assert [r.loaded for r in (a, b, c)] == [("cpu", torch.float32), ("cuda:1", torch.bfloat16), ("cpu", torch.float16)]
+    assert len({id(r.backbone) for r in (a, b, c)}) == 3
+
+
+def test_an_offloaded_reward_is_on_its_device_only_while_it_scores() -> None:
+    ours = judge({"a": {"device": "cuda:0", "offload": True}, "b": {"device": "cuda:0"}}, a=Placed, b=Placed)
+    ours.load(CPU, torch.float32)
+    for asked in ours.rewards:
+        asked.device = CPU if not torch.cuda.is_available() else asked.device
+        assert isinstance(asked.reward, Placed)
+        asked.reward.places[:] = [place.replace("cuda:0", "device") for place in asked.reward.places]
+    with ours.session(1, overlap=False) as session:
+        session.submit(group(0))
+    offloaded, resident = (asked.reward for asked in ours.rewards)
+    assert isinstance(offloaded, Placed)
+    assert isinstance(resident, Placed)
+    assert offloaded.places[:2] == ["device", "cpu"]
+    assert offloaded.places[-2:] == ["scores", "cpu"]
+    assert resident.places[-1] == "scores"
+
+
+def test_a_reward_that_cannot_be_loaded_is_named() -> None:
+    class Broken(Reward):
+        def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+            raise FileNotFoundError("no weights")
+
+        def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+            return []
+
+    with pytest.raises(RewardError, match="reward 'broken' cannot be loaded: FileNotFoundError: no weights"):
+        judge(broken=Broken).load(CPU, torch.float32)

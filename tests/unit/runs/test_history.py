@@ -1,0 +1,76 @@
+"""Reading what runs leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from flowfactory.errors import RunError
+from flowfactory.runs import history
+from flowfactory.runs.history import titles
+from runs import lay_run
+
+
+def read(folder: Path) -> history.History:
+    return history.read([folder])[0]
+
+
+def test_a_run_is_read(tmp_path: Path) -> None:
+    run = read(lay_run(tmp_path / "run", epochs=4))
+    assert run.title == "run"
+    assert run.packages == {"torch": "2.13.0"}
+    assert list(run.metrics) == [0, 1, 2, 3, 4]
+    assert run.series("eval/bright/mean") == [(0, 0.5), (2, 0.54), (4, 0.58)]
+    assert list(run.kept("eval")) == [0, 2, 4]
+    assert list(run.kept("epoch")) == [1, 2, 3, 4]
+    shots = run.shots("eval", 2, most=2)
+    assert [shot.prompt for shot in shots] == ["a red circle", "two blue squares"]
+    assert shots[0].scores == {"bright": 0.48, "dark": None}
+    assert shots[0].frames == 1
+
+
+def test_frames_follow_the_plan(tmp_path: Path) -> None:
+    assert read(lay_run(tmp_path / "run", frames=5)).shots("epoch", 1, 1)[0].frames == 5
+
+
+def test_a_spec_without_an_eval_table_evaluates_at_the_size_it_samples(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", frames=5)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["spec"].pop("eval", None)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert read(folder).shots("eval", 0, 1)[0].frames == 5
+
+
+def test_titles_tell_runs_apart() -> None:
+    assert titles([Path("/a/runs/x"), Path("/a/runs/y")]) == ["x", "y"]
+    assert titles([Path("/a/runs/x"), Path("/b/runs/x")]) == ["a/runs/x", "b/runs/x"]
+
+
+def test_a_last_line_in_the_making_is_left_out(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=2)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "rew')
+    assert list(read(folder).metrics) == [0, 1, 2]
+
+
+def test_a_broken_line_is_told(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=2)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{", lines[2]]))
+    with pytest.raises(RunError, match=r"metrics\.jsonl:2: not JSON"):
+        read(folder)
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is not the folder of a run: it has no plan\.json"):
+        read(tmp_path)
+
+
+def test_a_sample_table_cannot_lead_out_of_the_run(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=2)
+    table = folder / "samples" / "eval-0000" / "samples.jsonl"
+    line = json.loads(table.read_text().splitlines()[0])
+    table.write_text(json.dumps({**line, "file": "../../../secret.png"}) + "\n")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    assert read(folder).shots("eval", 0, 9) == []

@@ -1,0 +1,90 @@
+"""The JSON Schema agrees with what the loader accepts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flowfactory.contracts.key import Key
+from flowfactory.discovery.entries import installed_entries
+from flowfactory.discovery.registry import Registry
+from flowfactory.spec.schema import spec_schema
+from flowfactory.spec.structure import load_spec, unstructure
+from jsonschema import Draft202012Validator
+from specs import SPEC, edited
+
+
+@pytest.fixture
+def validator(spec: Path) -> Draft202012Validator:
+    """The schema with the toy plugin in it."""
+    registry = Registry([entry for entry in installed_entries() if entry.source.name == "flowfactory"])
+    registry.load_file(spec.parent / "toy.py")
+    schema, broken = spec_schema(registry)
+    assert not broken
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def test_a_valid_spec_is_valid(validator: Draft202012Validator) -> None:
+    validator.validate(tomllib.loads(SPEC))
+
+
+def test_so_is_what_is_written_back(validator: Draft202012Validator, spec: Path) -> None:
+    validator.validate(unstructure(load_spec(spec, Registry())))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("epochs = 3", "epochs = -3"),
+        ("epochs = 3", "epochs = 2.5"),
+        ("epochs = 3", "epoch = 3"),
+        ("epochs = 3", ""),
+        ('name = "test"', 'name = "a/b"'),
+        ("rank = 4", "rank = 0"),
+        ("size = 32", "size = [32]"),
+        ("beta = 0.1", "beta = -0.1"),
+        ("beta = 0.1", "bata = 0.1"),
+        ('name = "toy"', 'name = "toyy"'),
+        ('name = "toy"', ""),
+        ("target = 0.25", "target = 1.25"),
+        ("target = 0.25", "taget = 0.25"),
+        ('rule = "random"', 'rule = "rnd"'),
+        ("[lora]", "[full]"),
+        ("[eval]", "[evil]"),
+        ("[lora]\nrank = 4\n", ""),
+        ("lr = 1e-4", "lr = 0"),
+    ],
+)
+def test_mistakes_are_invalid(validator: Draft202012Validator, edit: tuple[str, str]) -> None:
+    assert not validator.is_valid(tomllib.loads(edited(edit)))
+
+
+def test_a_spec_that_extends_need_not_be_complete(validator: Draft202012Validator) -> None:
+    validator.validate({"extends": "base.toml", "run": {"seed": 3}, "trainer": {"beta": 1.0}})
+    assert not validator.is_valid({"run": {"seed": 3}})
+    assert not validator.is_valid({"extends": "base.toml", "run": {"sede": 3}})
+
+
+def test_every_key_is_documented(validator: Draft202012Validator) -> None:
+    def check(schema: Any, path: str) -> None:
+        for name, child in schema.get("properties", {}).items():
+            if child is not True and name != "name" and "items" not in child and "properties" not in child:
+                assert child.get("description"), f"{path}.{name}"
+            if isinstance(child, dict):
+                check(child, f"{path}.{name}")
+
+    check(validator.schema, "spec")
+    assert Key("").doc == ""
+
+
+def test_broken_plugins_are_left_out_and_told(installed: Path) -> None:
+    schema, broken = spec_schema(Registry())
+    told = " ".join(map(str, broken))
+    assert "`broken`" in told
+    assert "`good`" not in told
+    names = schema["properties"]["reward"]["items"]["properties"]["name"]["anyOf"][0]["enum"]
+    assert "good" in names
+    assert "broken" not in names
