@@ -91,9 +91,21 @@ def _run(
     sys.exit(main(arguments))
 
 
+def changed(parts: Any, **fields: Any) -> Any:
+    """The parts of a run with some of what they have in common changed, in each that has it."""
+
+    def one(part: Any) -> Any:
+        own = {field.name for field in attrs.fields(type(part))}
+        return attrs.evolve(part, **{name: value for name, value in fields.items() if name in own})
+
+    halves = {"sampler": one(parts.sampler), "learner": one(parts.learner)}
+    return attrs.evolve(one(parts), **halves, evaluator=one(parts.evaluator) if parts.evaluator else None)
+
+
 def told(parts: Any, tell: Callable[[str], object]) -> Any:
     """The parts of a run, with a clock that tells of the phases it measures."""
-    return attrs.evolve(parts, clock=Told(parts.clock, tell))
+    instruments = attrs.evolve(parts.instruments, clock=Told(parts.instruments.clock, tell))
+    return changed(parts, instruments=instruments)
 
 
 class Told:

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import attrs
-from forks import received, told
+from forks import changed, received, told
 
 PHASES = ("sample", "score", "update", "evaluate", "checkpoint")
 """Of each, at least one kill must have hit."""
@@ -42,6 +42,8 @@ def experiment(spec: Path, runs: Path, count: int, results: Connection) -> None:
     """Make the run `whole`, and `kill-00` … that are killed and go on to their end; send every `Kill`."""
     import torch
     from flowfactory.cli.ui import Ui
+    from flowfactory.cli.verbs.running import resolved
+    from flowfactory.contracts.hooks import Run
     from flowfactory.discovery.registry import Registry
     from flowfactory.plan.plan import make_plan
     from flowfactory.spec.structure import load_spec
@@ -50,9 +52,10 @@ def experiment(spec: Path, runs: Path, count: int, results: Connection) -> None:
 
     torch.set_num_threads(1)
     registry = Registry()
-    plan = make_plan(load_spec(spec, registry), registry)
+    plan = make_plan(load_spec(spec, registry), registry.versions())
     ui = Ui(stderr=(runs / "said.txt").open("a"))
-    loaded = assemble(plan, registry, runs, ui)
+    components = resolved(plan.spec, registry)
+    loaded = assemble(plan, components, runs, ui)
 
     def start(folder: Path, resume: bool) -> tuple[int, Connection]:
         """The run, in a fork of this process."""
@@ -64,9 +67,9 @@ def experiment(spec: Path, runs: Path, count: int, results: Connection) -> None:
         code = 1
         try:
             pipe = Connection(theirs, readable=False)
-            loop.assemble = lambda *_: told(attrs.evolve(loaded, folder=folder), pipe.send)  # type: ignore[assignment]
+            loop.assemble = lambda *_: told(changed(loaded, run=Run(folder, plan)), pipe.send)  # type: ignore[assignment]
             plan.write(folder)
-            loop.run(plan, registry, folder, ui, resume)
+            loop.run(plan, components, folder, ui, resume)
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -33,7 +33,7 @@ def lay_run(
     size = f"size = [32, 48, {frames}]" if frames > 1 else "size = 32"
     registry = Registry()
     text = spec.replace("size = 32", size).replace("epochs = 3", f"epochs = {epochs}")
-    made = make_plan(load_spec(lay(source, text, TOY), registry), registry)
+    made = make_plan(load_spec(lay(source, text, TOY), registry), registry.versions())
     made.write(folder)
     machine: dict[str, Any] = {"packages": {"torch": "2.13.0", "absent": None}}
     (folder / "env.json").write_text(json.dumps(machine))

@@ -18,7 +18,7 @@ from flowfactory.contracts.types import Row
 from flowfactory.discovery.registry import Registry
 from flowfactory.export.export import Exported, export
 from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.plan.plan import make_plan
+from flowfactory.plan.plan import SPEC_FILE, make_plan
 from flowfactory.policy.weights import Weights
 from flowfactory.runs import checkpoint
 from flowfactory.runs.archive import Origin
@@ -81,7 +81,10 @@ class Trained:
     adapter: PipelineAdapter[Any]
 
     def export(self, form: str = "lora", **options: Any) -> Exported:
-        return export(self.folder, self.registry, Ui(quiet=True), form, **options)
+        spec = load_spec(self.folder / SPEC_FILE, self.registry)
+        model = self.registry.find("adapters", spec.model.name)
+        target = self.registry.target("adapters", spec.model.name)
+        return export(self.folder, spec, target, model.source, Ui(quiet=True), form, **options)
 
     def by_diffusers(self, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Run:
         """Load as the model card says, and sample as a user does."""
@@ -135,7 +138,7 @@ def train(
     (folder / "written.toml").write_text(text)
     registry = Registry()
     spec = load_spec(folder / "written.toml", registry)
-    make_plan(spec, registry).write(folder)
+    make_plan(spec, registry.versions()).write(folder)
     (folder / "metrics.jsonl").write_text(
         '{"epoch": 1, "reward/jpeg-compressibility/mean": -2.5}\n'
         '{"epoch": 3, "reward/jpeg-compressibility/mean": -1.5}\n'

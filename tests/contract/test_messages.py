@@ -147,7 +147,7 @@ def message(case: Case, folder: Path) -> tuple[str, str]:
     ours = {"flowfactory", *(distribution.name for distribution in DISTRIBUTIONS)}
     registry = Registry([entry for entry in installed_entries() if entry.source.name in ours])
     try:
-        make_plan(load_spec(folder / "spec.toml", registry, case.sets, case.unsets), registry, case.world)
+        make_plan(load_spec(folder / "spec.toml", registry, case.sets, case.unsets), registry.versions(), case.world)
         registry.target("trainers", "toy")
     except SpecError as error:
         kind, text = error.problems[0].kind, "\n".join(map(str, error.problems))

@@ -61,13 +61,13 @@ def test_lora_learns_on_a_quantized_base(
     from flowfactory.training import loop
 
     networks: list[Any] = []
-    collecting = loop.collect
+    optimising = loop.optimise
 
-    def collect(parts: Any, *others: Any) -> Any:
-        networks.extend(parts.weights.networks.values())
-        return collecting(parts, *others)
+    def optimise(learner: Any, *others: Any) -> Any:
+        networks.extend(learner.weights.networks.values())
+        return optimising(learner, *others)
 
-    monkeypatch.setattr(loop, "collect", collect)
+    monkeypatch.setattr(loop, "optimise", optimise)
     lines = metrics(run(kind, *LORA, f"model.quantize={kind}", f"run.precision={precision}", "run.epochs=4"))
     layer = {"int8": bitsandbytes.nn.Linear8bitLt, "nf4": bitsandbytes.nn.Linear4bit}[kind]
     stored = {"int8": torch.int8, "nf4": torch.uint8}[kind]

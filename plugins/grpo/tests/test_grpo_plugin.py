@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from flowfactory.discovery.registry import Registry, installed_entries
-from flowfactory.plan.window import stochastic_steps
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
+from flowfactory.spec.window import stochastic_steps
 from flowfactory_plugin_grpo.grpo import GRPO
 from flowfactory_plugin_grpo.guard import GRPOGuard
 

@@ -113,7 +113,7 @@ def test_two_entries_load_one_backbone(checkpoint: Path, monkeypatch: pytest.Mon
         RewardEntry(name=name, label=name, weight=weight, spec=spec(checkpoint, frames=frames))
         for name, weight, frames in (("pickscore", 1.0, 4), ("pickscore-rank", 0.3, 8))
     ]
-    judge = Judge(entries, Registry(), {})
+    judge = Judge(entries, {entry.name: Registry().target("rewards", entry.name) for entry in entries}, {})
     judge.load(CPU, torch.float32)
     scores = judge.score(samples())
     assert loads == [str(checkpoint)]

@@ -39,20 +39,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 Start = Callable[..., str]
 
 
-class Targets:
-    """Stands for the registry: reward targets by name."""
-
-    def __init__(self, targets: dict[str, Any]) -> None:
-        self.targets = targets
-
-    def target(self, kind: str, name: str) -> Any:
-        return self.targets[name]
-
-
 def judge(targets: dict[str, Any], **keys: Any) -> Judge:
     keys = {"retry_pause": 0.0, **keys}
     entries = [RewardEntry(name=name, label=name, spec=None, **keys) for name in targets]
-    return Judge(entries, Targets(targets), {})  # type: ignore[arg-type]
+    return Judge(entries, targets, {})
 
 
 def brightness(batch: Sequence[Sample]) -> list[Score]:
@@ -271,7 +261,7 @@ def test_a_server_killed_in_the_middle_drops_what_it_had_not_scored(start: Start
     url = start({"brightness": brightness})
     spec = RemoteSpec(url=url, reward="brightness", attempts=2, pause=0.0, encoding="float32")
     entry = RewardEntry(name="remote", label="remote", spec=spec, on_error="drop-group", max_dropped=1.0)
-    ours = Judge([entry], Registry(), {})
+    ours = Judge([entry], {"remote": Registry().target("rewards", "remote")}, {})
     ours.load(CPU, torch.float32)
     with ours.session(groups=2) as session:
         session.submit(samples(0.25, 0.5, slot=0))

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flowfactory
 import pytest
+from flowfactory.cli import launcher
 from flowfactory.cli.main import main
+from flowfactory.cli.verbs import running
 from flowfactory.plan import launch
 from specs import DISTRIBUTIONS, SPEC, edited
 
@@ -39,7 +40,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], Non
         module.run = run
         module.closing_words = lambda plan, folder: "well done"
         monkeypatch.setitem(sys.modules, "flowfactory.training.loop", module)
-        monkeypatch.setattr(flowfactory, "loop", module, raising=False)
+        monkeypatch.setattr(running, "resolved", lambda spec, registry: None)
 
     return replace
 
@@ -301,12 +302,12 @@ def test_exit_130_when_interrupted_outside_the_loop(spec: Path, loop: Callable[.
 
 def test_several_processes_start_the_launcher(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    monkeypatch.setattr(launch, "launch", lambda processes, arguments: started.append((processes, arguments)) or 75)
+    monkeypatch.setattr(launcher, "launch", lambda processes, arguments: started.append((processes, arguments)) or 75)
     assert main(["run", "spec.toml", "--processes", "2", "--set", "run.name=two", "--unset", "trainer.beta"]) == 75
     assert started == [
         (2, ["run", "spec.toml", "--set=run.name=two", "--unset=trainer.beta", "--folder", "runs/two"]),
     ]
-    assert launch.command(2, ["run"])[1:] == ["-m", "flowfactory.plan.launch", "2", "run"]
+    assert launcher.command(2, ["run"])[1:] == ["-m", "flowfactory.cli.launcher", "2", "run"]
 
 
 def test_inside_a_launcher_nothing_is_started(

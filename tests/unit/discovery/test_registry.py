@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flowfactory.discovery.components import Events
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import BAD_PLUGIN, PluginError
 from specs import TOY
@@ -85,11 +86,12 @@ def test_unknown_names(installed: Path) -> None:
 
 def test_observers_are_told_and_what_they_raise_is_logged(installed: Path, caplog: pytest.LogCaptureFixture) -> None:
     registry = Registry()
-    registry.events.epoch_finished(run=None, epoch=0, metrics={})
+    events = Events(*registry.observers())
+    events.epoch_finished(run=None, epoch=0, metrics={})
     registry.observe("watcher")
     with caplog.at_level(logging.ERROR, "flowfactory"):
         for epoch in (1, 2, 3):
-            registry.events.epoch_finished(run=None, epoch=epoch, metrics={"lr": 0.1})
+            events.epoch_finished(run=None, epoch=epoch, metrics={"lr": 0.1})
     assert [epoch for epoch, _ in sys.modules["flowfactory_plugin_watcher"].seen] == [1, 2, 3]
     assert "plugin flowfactory-plugin-watcher 1.0 failed in flowfactory_epoch_finished" in caplog.text
     assert "the watcher fell asleep" in caplog.text
@@ -101,7 +103,7 @@ def test_one_observer_that_raises_keeps_no_other_from_hearing(tmp_path: Path, ca
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.py").write_text(hook + ("raise OSError('no')" if name == "b" else "heard.append(outcome)"))
         registry.load_file(tmp_path / f"{name}.py")
-    registry.events.run_finished(run=None, outcome="done")
+    Events(*registry.observers()).run_finished(run=None, outcome="done")
     modules = [
         m for name, m in sys.modules.items() if name.startswith("flowfactory_local_") and str(tmp_path) in str(m)
     ]
@@ -181,7 +183,7 @@ def test_trace_shows_hook_calls() -> None:
 
 def test_trackers_are_asked_by_name(tmp_path: Path) -> None:
     registry = Registry()
-    assert registry.tracker("mine", None) is None
+    assert Events(*registry.observers()).tracker("mine", None) is None
     assert not registry.brings_trackers()
     (tmp_path / "t.py").write_text(
         "from flowfactory import hookimpl\n@hookimpl\ndef flowfactory_tracker(name, run):\n"
@@ -189,5 +191,5 @@ def test_trackers_are_asked_by_name(tmp_path: Path) -> None:
     )
     registry.load_file(tmp_path / "t.py")
     assert registry.brings_trackers()
-    assert registry.tracker("mine", None) == "tracker"
-    assert registry.tracker("other", None) is None
+    assert Events(*registry.observers()).tracker("mine", None) == "tracker"
+    assert Events(*registry.observers()).tracker("other", None) is None

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import attrs
 import pytest
-from flowfactory.plan.launch import GRACE, _tell_lost, first_host, rank, rendezvous, world_size
+from flowfactory.cli.launcher import GRACE, _tell_lost
+from flowfactory.plan.launch import first_host, rank, rendezvous, world_size
 
 TASK = {
     "SLURM_JOB_ID": "1234",

@@ -15,7 +15,7 @@ from specs import lay
 
 def plan(path: Path, *sets: str, world: int = 1) -> Plan:
     registry = Registry()
-    return make_plan(load_spec(path, registry, sets), registry, world)
+    return make_plan(load_spec(path, registry, sets), registry.versions(), world)
 
 
 def test_numbers(spec: Path) -> None:
@@ -45,7 +45,7 @@ def test_numbers(spec: Path) -> None:
 
 def test_evaluations_need_prompts(spec: Path) -> None:
     registry = Registry()
-    made = make_plan(load_spec(spec, registry, (), ("eval", "data.eval_prompts")), registry)
+    made = make_plan(load_spec(spec, registry, (), ("eval", "data.eval_prompts")), registry.versions())
     assert made["evaluations"] == 0
     assert plan(spec, "eval.every=0")["evaluations"] == 0
     assert plan(spec, "run.epochs=0")["evaluations"] == 1

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 from flowfactory.contracts.specs import Window
-from flowfactory.plan.window import candidates, problems, stochastic_steps
+from flowfactory.spec.window import candidates, problems, stochastic_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Case, each

@@ -113,23 +113,12 @@ class Threads:
         return any(self.exchange.all(self.rank, flag))
 
 
-class Targets:
-    """Stands for the registry: reward targets by name, and observers that see nothing."""
-
-    def __init__(self, targets: Mapping[str, Any]) -> None:
-        self.targets = targets
-        self.events = SimpleNamespace(samples_scored=lambda **what: None)
-
-    def target(self, kind: str, name: str) -> Any:
-        return self.targets[name]
-
-
 @contextmanager
 def nothing(*_: Any, **__: Any) -> Iterator[Phase]:
     yield Phase()
 
 
-def made_up(parts: Any, epoch: int, members: Sequence[Member]) -> tuple[Rollout, Tensor]:
+def made_up(sampler: Any, epoch: int, members: Sequence[Member]) -> tuple[Rollout, Tensor]:
     """Media that differ by prompt and replica."""
     levels = [((7 * m.group.row + 5 * m.replica**2) % 19) / 19 for m in members]
     media = torch.stack([torch.full((3, 4, 4), level, dtype=torch.float32) for level in levels])
@@ -169,20 +158,18 @@ def epoch(
     exchange, outcomes = Exchange(world), list[Any]([None] * world)
 
     def one(rank: int) -> None:
-        registry = Targets(targets)
-        parts = SimpleNamespace(
+        sampler = SimpleNamespace(
             spec=spec,
-            data=SimpleNamespace(rows=[Row(f"prompt {i}") for i in range(8)]),
+            run=SimpleNamespace(folder=folder),
+            events=SimpleNamespace(samples_scored=lambda **what: None),
+            conditions=SimpleNamespace(rows=[Row(f"prompt {i}") for i in range(8)]),
             processes=Threads(rank, exchange),
-            ui=SimpleNamespace(phase=nothing),
-            clock=nothing,
-            judge=Judge(entries, registry, {}),  # type: ignore[arg-type]
-            folder=folder,
-            registry=registry,
+            instruments=SimpleNamespace(display=SimpleNamespace(phase=nothing), clock=nothing),
+            judge=Judge(entries, targets, {}),
             trainer=SimpleNamespace(advantages=compare),
         )
         try:
-            outcomes[rank] = collect.collect(parts, None, 1, SimpleNamespace(check=lambda _: None))  # type: ignore[arg-type]
+            outcomes[rank] = collect.collect(sampler, 1, SimpleNamespace(check=lambda _: None))  # type: ignore[arg-type]
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from flowfactory.metrics.metrics import diversity, group_metrics, zero_std_groups
+from flowfactory.metrics.scores import diversity, group_metrics, zero_std_groups
 
 NAN = math.nan
 SLOTS = torch.tensor([0, 0, 0, 1, 1, 1])

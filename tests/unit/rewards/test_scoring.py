@@ -12,20 +12,9 @@ from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.scoring import Judge, RewardError
 
 
-class Targets:
-    """Stands for the registry: reward targets by name."""
-
-    def __init__(self, **targets: Any) -> None:
-        self.targets = targets
-
-    def target(self, kind: str, name: str) -> Any:
-        assert kind == "rewards"
-        return self.targets[name]
-
-
 def judge(backbones: dict[str, Any] | None = None, **targets: Any) -> Judge:
     entries = [RewardEntry(name=name, label=name, weight=1.0, spec=None) for name in targets]
-    return Judge(entries, Targets(**targets), {} if backbones is None else backbones)  # type: ignore[arg-type]
+    return Judge(entries, targets, {} if backbones is None else backbones)
 
 
 def samples(groups: int = 2, group: int = 3) -> list[Sample]:

@@ -20,23 +20,13 @@ from flowfactory.rewards.scoring import Judge, RewardError
 CPU = torch.device("cpu")
 
 
-class Targets:
-    """Stands for the registry: reward targets by name."""
-
-    def __init__(self, **targets: Any) -> None:
-        self.targets = targets
-
-    def target(self, kind: str, name: str) -> Any:
-        return self.targets[name]
-
-
 def judge(keys: dict[str, dict[str, Any]] | None = None, **targets: Any) -> Judge:
     """A judge of rewards by label; `keys` are further keys of their tables."""
     given = keys or {}
     entries = [
         RewardEntry(name=name, label=name, spec=None, **{"retry_pause": 0.0, **given.get(name, {})}) for name in targets
     ]
-    return Judge(entries, Targets(**targets), {})  # type: ignore[arg-type]
+    return Judge(entries, targets, {})
 
 
 def group(slot: int, size: int = 3) -> list[Sample]:

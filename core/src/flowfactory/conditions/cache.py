@@ -184,8 +184,8 @@ class ConditionStore:
     def __init__(
         self, source: Source, rows: Sequence[Row], collate: Callable[[Sequence[Conditions]], Conditions]
     ) -> None:
-        self.source, self._rows, self._collate = source, rows, collate
+        self.source, self.rows, self._collate = source, rows, collate
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Conditions:
         """Conditions of the rows with these numbers, repeats allowed, on `device`."""
-        return moved(self._collate([self.source[self._rows[row]] for row in rows]), device)
+        return moved(self._collate([self.source[self.rows[row]] for row in rows]), device)

@@ -7,17 +7,15 @@ Event hooks observe: what they return is ignored, and what they raise is logged 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import pluggy
 
 if TYPE_CHECKING:
     from flowfactory.contracts.types import Sample
-    from flowfactory.metrics.track import Tracker
-    from flowfactory.plan.plan import Plan
-    from flowfactory.training.assembly import Run
 
 PROJECT = "flowfactory"
 
@@ -42,15 +40,83 @@ class Provides:
     summary: str
 
 
+class Plan(Protocol):
+    """What will run, as observers see it: `plan["samples"]` is one of its numbers, `spec` the whole spec.
+
+    world: number of processes. digest: sha256 of what decides the results. versions: of core and of the plugins in use.
+    """
+
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def versions(self) -> Mapping[str, str]: ...
+
+    def __getitem__(self, name: str) -> int: ...
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `plan.json`."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """A run, as observers see it: its folder, absolute, and its plan."""
+
+    folder: Path
+    plan: Plan
+
+
+class Tracker(Protocol):
+    """What `flowfactory_tracker` returns."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record the metrics of one epoch."""
+
+    def finish(self) -> None:
+        """The run is over."""
+
+
+class Phase(Protocol):
+    """A stretch of work, as it goes on."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more items are done."""
+
+    def note(self, **fields: float) -> None:
+        """Numbers to show beside the bar, e.g. the reward so far."""
+
+
+class Display(Protocol):
+    """Whoever shows a person what is going on; commands of plugins are handed one by `click.pass_obj`."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Phase]:
+        """Show what is happening while the block runs, how far it is and how fast.
+
+        Args:
+            total: how many items there are; unknown when absent. unit: what they are, e.g. "samples".
+        """
+        ...
+
+    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """One line on a finished epoch."""
+
+
 @hookspec
 def flowfactory_adapters() -> Iterable[Provides]:
-    """Model families. `spec` extends `flowfactory.contracts.specs.AdapterSpec`, `target` is an `Adapter`."""
+    """Model families. `spec` extends `flowfactory.AdapterSpec`, `target` is an `Adapter`."""
     return ()
 
 
 @hookspec
 def flowfactory_trainers() -> Iterable[Provides]:
-    """Algorithms. `spec` extends `flowfactory.contracts.specs.TrainerSpec`, `target` is a `Trainer`."""
+    """Algorithms. `spec` extends `flowfactory.TrainerSpec`, `target` is a `Trainer`."""
     return ()
 
 
@@ -62,7 +128,7 @@ def flowfactory_rewards() -> Iterable[Provides]:
 
 @hookspec
 def flowfactory_schedulers() -> Iterable[Provides]:
-    """Sampling dynamics. `spec` extends `flowfactory.contracts.specs.SchedulerSpec`, `target` is a `Scheduler`."""
+    """Sampling dynamics. `spec` extends `flowfactory.SchedulerSpec`, `target` is a `Scheduler`."""
     return ()
 
 

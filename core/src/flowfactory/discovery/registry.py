@@ -11,7 +11,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,8 +36,6 @@ from flowfactory.discovery.soundness import (
 )
 from flowfactory.errors import PluginError, did_you_mean, listed, shown
 
-log = logging.getLogger("flowfactory")
-
 
 class Registry:
     """What is installed, and what one spec has loaded of it.
@@ -57,7 +54,6 @@ class Registry:
         if trace is not None:
             self._manager.trace.root.setwriter(trace)
             self._manager.enable_tracing()
-        self.events = Events(self)
 
     # --- metadata
 
@@ -254,45 +250,9 @@ class Registry:
         """Whether a loaded plugin has trackers."""
         return bool(self._manager.hook.flowfactory_tracker.get_hookimpls())
 
-    def tracker(self, name: str, run: Any) -> Any:
-        """The tracker a loaded plugin has for `name`, or `None`."""
-        return self._manager.hook.flowfactory_tracker(name=name, run=run)
-
-
-class Events:
-    """Tells loaded plugins what happens. What one raises is logged with its name and stops nothing."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def run_started(self, *, run: Any, plan: Any) -> None:
-        """Tell `flowfactory_run_started`."""
-        self._tell("flowfactory_run_started", run=run, plan=plan)
-
-    def samples_scored(self, *, run: Any, epoch: int, samples: Any, scores: Any) -> None:
-        """Tell `flowfactory_samples_scored`."""
-        self._tell("flowfactory_samples_scored", run=run, epoch=epoch, samples=samples, scores=scores)
-
-    def epoch_finished(self, *, run: Any, epoch: int, metrics: Any) -> None:
-        """Tell `flowfactory_epoch_finished`."""
-        self._tell("flowfactory_epoch_finished", run=run, epoch=epoch, metrics=metrics)
-
-    def checkpoint_saved(self, *, run: Any, epoch: int, path: Path) -> None:
-        """Tell `flowfactory_checkpoint_saved`."""
-        self._tell("flowfactory_checkpoint_saved", run=run, epoch=epoch, path=path)
-
-    def run_finished(self, *, run: Any, outcome: str) -> None:
-        """Tell `flowfactory_run_finished`."""
-        self._tell("flowfactory_run_finished", run=run, outcome=outcome)
-
-    def _tell(self, hook: str, **what: Any) -> None:
-        manager, sources = self._registry._manager, self._registry._modules
-        for name, plugin in manager.list_name_plugin():
-            others = [other for other in manager.get_plugins() if other is not plugin]
-            try:
-                manager.subset_hook_caller(hook, others)(**what)
-            except Exception:
-                log.exception("plugin %s failed in %s; the run goes on", sources[name], hook)
+    def observers(self) -> tuple[pluggy.PluginManager, Mapping[str, Source]]:
+        """Where loaded plugins are registered, and who contributes each module, by its name."""
+        return self._manager, self._modules
 
 
 def tracing() -> bool:

@@ -11,24 +11,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.builtin import PipelineSpec
-from flowfactory.cli.ui import Ui
 from flowfactory.conditions.data import load_rows
 from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.hooks import Display
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Conditions
-from flowfactory.discovery.registry import Registry
+from flowfactory.discovery.components import Target
+from flowfactory.discovery.entries import Source
 from flowfactory.errors import RunError
 from flowfactory.export.card import write_card
 from flowfactory.export.forms import FORMS, Trained, device
 from flowfactory.metrics import merit
-from flowfactory.metrics.metrics import Clock
+from flowfactory.metrics.clock import Clock
 from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.plan.plan import SPEC_FILE
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import archive, history
-from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.training.assembly import load_model
 
@@ -51,8 +50,10 @@ class Exported:
 
 def export(
     run: Path,
-    registry: Registry,
-    ui: Ui,
+    spec: Spec,
+    model: Target,
+    source: Source,
+    display: Display,
     form: str = "lora",
     epoch: int | Literal["best"] | None = None,
     weights: str | None = None,
@@ -61,7 +62,7 @@ def export(
     """Write a run's weights for diffusers, read them back and compare.
 
     Args:
-        run: the run's folder.
+        run: the run's folder. spec: its spec. model: what makes the adapter; source: its distribution.
         form: "lora", "kohya" or "merged" (see `forms`); a fully fine-tuned model is always whole.
         epoch: of which checkpoint; "best", as `[checkpoint] best` judges evaluations; the last when absent.
         weights: which set; when absent the averaged one, or the current one where nothing is averaged.
@@ -71,22 +72,22 @@ def export(
         RunError: there is no such checkpoint, the model cannot be written so, or what was written does not do what
             was trained.
     """
-    spec = _whole(load_spec(run / SPEC_FILE, registry))
+    spec = _whole(spec)
     form = "merged" if isinstance(spec.tuning, Full) else form
     weights = weights or ("ema" if spec.optimizer.ema else "current")
     saved = find(run, best_epoch(run, spec) if epoch == "best" else epoch, weights)
     folder = folder or run / "export" / form
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        trained = load(spec, registry, saved, ui)
-        with ui.phase("writing"):
+        trained = load(spec, model, source, saved, display)
+        with display.phase("writing"):
             before = velocities(spec, trained.adapter, trained.encoded)
             FORMS[form].write(trained, folder)
             trained.round()
             expected = velocities(spec, trained.adapter, trained.encoded)
             python, encoded, adapter = FORMS[form].python(trained), trained.encoded, type(trained.adapter)
             del trained
-        with ui.phase("reading it back"):
+        with display.phase("reading it back"):
             actual = velocities(spec, FORMS[form].read(spec, folder, adapter, encoded), encoded)
     except (ValueError, AssertionError) as error:
         raise RunError(f"{run} cannot be exported as {form}: {error}") from error
@@ -145,17 +146,17 @@ def find(run: Path, epoch: int | None, weights: str) -> Path:
     return sets[weights]
 
 
-def load(spec: Spec, registry: Registry, saved: Path, ui: Ui) -> Trained:
+def load(spec: Spec, model: Target, source: Source, saved: Path, display: Display) -> Trained:
     """The base model with the weights of a checkpoint's file in it.
 
     Raises:
         ValueError: the model's adapter drives no diffusers pipeline.
     """
-    adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
+    adapter: Adapter[Any] = model(spec.model.spec)
     if not isinstance(adapter, PipelineAdapter):
         raise ValueError(f"its model's adapter `{spec.model.name}` drives no diffusers pipeline")
     (row, *_) = load_rows(Path(spec.data.prompts))
-    cache = load_model(spec, registry, adapter, [row], device(), ui, Clock(device()))
+    cache = load_model(spec, adapter, source, [row], device(), display, Clock(device()))
     full = isinstance(spec.tuning, Full)
     targets = [] if full else adapter.lora_targets()
     networks = adapter.networks().items()

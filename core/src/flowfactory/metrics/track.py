@@ -5,32 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import attrs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from flowfactory.contracts.hooks import Run, Tracker
+from flowfactory.discovery.components import Events
 from flowfactory.errors import RunError, did_you_mean, listed
-
-if TYPE_CHECKING:
-    from flowfactory.discovery.registry import Registry
-    from flowfactory.training.assembly import Run
 
 log = logging.getLogger("flowfactory")
 
 
-class Tracker(Protocol):
-    """What `flowfactory_tracker` returns."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record the metrics of one epoch."""
-
-    def finish(self) -> None:
-        """The run is over."""
-
-
 @contextmanager
-def tracking(names: Sequence[str], project: str, run: Run, registry: Registry) -> Iterator[list[Tracker]]:
+def tracking(names: Sequence[str], project: str, run: Run, events: Events) -> Iterator[list[Tracker]]:
     """The trackers of a run, finished at the end whatever happens. What one raises later on is logged, and the run
     goes on without it.
 
@@ -40,7 +28,7 @@ def tracking(names: Sequence[str], project: str, run: Run, registry: Registry) -
     with ExitStack() as stack:
         trackers: list[Tracker] = []
         for name in names:
-            trackers.append(_Guarded(name, _open(name, project, run, registry)))
+            trackers.append(_Guarded(name, _open(name, project, run, events)))
             stack.callback(trackers[-1].finish)
         yield trackers
 
@@ -64,9 +52,9 @@ class _Guarded:
             log.exception("tracker %s failed at %s; the run goes on", self._name, what)
 
 
-def _open(name: str, project: str, run: Run, registry: Registry) -> Tracker:
+def _open(name: str, project: str, run: Run, events: Events) -> Tracker:
     if name not in LOGGER_TYPE_TO_CLASS:
-        contributed: Tracker | None = registry.tracker(name, run)
+        contributed = events.tracker(name, run)
         if contributed is None:
             known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
             hint = did_you_mean(name, known) or "is the plugin that brings it listed in `plugins`?"

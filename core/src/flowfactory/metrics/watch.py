@@ -33,7 +33,7 @@ class Reading:
 
 
 class Watch:
-    """Compares the rewards of a run as their means come in. A `flowfactory.metrics.track.Tracker`.
+    """Compares the rewards of a run as their means come in. A `Tracker`.
 
     A held-out reward is one of `[[eval.reward]]` that is not trained on, or a `[[reward]]` of weight 0.
 

@@ -17,8 +17,9 @@ import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import AdapterSpec, StochasticSpec
-from flowfactory.plan import headers, window
+from flowfactory.plan import headers
 from flowfactory.plan.headers import Part
+from flowfactory.spec import window
 from flowfactory.spec.tables import Full, Spec
 
 BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}

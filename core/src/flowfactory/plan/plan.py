@@ -13,10 +13,8 @@ import attrs
 
 from flowfactory.contracts.key import Location
 from flowfactory.contracts.specs import RewardEntry, StochasticSpec
-from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
-from flowfactory.plan import window
-from flowfactory.spec import toml
+from flowfactory.spec import toml, window
 from flowfactory.spec.reader import arms_of, attributes, hints, keys
 from flowfactory.spec.rules import nearest_divisors
 from flowfactory.spec.structure import plain, unstructure
@@ -82,8 +80,11 @@ class Plan:
         (folder / PLAN_FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def make_plan(spec: Spec, registry: Registry, world: int = 1) -> Plan:
+def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
     """The plan for a spec on `world` processes.
+
+    Args:
+        versions: of core and of every plugin the spec uses (`Registry.versions`).
 
     Raises:
         SpecError: the groups of an update cannot be shared evenly among the processes.
@@ -95,7 +96,7 @@ def make_plan(spec: Spec, registry: Registry, world: int = 1) -> Plan:
         hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
         raise SpecError([Problem("world", what, None, hint)])
     numbers = (*_sampling(spec, world), *_updates(spec, world), *_run(spec))
-    return Plan(spec, world, numbers, registry.versions(), digest_of(spec))
+    return Plan(spec, world, numbers, versions, digest_of(spec))
 
 
 def _sampling(spec: Spec, world: int) -> Iterator[Number]:

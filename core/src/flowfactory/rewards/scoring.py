@@ -17,7 +17,7 @@ from torch import Tensor
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
-from flowfactory.discovery.registry import Registry
+from flowfactory.discovery.components import Target
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.rewards.asking import Answer, Asked, RewardError
 
@@ -54,12 +54,14 @@ class Judge:
     """The rewards of a run.
 
     Args:
-        entries: the reward tables.
+        entries: the reward tables. targets: what their names stand for.
         backbones: where backbones are kept by key, device and dtype; judges that share it share them.
     """
 
-    def __init__(self, entries: Sequence[RewardEntry], registry: Registry, backbones: dict[Any, Any]) -> None:
-        self.rewards = [Asked(e, build(registry.target("rewards", e.name), e.spec)) for e in entries]
+    def __init__(
+        self, entries: Sequence[RewardEntry], targets: Mapping[str, Target], backbones: dict[Any, Any]
+    ) -> None:
+        self.rewards = [Asked(e, build(targets[e.name], e.spec)) for e in entries]
         self._backbones = backbones
 
     @property

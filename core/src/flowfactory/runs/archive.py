@@ -19,8 +19,8 @@ from typing import Any
 
 import attrs
 
-from flowfactory.runs.files import PARTIAL, crc32
 from flowfactory.errors import shown
+from flowfactory.runs.files import PARTIAL, crc32
 
 CHECKPOINTS, STATE = "checkpoints", "state.json"
 

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowfactory.errors import RunError, listed, shown
+from flowfactory.policy.weights import Weights
+from flowfactory.processes.sharding import gathered, like
 from flowfactory.runs import archive
 from flowfactory.runs.archive import Origin
 from flowfactory.runs.files import PARTIAL, flush, writing
-from flowfactory.errors import RunError, listed, shown
-from flowfactory.processes.sharding import gathered, like
-from flowfactory.policy.weights import Weights
 
 OPTIMIZER = "optimizer"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
-from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.errors import RunError, shown
+from flowfactory.plan.plan import PLAN_FILE
 
 METRICS, ENVIRONMENT, SAMPLES, TABLE = "metrics.jsonl", "env.json", "samples", "samples.jsonl"
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from flowfactory.runs.files import writing
 from flowfactory.contracts.types import Sample
+from flowfactory.runs.files import writing
 
 TABLE = "samples.jsonl"
 

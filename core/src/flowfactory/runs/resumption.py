@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowfactory.errors import RunError, shown
+from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan
 from flowfactory.runs import archive, environment
 from flowfactory.runs.archive import CHECKPOINTS, State
 from flowfactory.runs.history import METRICS
-from flowfactory.plan.plan import PLAN_FILE, Plan, SPEC_FILE, WITHOUT_EFFECT
-from flowfactory.errors import RunError, shown
 from flowfactory.spec.structure import unstructure
 
 

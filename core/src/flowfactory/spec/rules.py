@@ -11,7 +11,7 @@ from flowfactory.contracts.key import Density
 from flowfactory.contracts.specs import RewardEntry, SchedulerSpec, StochasticSpec, Times, TrainerSpec
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
-from flowfactory.plan import window
+from flowfactory.spec import window
 from flowfactory.spec.reader import attributes
 from flowfactory.spec.tables import (
     Checkpoint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,68 +10,52 @@ from typing import Any
 import attrs
 import torch
 
-from flowfactory.cli.ui import Ui
-from flowfactory.conditions.cache import ConditionCache, ConditionStore, Source, cache_folder
+from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder
+from flowfactory.conditions.cache import Source as Encoded
 from flowfactory.conditions.data import load_rows
 from flowfactory.conditions.identity import encoder_identity
 from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.hooks import Display, Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Row
-from flowfactory.discovery.registry import Registry
+from flowfactory.discovery.components import Components, Events, Target
+from flowfactory.discovery.entries import Source
 from flowfactory.errors import RunError
-from flowfactory.metrics.metrics import Clock, Stopwatch
+from flowfactory.metrics.clock import Clock, Stopwatch
+from flowfactory.metrics.instruments import Instruments
 from flowfactory.models.quantized import adamw
 from flowfactory.plan.plan import Plan
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights, masters
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.rewards.scoring import Judge
+from flowfactory.runs import resumption
+from flowfactory.runs.archive import Origin
+from flowfactory.sampling.collect import Sampler
 from flowfactory.spec.tables import Full, Memory, Spec
-
-
-@attrs.frozen(eq=False)
-class Run:
-    """A run, as event hooks see it."""
-
-    folder: Path
-    plan: Plan
+from flowfactory.training.evaluate import Evaluator
+from flowfactory.training.optimise import Learner
 
 
 @attrs.frozen(eq=False)
 class Parts:
-    """Everything a run is made of, loaded."""
+    """A run, loaded: what samples, what learns, and what evaluates where there are held-out prompts."""
 
-    spec: Spec
-    folder: Path
-    registry: Registry
-    ui: Ui
-    clock: Clock
-    stopwatch: Stopwatch
+    run: Run
+    origin: Origin
+    events: Events
     processes: Processes
-    adapter: Adapter[Any]
-    scheduler: Scheduler[Any]
-    trainer: Trainer[Any]
-    weights: Weights
-    policy: ModelPolicy
-    optimizer: torch.optim.Optimizer
-    judge: Judge
-    data: Prompts
-    held_out: Prompts | None
-    held_out_policy: ModelPolicy
-    held_out_judge: Judge
+    instruments: Instruments
+    sampler: Sampler
+    learner: Learner
+    evaluator: Evaluator | None
 
 
-@attrs.frozen(eq=False)
-class Prompts:
-    """Rows of the data and their conditions."""
-
-    rows: Sequence[Row]
-    conditions: ConditionStore
-
-
-def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callable[..., Source] | None = None) -> Parts:
+def assemble(
+    plan: Plan, components: Components, folder: Path, display: Display, load: Callable[..., Encoded] | None = None
+) -> Parts:
     """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards.
 
     Args:
@@ -83,49 +67,45 @@ def assemble(plan: Plan, registry: Registry, folder: Path, ui: Ui, load: Callabl
     with _refusals(processes):
         rows = load_rows(Path(spec.data.prompts))
         held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
-    folder = Path(processes.gather_objects([str(folder)])[0])  # each may have found another one free
+    run = Run(Path(processes.gather_objects([str(folder)])[0]), plan)  # each may have found another folder free
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
-    trainer: Trainer[Any] = registry.target("trainers", spec.trainer.name)(spec.trainer.spec)
-    scheduler: Scheduler[Any] = registry.target("schedulers", spec.scheduler.name)(spec.scheduler.spec)
-    adapter: Adapter[Any] = registry.target("adapters", spec.model.name)(spec.model.spec)
+    trainer: Trainer[Any] = components.trainer(spec.trainer.spec)
+    scheduler: Scheduler[Any] = components.scheduler(spec.scheduler.spec)
+    adapter: Adapter[Any] = components.adapter(spec.model.spec)
     with _refusals(processes):
-        source = (load or load_model)(spec, registry, adapter, [*rows, *held_out_rows], device, ui, clock)
-    data = Prompts(rows, ConditionStore(source, rows, adapter.collate))
-    held_out = Prompts(held_out_rows, ConditionStore(source, held_out_rows, adapter.collate)) if held_out_rows else None
+        everything = [*rows, *held_out_rows]
+        source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock)
     eval_size = spec.eval.size or spec.sampling.size
-    with ui.phase("looking at the model"), clock("load"), _refusals(processes):
+    with display.phase("looking at the model"), clock("load"), _refusals(processes):
         # Here, where an impossible size is told at once, and before weights are cast to float32.
         for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
             adapter.latent_shape(size)
             adapter.sigmas(steps or spec.sampling.steps, size)
     weights = _weights(spec, adapter, trainer, processes)
-    judge, held_out_judge = _judges(spec, registry)
-    with ui.phase("loading the rewards"), clock("load"), _refusals(processes):
+    judge, held_out_judge = _judges(spec, components.rewards)
+    with display.phase("loading the rewards"), clock("load"), _refusals(processes):
         judge.load(device, dtype)
         held_out_judge.load(device, dtype)
     offload = "vae" in spec.memory.offload
     if offload:
         adapter.place(torch.device("cpu"))
     policy = ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size, offload)
+    optimizer = processes.prepare(adamw(weights.parameters.values(), spec.optimizer))
+    instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
+    conditions = ConditionStore(source, rows, adapter.collate)
+    held_out = ConditionStore(source, held_out_rows, adapter.collate)
+    seen = policy.at(eval_size)
     return Parts(
-        spec=spec,
-        folder=folder,
-        registry=registry,
-        ui=ui,
-        clock=clock,
-        stopwatch=Stopwatch(weights.networks.values(), clock),
-        processes=processes,
-        adapter=adapter,
-        scheduler=scheduler,
-        trainer=trainer,
-        weights=weights,
-        policy=policy,
-        optimizer=processes.prepare(adamw(weights.parameters.values(), spec.optimizer)),
-        judge=judge,
-        data=data,
-        held_out=held_out,
-        held_out_policy=policy.at(eval_size),
-        held_out_judge=held_out_judge,
+        run,
+        Origin(plan.digest, plan.world, resumption.versions(plan)),
+        components.events,
+        processes,
+        instruments,
+        Sampler(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge),
+        Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
+        Evaluator(spec, run, processes, instruments, held_out, seen, scheduler, weights, held_out_judge)
+        if held_out_rows
+        else None,
     )
 
 
@@ -145,23 +125,26 @@ def _refusals(processes: Processes) -> Iterator[None]:
 
 def load_model(
     spec: Spec,
-    registry: Registry,
     adapter: Adapter[Any],
+    source: Source,
     rows: Sequence[Row],
     device: torch.device,
-    ui: Ui,
+    display: Display,
     clock: Clock,
 ) -> ConditionCache:
-    """Load the model and encode what the cache lacks; where it lacks nothing, the encoders are not even read."""
+    """Load the model and encode what the cache lacks; where it lacks nothing, the encoders are not even read.
+
+    Args:
+        source: the distribution of the adapter: what another version has encoded is not used.
+    """
     precision = spec.run.precision
-    with ui.phase("looking for encoded prompts"), clock("encode"):
-        source = registry.find("adapters", spec.model.name).source
+    with display.phase("looking for encoded prompts"), clock("encode"):
         identity = encoder_identity(adapter, precision, {source.name: source.version})
-        cache = ConditionCache(cache_folder(spec.memory.cache), identity, rows, ui.say)
+        cache = ConditionCache(cache_folder(spec.memory.cache), identity, rows, display.say)
         missing = cache.missing()
-    with ui.phase("loading the model"), clock("load"):
+    with display.phase("loading the model"), clock("load"):
         adapter.load(device, DTYPES[precision], None if missing else cache[rows[0]])
-    with ui.phase("encoding prompts", len(missing), "prompts") as bar, clock("encode"), torch.no_grad():
+    with display.phase("encoding prompts", len(missing), "prompts") as bar, clock("encode"), torch.no_grad():
         cache.fill(adapter.encode, bar.advance)
         adapter.drop_encoders()
     return cache
@@ -200,13 +183,13 @@ def _set_up(network: Any, memory: Memory) -> None:
         raise RunError(f"[memory] asks {type(network).__name__} for what it cannot do: {error}") from error
 
 
-def _judges(spec: Spec, registry: Registry) -> tuple[Judge, Judge]:
+def _judges(spec: Spec, targets: Mapping[str, Target]) -> tuple[Judge, Judge]:
     """The judge of training, and the one of evaluation: the same unless `[[eval.reward]]` says otherwise."""
     shared: dict[str, Any] = {}
 
     def judge(entries: Sequence[RewardEntry]) -> Judge:
         idle = [attrs.evolve(e, offload=e.offload or "rewards" in spec.memory.offload) for e in entries]
-        return Judge(idle, registry, shared)
+        return Judge(idle, targets, shared)
 
     training = judge(spec.rewards)
     return training, judge(spec.eval.rewards) if spec.eval.rewards else training

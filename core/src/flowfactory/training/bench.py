@@ -13,12 +13,13 @@ from typing import Any
 import attrs
 import torch
 
-from flowfactory.cli.ui import Ui
 from flowfactory.conditions.cache import row_key
 from flowfactory.contracts.adapter import Adapter
+from flowfactory.contracts.hooks import Display
 from flowfactory.contracts.types import Conditions, Row
-from flowfactory.discovery.registry import Registry
-from flowfactory.metrics.metrics import Clock
+from flowfactory.discovery.components import Components
+from flowfactory.discovery.entries import Source
+from flowfactory.metrics.clock import Clock
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan, make_plan
 from flowfactory.processes.distributed import DTYPES
@@ -26,7 +27,7 @@ from flowfactory.processes.stop import listening
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.sampling.collect import collect
 from flowfactory.spec.tables import Spec
-from flowfactory.training.assembly import Run, assemble, load_model
+from flowfactory.training.assembly import assemble, load_model
 from flowfactory.training.flops import Flops, measure
 from flowfactory.training.optimise import optimise
 
@@ -126,20 +127,22 @@ class Encoding:
 
 def encode_always(
     spec: Spec,
-    registry: Registry,
     adapter: Adapter[Any],
+    source: Source,
     rows: Sequence[Row],
     device: torch.device,
-    ui: Ui,
+    display: Display,
     clock: Clock,
 ) -> Encoding:
     """In the place of `load_model`: nothing is cached and no encoder dropped."""
-    with ui.phase("loading the model"), clock("load"):
+    with display.phase("loading the model"), clock("load"):
         adapter.load(device, DTYPES[spec.run.precision])
     return Encoding(adapter)
 
 
-def bench(plan: Plan, registry: Registry, ui: Ui, warmup: int, epochs: int, baseline: bool = False) -> Bench:
+def bench(
+    plan: Plan, components: Components, display: Display, warmup: int, epochs: int, baseline: bool = False
+) -> Bench:
     """Run `warmup` epochs that do not count and then `epochs` that do, and take their means.
 
     Args:
@@ -150,19 +153,20 @@ def bench(plan: Plan, registry: Registry, ui: Ui, warmup: int, epochs: int, base
         run=attrs.evolve(plan.spec.run, epochs=warmup + epochs, save_samples=0),
         eval=attrs.evolve(plan.spec.eval, every=0),
     )
-    plan = make_plan(spec, registry, plan.world)
+    plan = make_plan(spec, plan.versions, plan.world)
     lines: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name, listening() as stop:
-        folder, progress = Path(name), Progress()
-        parts = assemble(plan, registry, folder, ui, encode_always if baseline else load_model)
-        flops = measure(parts)
-        encode = parts.clock.read()
+        parts = assemble(plan, components, Path(name), display, encode_always if baseline else load_model)
+        progress = Progress()
+        clock, stopwatch = parts.instruments.clock, parts.instruments.stopwatch
+        flops = measure(parts.learner)
+        encode = clock.read()
         for epoch in range(1, warmup + epochs + 1):
-            made = collect(parts, Run(folder, plan), epoch, stop)
-            progress, metrics = optimise(parts, progress, epoch, made)
-            lines.append(metrics | parts.clock.read() | parts.stopwatch.read())
-            if isinstance(parts.data.conditions.source, Encoding):
-                parts.data.conditions.source.forget()
+            made = collect(parts.sampler, epoch, stop)
+            progress, metrics = optimise(parts.learner, progress, epoch, made)
+            lines.append(metrics | clock.read() | stopwatch.read())
+            if isinstance(parts.sampler.conditions.source, Encoding):
+                parts.sampler.conditions.source.forget()
     counted = lines[warmup:]
     peaks = {name: max(line.get(name, 0.0) for line in (encode, *lines)) for line in (encode, *lines) for name in line}
     memory = {name.removeprefix("memory/"): int(size) for name, size in peaks.items() if name.startswith("memory/")}
@@ -178,7 +182,7 @@ def bench(plan: Plan, registry: Registry, ui: Ui, warmup: int, epochs: int, base
         flops=flops,
         memory=memory,
         estimated={need.name: need.bytes or 0 for need in estimate(spec, plan.world).phases},
-        peak_rss=0 if cuda else peak + parts.clock.gauge.start,
+        peak_rss=0 if cuda else peak + clock.gauge.start,
         peak_device=peak if cuda else 0,
     )
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.training.assembly import Parts
+from flowfactory.training.optimise import Learner
 
 
 @attrs.frozen
@@ -22,22 +22,22 @@ class Flops:
     ceiling: float
 
 
-def measure(parts: Parts) -> Flops | None:
+def measure(learner: Learner) -> Flops | None:
     """What the model's matrix products and attention take, counted in one pass each.
 
     With gradient checkpointing a forward pass is taken off: to recompute is no work of the model's. `None` where
     operations cannot be seen: in compiled blocks and in quantized ones.
     """
-    own = parts.spec.model.spec
-    if parts.spec.memory.compile or (isinstance(own, PipelineSpec) and own.quantize is not None):
+    own = learner.spec.model.spec
+    if learner.spec.memory.compile or (isinstance(own, PipelineSpec) and own.quantize is not None):
         return None
     with torch.no_grad():
-        forward = _count(parts)
-    trained = _count(parts) - (forward if parts.spec.memory.gradient_checkpointing else 0)
-    parts.optimizer.zero_grad()
-    parts.policy.read_counts()
-    parts.stopwatch.read()
-    return Flops(forward, trained, ceiling(parts.processes.device, DTYPES[parts.spec.run.precision]))
+        forward = _count(learner)
+    trained = _count(learner) - (forward if learner.spec.memory.gradient_checkpointing else 0)
+    learner.optimizer.zero_grad()
+    learner.policy.read_counts()
+    learner.instruments.stopwatch.read()
+    return Flops(forward, trained, ceiling(learner.processes.device, DTYPES[learner.spec.run.precision]))
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
@@ -54,12 +54,12 @@ def ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> floa
     return 2 * side**3 / min(seconds)
 
 
-def _count(parts: Parts) -> int:
+def _count(learner: Learner) -> int:
     """Operations of one sample's velocity, and of its backward pass where gradients are on."""
-    device, policy = parts.processes.device, parts.policy
+    device, policy = learner.processes.device, learner.policy
     x = torch.zeros(1, *policy.latent_shape(), device=device)
-    level = policy.sigmas(parts.spec.sampling.steps)[1].to(device).expand(1)
-    conditions = parts.data.conditions.batch([0], device)
+    level = policy.sigmas(learner.spec.sampling.steps)[1].to(device).expand(1)
+    conditions = learner.conditions.batch([0], device)
     with FlopCounterMode(display=False) as counter:
         v = policy.velocity(x, level, conditions)
         if torch.is_grad_enabled():

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowfactory.cli.ui import Ui
-from flowfactory.discovery.registry import Registry
+from flowfactory.contracts.hooks import Display, Run, Tracker
+from flowfactory.discovery.components import Components
 from flowfactory.errors import RunError
 from flowfactory.metrics import merit
 from flowfactory.metrics.merit import Merit
-from flowfactory.metrics.metrics import MetricsFile
-from flowfactory.metrics.track import Tracker, tracking
+from flowfactory.metrics.table import MetricsFile
+from flowfactory.metrics.track import tracking
 from flowfactory.metrics.watch import Watch
 from flowfactory.plan import launch
 from flowfactory.plan.estimate import estimate, readable
@@ -22,17 +22,17 @@ from flowfactory.processes.distributed import PeerLost
 from flowfactory.processes.stop import Stopped, StopRequest, listening
 from flowfactory.rewards.scoring import RewardError
 from flowfactory.runs import archive, checkpoint, resumption
-from flowfactory.runs.archive import CHECKPOINTS, Origin
+from flowfactory.runs.archive import CHECKPOINTS
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.sampling.collect import collect
-from flowfactory.training.assembly import Parts, Run, assemble
+from flowfactory.training.assembly import Parts, assemble
 from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
 from flowfactory.training.optimise import optimise
 
 METRICS = "metrics.jsonl"
 
 
-def run(plan: Plan, registry: Registry, folder: Path, ui: Ui, resume: bool = False) -> None:
+def run(plan: Plan, components: Components, folder: Path, display: Display, resume: bool = False) -> None:
     """Train as planned, writing into `folder`; with `resume`, from the last checkpoint there.
 
     Raises:
@@ -46,57 +46,58 @@ def run(plan: Plan, registry: Registry, folder: Path, ui: Ui, resume: bool = Fal
         if resume:
             with said_once():
                 for difference in resumption.differences(folder, plan):
-                    ui.say(difference)
+                    display.say(difference)
         with listening() as stop:
-            train(assemble(plan, registry, folder, ui), told, stop, resume)
+            train(assemble(plan, components, folder, display), stop, resume)
         outcome = "done"
     except Stopped as stopped:
         outcome = stopped.outcome
         raise
     finally:
-        registry.events.run_finished(run=told, outcome=outcome)
+        components.events.run_finished(run=told, outcome=outcome)
 
 
-def train(parts: Parts, told: Run, stop: StopRequest, resume: bool) -> None:
+def train(parts: Parts, stop: StopRequest, resume: bool) -> None:
     """Every epoch still to be done."""
-    spec, progress = parts.spec, Progress()
-    saved = archive.checkpoints(parts.folder / CHECKPOINTS) if resume else []
+    run, progress, learner, evaluator = parts.run, Progress(), parts.learner, parts.evaluator
+    spec = learner.spec
+    saved = archive.checkpoints(run.folder / CHECKPOINTS) if resume else []
     if saved:
         with said_once():
-            progress = checkpoint.load(saved[-1], parts.weights, parts.optimizer)
-    file = MetricsFile(parts.folder / METRICS, progress.epoch, write=parts.processes.main)
+            progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer)
+    file = MetricsFile(run.folder / METRICS, progress.epoch, write=parts.processes.main)
     best = best_saved(parts, file, saved)
     names = spec.track.to if parts.processes.main else ()
-    with tracking(names, spec.track.project, told, parts.registry) as trackers:
+    with tracking(names, spec.track.project, run, parts.events) as trackers:
         trackers.append(file)
         if parts.processes.main:
-            trackers.append(Watch(spec, len(parts.held_out.rows) if parts.held_out else 0, file.lines()))
-        parts.registry.events.run_started(run=told, plan=told.plan)
+            trackers.append(Watch(spec, len(evaluator.conditions.rows) if evaluator else 0, file.lines()))
+        parts.events.run_started(run=run, plan=run.plan)
         if progress.epoch == 0:
-            report(parts, told, trackers, 0, evaluate(parts, 0))
+            report(parts, trackers, 0, evaluate(evaluator, 0) if evaluator else {})
         for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
             try:
-                made = collect(parts, told, epoch, stop)
+                made = collect(parts.sampler, epoch, stop)
             except (Stopped, RewardError):
                 # No weight has changed since the last epoch ended: this is its checkpoint.
-                save(parts, told, progress, best)
+                save(parts, progress, best)
                 raise
-            progress, metrics = optimise(parts, progress, epoch, made)
+            progress, metrics = optimise(learner, progress, epoch, made)
             last = epoch == spec.run.epochs
-            if last or (spec.eval.every and epoch % spec.eval.every == 0):
+            if evaluator and (last or (spec.eval.every and epoch % spec.eval.every == 0)):
                 try:
-                    metrics |= evaluate(parts, epoch)
+                    metrics |= evaluate(evaluator, epoch)
                 except RewardError:
-                    report(parts, told, trackers, epoch, made.metrics | metrics)
-                    save(parts, told, progress, best)
+                    report(parts, trackers, epoch, made.metrics | metrics)
+                    save(parts, progress, best)
                     raise
             now = merit.judge(spec, epoch, metrics)
             if improved := now is not None and now.exceeds(best):
                 best = now
             # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
-            report(parts, told, trackers, epoch, made.metrics | metrics)
+            report(parts, trackers, epoch, made.metrics | metrics)
             if last or improved or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
-                save(parts, told, progress, best)
+                save(parts, progress, best)
 
 
 @contextmanager
@@ -112,36 +113,32 @@ def best_saved(parts: Parts, file: MetricsFile, saved: Sequence[Path]) -> Merit 
     """The best evaluation whose checkpoint lies there, the same on every process."""
     epochs = {archive.epoch_of(path) for path in saved}
     lines = [(int(line["epoch"]), line) for line in (file.lines() if parts.processes.main else [])]
-    own = merit.best(parts.spec, [(epoch, line) for epoch, line in lines if epoch in epochs])
+    own = merit.best(parts.learner.spec, [(epoch, line) for epoch, line in lines if epoch in epochs])
     found: Merit | None = parts.processes.gather_objects([own])[0]
     return found
 
 
-def report(parts: Parts, told: Run, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
+def report(parts: Parts, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
     """Put the metrics of an epoch where people look."""
-    metrics = metrics | parts.clock.read() | parts.stopwatch.read()
+    instruments = parts.instruments
+    metrics = metrics | instruments.clock.read() | instruments.stopwatch.read()
     for tracker in trackers:
         tracker.log(metrics, epoch)
-    parts.ui.epoch_line(epoch, parts.spec.run.epochs, metrics)
-    parts.registry.events.epoch_finished(run=told, epoch=epoch, metrics=metrics)
+    instruments.display.epoch_line(epoch, parts.learner.spec.run.epochs, metrics)
+    parts.events.epoch_finished(run=parts.run, epoch=epoch, metrics=metrics)
 
 
-def save(parts: Parts, told: Run, progress: Progress, best: Merit | None) -> None:
+def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
     """Write a checkpoint of a finished epoch, unless it lies there already; the latest are kept, and the best."""
-    folder, main = parts.folder / CHECKPOINTS, parts.processes.main
+    folder, main, learner = parts.run.folder / CHECKPOINTS, parts.processes.main, parts.learner
     lies_there = archive.name(progress.epoch) in [c.name for c in archive.checkpoints(folder)]
     if parts.processes.any(main and not lies_there):
-        with parts.clock("checkpoint"):
-            path = checkpoint.save(folder, progress, parts.weights, parts.optimizer, origin(told.plan), write=main)
+        with parts.instruments.clock("checkpoint"):
+            path = checkpoint.save(folder, progress, learner.weights, learner.optimizer, parts.origin, write=main)
         if main:
-            archive.tidy(folder, parts.spec.checkpoint.keep, best.epoch if best else None)
-            parts.registry.events.checkpoint_saved(run=told, epoch=progress.epoch, path=path)
+            archive.tidy(folder, learner.spec.checkpoint.keep, best.epoch if best else None)
+            parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)
     parts.processes.wait()
-
-
-def origin(plan: Plan) -> Origin:
-    """What makes the checkpoints of this run."""
-    return Origin(plan.digest, plan.world, resumption.versions(plan))
 
 
 def closing_words(plan: Plan, folder: Path) -> str:

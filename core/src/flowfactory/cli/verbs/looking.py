@@ -38,7 +38,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
     for spec in specs:
         registry = new_registry(ui, entries)
         try:
-            make_plan(load_spec(spec, registry, sets, unsets), registry)
+            make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
         except SpecError as error:
             code = max(code, error.code)
             found += [problem.as_json() for problem in error.problems]
@@ -60,7 +60,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
-    made = make_plan(load_spec(spec, registry, sets, unsets), registry, launch.world_size() or processes)
+    made = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), launch.world_size() or processes)
     needed = estimate(made.spec, made.world)
     if as_json:
         ui.json(made.as_json() | {"memory": needed.as_json()})

@@ -13,7 +13,7 @@ from typing import Literal
 
 import click
 
-from flowfactory.cli import completion
+from flowfactory.cli import completion, launcher
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     DONE,
@@ -24,6 +24,7 @@ from flowfactory.cli.verbs.options import (
     new_registry,
     with_changes,
 )
+from flowfactory.discovery.components import Components, components
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import FAILED, PluginError, RunError, SpecError, shown
 from flowfactory.plan import launch
@@ -31,6 +32,7 @@ from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.runs import archive, environment, resumption
 from flowfactory.runs.files import writing
 from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Spec
 
 LOG_FILE = "log.txt"
 
@@ -48,14 +50,14 @@ def run(
     """Train as SPEC says, into a new folder under --runs."""
     world = launch.world_size()
     registry = new_registry(ui)
-    plan = make_plan(load_spec(spec, registry, sets, unsets), registry, world or processes)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), world or processes)
     folder = folder or free_folder(runs, plan.spec.run.name)
     if archive.checkpoints(folder / archive.CHECKPOINTS):
         what = f"{shown(folder)} has checkpoints of a run"
         raise click.UsageError(f"{what}; go on with: flowfactory resume {shown(folder)}, or choose another --folder")
     if world is None and processes > 1:
         options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
-        return launch.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
+        return launcher.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
     if launch.rank() == 0:
         with writing(folder):
             plan.write(folder)
@@ -74,11 +76,11 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
     world = launch.world_size()
     registry = new_registry(ui)
-    plan = make_plan(load_spec(run / SPEC_FILE, registry), registry, world or processes)
+    plan = make_plan(load_spec(run / SPEC_FILE, registry), registry.versions(), world or processes)
     if changed := resumption.changes(run, plan):
         raise click.UsageError(changed)
     if world is None and processes > 1:
-        return launch.launch(processes, ["resume", str(run)])
+        return launcher.launch(processes, ["resume", str(run)])
     return train(ui, plan, registry, run, resume=True)
 
 
@@ -125,7 +127,10 @@ def export(
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.export.export import export as write
-    done = write(run, new_registry(ui), ui, form, epoch, weights, to)
+    registry = new_registry(ui)
+    spec = load_spec(run / SPEC_FILE, registry)
+    model, source = registry.target("adapters", spec.model.name), registry.find("adapters", spec.model.name).source
+    done = write(run, spec, model, source, ui, form, epoch, weights, to)
     if as_json:
         ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
     else:
@@ -153,11 +158,11 @@ def bench_spec(
 ) -> int:
     """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
-    plan = make_plan(load_spec(spec, registry, sets, unsets), registry)
+    plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.training.bench import bench
-    measured = bench(plan, registry, ui, warmup, epochs, baseline)
+    measured = bench(plan, resolved(plan.spec, registry), ui, warmup, epochs, baseline)
     if as_json:
         ui.json(measured.as_json())
         return DONE
@@ -175,7 +180,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             from flowfactory.processes.stop import Stopped
             from flowfactory.training import loop
         try:
-            loop.run(plan, registry, folder, ui, resume=resume)
+            loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
         except Stopped as stopped:
             ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
             return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
@@ -195,6 +200,12 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
         if launch.rank() == 0:
             ui.say(loop.closing_words(plan, folder))
     return DONE
+
+
+def resolved(spec: Spec, registry: Registry) -> Components:
+    """What the names of a spec stand for."""
+    rewards = [entry.name for entry in (*spec.rewards, *spec.eval.rewards)]
+    return components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, rewards)
 
 
 def free_folder(runs: Path, name: str) -> Path:

@@ -1,0 +1,52 @@
+"""`metrics.jsonl`, the table of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from flowfactory.runs import files
+from flowfactory.runs.files import writing
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line per epoch. A `Tracker`.
+
+    Args:
+        epochs_done: lines of later epochs are dropped; a resumed run makes them again.
+        write: whether this process writes at all.
+    """
+
+    def __init__(self, path: Path, epochs_done: int, write: bool) -> None:
+        self._path, self._write = path, write
+        if write:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and epochs_done else []
+            kept = [line + "\n" for line in lines if _epoch(line) <= epochs_done]
+            with writing(path):
+                files.write(path, "".join(kept).encode())
+
+    def lines(self) -> list[dict[str, float]]:
+        """The lines so far."""
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append the line of epoch `step`, and wait until it is on the disk: a checkpoint may follow."""
+        if self._write:
+            with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": step, **metrics}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Nothing is left to be done: every line is written when it is made."""
+
+
+def _epoch(line: str) -> float:
+    """The epoch of a line; infinity where it was cut short, as by a kill: it is made again."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except ValueError:
+        return math.inf
