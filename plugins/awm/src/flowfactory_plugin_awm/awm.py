@@ -17,11 +17,7 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory.contracts.scheduler import per_sample_mean
-from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.trainer import Policy, Trainer
-from flowfactory.contracts.types import Batch, Loss, Update
-from flowfactory.sampling.times import noise_levels, noised
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, Update, noise_levels, noised, per_sample_mean
 from torch import Tensor
 
 from flowfactory_plugin_awm import AWMSpec

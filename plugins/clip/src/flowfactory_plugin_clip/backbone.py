@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-from flowfactory.contracts.types import Sample
-from flowfactory.runs.media import some_frames, to_bytes
+from flowfactory import Sample, some_frames, to_bytes
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from flowfactory.contracts.reward import Reward, Score, Shared
-from flowfactory.contracts.types import Sample
+from flowfactory import Reward, Sample, Score, Shared
 
 from flowfactory_plugin_clip import CLIPSpec
 from flowfactory_plugin_clip.backbone import Backbone

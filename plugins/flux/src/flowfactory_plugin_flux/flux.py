@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from flowfactory.builtin import PipelineSpec
-from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions
-from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory import Conditions, PipelineAdapter, PipelineSpec, Size
 from torch import Tensor
 
 from flowfactory_plugin_flux.checkpoint import tiny_flux

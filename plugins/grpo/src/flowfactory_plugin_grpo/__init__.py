@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import attrs
-from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import key
-from flowfactory.contracts.specs import Needs, TrainerSpec
+from flowfactory import Needs, Provides, TrainerSpec, hookimpl, key
 
 
 @attrs.frozen(kw_only=True)

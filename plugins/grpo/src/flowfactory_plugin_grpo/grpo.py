@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.trainer import Policy, Trainer
-from flowfactory.contracts.types import Batch, Loss
+from flowfactory import Batch, Draws, Loss, Policy, Trainer
 from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOSpec

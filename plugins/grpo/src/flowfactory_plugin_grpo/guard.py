@@ -13,10 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory.contracts.scheduler import per_sample_mean
-from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.trainer import Policy, Trainer
-from flowfactory.contracts.types import Batch, Loss
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, per_sample_mean
 from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOGuardSpec

@@ -6,9 +6,7 @@ from typing import Any
 
 import attrs
 import torch
-from flowfactory.contracts.scheduler import Moments, StochasticScheduler, per_sample_mean
-from flowfactory.contracts.trainer import Policy
-from flowfactory.contracts.types import Batch
+from flowfactory import Batch, Moments, Policy, StochasticScheduler, per_sample_mean
 from torch import Tensor
 
 from flowfactory_plugin_grpo import ClippedSpec

@@ -15,11 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory.contracts.scheduler import like_latents, per_sample_mean
-from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.trainer import Policy, Trainer
-from flowfactory.contracts.types import Batch, Loss, Update
-from flowfactory.sampling.times import noise_levels, noised
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, Update, like_latents, noise_levels, noised, per_sample_mean
 from torch import Tensor
 
 from flowfactory_plugin_nft import NFTSpec

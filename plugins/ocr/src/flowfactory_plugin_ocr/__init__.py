@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import attrs
-from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import key
+from flowfactory import Provides, hookimpl, key
 
 
 @attrs.frozen(kw_only=True)

@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from flowfactory.contracts.reward import Reward, Score, Shared
-from flowfactory.contracts.types import Sample
-from flowfactory.runs.media import some_frames, to_bytes
+from flowfactory import Reward, Sample, Score, Shared, some_frames, to_bytes
 from numpy.typing import NDArray
 from rapidocr import RapidOCR
 from rapidocr.utils.output import RapidOCROutput

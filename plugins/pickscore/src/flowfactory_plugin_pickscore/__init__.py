@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import Location, key
+from flowfactory import Location, Provides, hookimpl, key
 from flowfactory_plugin_clip import FramesSpec
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
-from flowfactory.contracts.types import Sample
+from flowfactory import GroupReward, Reward, Sample, Score, Shared
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.tiny import tiny_clip
 from torch import Tensor

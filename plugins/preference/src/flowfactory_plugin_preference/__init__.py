@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import key
+from flowfactory import Provides, hookimpl, key
 
 QUESTION = (
     "The first and the second image were made for this prompt:\n{prompt}\n\n"

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-from flowfactory.rewards.retry import retried
-from flowfactory.runs.media import to_image
+from flowfactory import retried, to_image
 from torch import Tensor
 
 from flowfactory_plugin_preference import PreferenceSpec

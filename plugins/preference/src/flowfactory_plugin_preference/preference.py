@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import torch
-from flowfactory.contracts.reward import GroupReward, Score, Shared
-from flowfactory.contracts.types import Sample
-from flowfactory.runs.media import some_frames
+from flowfactory import GroupReward, Sample, Score, Shared, some_frames
 
 from flowfactory_plugin_preference import PreferenceSpec
 from flowfactory_plugin_preference.judge import ChatJudge, JudgeError, data_url

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import attrs
-from flowfactory.builtin import PipelineSpec
-from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import Calls
+from flowfactory import Calls, PipelineSpec, Provides, hookimpl
 
 TARGETS = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers import QwenImageEditPipeline
-from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions
-from flowfactory.models.recording import lengths, together
+from flowfactory import Conditions, Size, lengths, together
 from torch import Tensor
 
 from flowfactory_plugin_qwen_image import QwenImageEditSpec

@@ -9,11 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import QwenImagePipeline
-from flowfactory.builtin import PipelineSpec
-from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions
-from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.models.recording import lengths
+from flowfactory import Conditions, PipelineAdapter, PipelineSpec, Size, lengths
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -8,9 +8,7 @@ from typing import Any, ClassVar
 
 import httpx
 import torch
-from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
-from flowfactory.contracts.types import Sample
-from flowfactory.rewards.retry import retried
+from flowfactory import GroupReward, Reward, Sample, Score, Shared, retried
 
 from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.wire import pack

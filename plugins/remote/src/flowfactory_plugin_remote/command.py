@@ -7,10 +7,7 @@ import os
 from pathlib import Path
 
 import click
-from flowfactory.cli.ui import Ui
-from flowfactory.contracts.key import Precision
-from flowfactory.discovery.registry import Registry
-from flowfactory.spec.structure import load_rewards
+from flowfactory import Display, Precision
 
 from flowfactory_plugin_remote import TOKEN_VARIABLE
 
@@ -25,7 +22,9 @@ from flowfactory_plugin_remote import TOKEN_VARIABLE
 @click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--max-megabytes", type=click.IntRange(1), default=256, show_default=True, help="Largest request.")
 @click.pass_obj
-def serve_reward(ui: Ui, spec: Path, host: str, port: int, device: str, dtype: Precision, max_megabytes: int) -> None:
+def serve_reward(
+    ui: Display, spec: Path, host: str, port: int, device: str, dtype: Precision, max_megabytes: int
+) -> None:
     """Serve the [[reward]] tables of SPEC over HTTP, for rewards that cannot live in the training environment.
 
     Clients must send the token that the environment variable FLOWFACTORY_TOKEN holds; without one, only this machine
@@ -34,21 +33,16 @@ def serve_reward(ui: Ui, spec: Path, host: str, port: int, device: str, dtype: P
     token = os.environ.get(TOKEN_VARIABLE)
     if not token and not is_loopback(host):
         raise click.UsageError(f"{host} can be reached from elsewhere: set {TOKEN_VARIABLE} to a secret first")
-    registry = Registry()
-    rewards = load_rewards(spec, registry)
-    import torch
     import uvicorn
-    from flowfactory.processes.distributed import DTYPES
-    from flowfactory.rewards.scoring import Judge
+    from flowfactory import open_rewards
 
     from flowfactory_plugin_remote.server import RewardServer
 
-    judge = Judge(rewards, registry, {})
     with ui.phase("loading the rewards"):
-        judge.load(torch.device(device), DTYPES[dtype])
-    app = RewardServer(judge.rewards, token, max_megabytes * 1_000_000).app
+        rewards = open_rewards(spec, device, dtype)
+    app = RewardServer(rewards, token, max_megabytes * 1_000_000).app
     server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning"))
-    labels = ", ".join(entry.label for entry in rewards)
+    labels = ", ".join(asked.entry.label for asked in rewards)
     with server.config.bind_socket() as listening:
         ui.say(f"serving {labels} at http://{host}:{listening.getsockname()[1]}")
         server.run([listening])

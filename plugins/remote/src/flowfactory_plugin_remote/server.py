@@ -13,7 +13,7 @@ import hmac
 import math
 from collections.abc import Sequence
 
-from flowfactory.rewards.asking import Asked, RewardError
+from flowfactory import Asked, RewardError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from flowfactory.contracts.types import Row, Sample
-from flowfactory.runs.media import to_image
+from flowfactory import Row, Sample, to_image
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import attrs
-from flowfactory.contracts.hooks import Provides, hookimpl
+from flowfactory import Provides, hookimpl
 
 
 @attrs.frozen

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flowfactory.contracts.reward import Reward
-from flowfactory.contracts.types import Sample
+from flowfactory import Reward, Sample
 from numpy.typing import NDArray
 from torch import Tensor
 

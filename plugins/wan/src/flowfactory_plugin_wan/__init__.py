@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import attrs
-from flowfactory.builtin import PipelineSpec
-from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import Calls, key
+from flowfactory import Calls, PipelineSpec, Provides, hookimpl, key
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """The experts by the noise they are for."""

@@ -10,10 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
-from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions, Row
-from flowfactory.models.recording import flatten, lengths
-from flowfactory.models.tap import IMAGE
+from flowfactory import IMAGE, Conditions, Row, Size, flatten, lengths
 from PIL import Image
 from torch import Tensor
 

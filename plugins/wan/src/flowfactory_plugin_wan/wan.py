@@ -8,10 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import WanPipeline
-from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions
-from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.models.recording import together
+from flowfactory import Conditions, PipelineAdapter, Size, together
 from torch import Tensor, nn
 
 from flowfactory_plugin_wan import EXPERTS, WanSpec

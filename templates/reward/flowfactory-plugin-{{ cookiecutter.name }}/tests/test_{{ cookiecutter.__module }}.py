@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from flowfactory import Row, Sample
-from flowfactory.cli.main import main
+from flowfactory import main
 from flowfactory.testing import conformance
 
 from {{ cookiecutter.__module }} import {{ cookiecutter.__class }}Spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowfactory import Needs
-from flowfactory.cli.main import main
+from flowfactory import main
 from flowfactory.testing import conformance
 
 from {{ cookiecutter.__module }} import {{ cookiecutter.__class }}Spec

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 from flowfactory import Provides, hookimpl
-from flowfactory.builtin import PipelineSpec
+from flowfactory import PipelineSpec
 
 SUMMARY = {{ cookiecutter.summary | jsonify }}
 TARGET = "{{ cookiecutter.__module }}.adapter:{{ cookiecutter.__class }}"

@@ -1,0 +1,58 @@
+"""The public names of flowfactory: all that plugins import, beside `flowfactory.testing` and `flowfactory.models.tiny`.
+
+This stub is the list: the package loads each name from where it says, on first use.
+"""
+
+# Every hook module: what there is, under which name, and the keys its table takes.
+from .contracts.hooks import Provides as Provides, hookimpl as hookimpl
+from .contracts.key import Location as Location, Precision as Precision, Size as Size, key as key
+from .contracts.specs import NoKeys as NoKeys
+
+# Adapters: a model family as a velocity field.
+from .builtin import PipelineSpec as PipelineSpec
+from .contracts.adapter import Adapter as Adapter
+from .contracts.key import Calls as Calls
+from .contracts.specs import AdapterSpec as AdapterSpec
+from .contracts.types import Conditions as Conditions, Row as Row
+from .models.pipeline import PipelineAdapter as PipelineAdapter
+from .models.recording import flatten as flatten, lengths as lengths, together as together
+from .models.tap import IMAGE as IMAGE
+
+# Schedulers: a sampling dynamics.
+from .contracts.key import Density as Density
+from .contracts.scheduler import (
+    Moments as Moments,
+    Scheduler as Scheduler,
+    State as State,
+    StochasticScheduler as StochasticScheduler,
+    euler as euler,
+    like_latents as like_latents,
+    per_sample_mean as per_sample_mean,
+)
+from .contracts.specs import SchedulerSpec as SchedulerSpec, StochasticSpec as StochasticSpec, Window as Window
+
+# Trainers: an algorithm.
+from .contracts.seeds import Draws as Draws
+from .contracts.specs import (
+    Decay as Decay,
+    DecoupledSpec as DecoupledSpec,
+    Needs as Needs,
+    Times as Times,
+    TrainerSpec as TrainerSpec,
+)
+from .contracts.trainer import Policy as Policy, Scores as Scores, Trainer as Trainer
+from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
+from .sampling.times import noise_levels as noise_levels, noised as noised
+
+# Rewards: a number for a sample.
+from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
+from .contracts.types import Sample as Sample
+from .rewards.retry import retried as retried
+from .runs.media import some_frames as some_frames, to_bytes as to_bytes, to_image as to_image
+
+# Observers, trackers and commands: a run as they see it, rewards outside one, and the command line as a function.
+from .cli.main import main as main
+from .contracts.hooks import Display as Display, Phase as Phase, Plan as Plan, Run as Run, Tracker as Tracker
+from .rewards.asking import Asked as Asked, RewardError as RewardError
+from .rewards.standalone import open_rewards as open_rewards
+from .spec.tables import Spec as Spec
