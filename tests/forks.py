@@ -98,7 +98,7 @@ def changed(parts: Any, **fields: Any) -> Any:
         own = {field.name for field in attrs.fields(type(part))}
         return attrs.evolve(part, **{name: value for name, value in fields.items() if name in own})
 
-    halves = {"sampler": one(parts.sampler), "learner": one(parts.learner)}
+    halves = {"source": one(parts.source), "learner": one(parts.learner)}
     return attrs.evolve(one(parts), **halves, evaluator=one(parts.evaluator) if parts.evaluator else None)
 
 

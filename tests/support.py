@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.contracts.scheduler import StochasticScheduler
-from flowfactory.contracts.types import Batch, Conditions, Rollout
+from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import TrainerSpec
+from flowfactory.contracts.trainer import Policy, Trainer
+from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout
 from torch import Tensor
 
 Case = Mapping[str, Any]
@@ -92,3 +95,16 @@ def transition(
     levels = torch.tensor([*sigmas, 0.0])
     rollout = Rollout(levels, (step,), {step: x, step + 1: x_next, step + 2: x_next}, {step: logprob})
     return Batch(rollout, {}, advantages.double(), on_policy, scheduler)
+
+
+class Forgetful(Trainer[TrainerSpec]):
+    """A trainer that remembers nothing and learns nothing."""
+
+    def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:
+        return ()
+
+    def loss(self, policy: Policy, batch: Batch, term: Any) -> Loss:
+        return Loss({})
+
+
+FORGETFUL = Forgetful(TrainerSpec())

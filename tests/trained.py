@@ -28,6 +28,7 @@ from flowfactory.spec.tables import Spec
 from oracle import Run
 from oracle import run as run_plainly
 from PIL import Image
+from support import FORGETFUL
 
 PROMPT = Row("a cat", "blurry")
 STEPS = 4
@@ -154,7 +155,7 @@ def train(
             tensor += 0.1 * torch.randn_like(tensor)
     if ema:
         weights.move("ema", 0.5)
-    checkpoint.save(folder / "checkpoints", Progress(3, 3), weights, optimizer, Origin("", 1, {}))
+    checkpoint.save(folder / "checkpoints", Progress(3, 3), weights, optimizer, FORGETFUL, Origin("", 1, {}))
     if ema:
         weights.restore("current", weights.tensors("ema"))
     return Trained(folder, family, spec, registry, adapter)

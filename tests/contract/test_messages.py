@@ -44,6 +44,12 @@ class Case:
 ONE_BY_ONE = ("sampling.micro_batch=1", "optimizer.micro_batch=1", "memory.shard=true")
 EVEN = ("    exact: bool", "    even_calls = True\n    exact: bool")
 
+OFFLINE = (
+    'return Needs(trajectory="steps", density="gaussian" if self.exact else "any")',
+    'return Needs(source="media", scores=False)',
+)
+"""A trainer that learns from the data."""
+
 CASES = (
     Case("toml-syntax", edits=(("epochs = 3", "epochs = 3 x"),)),
     Case("toml-syntax", edits=(("every = 1\n", 'every = "1'),)),
@@ -66,7 +72,10 @@ CASES = (
     Case("missing-key", edits=(("epochs = 3\n", ""),)),
     Case("missing-key", edits=(('name = "toy"\n', ""),)),
     Case("missing-table", unsets=("sampling",)),
-    Case("missing-table", unsets=("reward",)),
+    Case("no-reward", unsets=("reward",)),
+    Case("group", unsets=("sampling.group",)),
+    Case("group", toy=OFFLINE),
+    Case("refill", toy=OFFLINE, sets=("sampling.refill=2",), unsets=("sampling.group",)),
     Case("wrong-type", edits=(("epochs = 3", "epochs = 2.7"),)),
     Case("wrong-type", edits=(("epochs = 3", "epochs = 3\nprecision = 'bf61'"),)),
     Case("wrong-type", edits=(("size = 32", "size = 'large'"),)),

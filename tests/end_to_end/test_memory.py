@@ -13,8 +13,8 @@ from flowfactory.contracts.types import Rollout
 from flowfactory.discovery.registry import Registry
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.plan.estimate import estimate
+from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.spec.structure import load_spec
-from flowfactory.training import loop
 
 Runner = Callable[..., Path]
 
@@ -32,14 +32,14 @@ def test_offloading_changes_not_a_bit(run: Runner, what: str) -> None:
 def test_trajectories_and_conditions_are_as_large_as_planned(
     run: Runner, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collecting, rollouts = loop.collect, []
+    collecting, rollouts = Rollouts.collect, []
 
     def collect(*arguments: Any) -> Any:
         made = collecting(*arguments)
         rollouts.append(made.rollout)
         return made
 
-    monkeypatch.setattr(loop, "collect", collect)
+    monkeypatch.setattr(Rollouts, "collect", collect)
     changes = ("sampling.storage=bf16", f"memory.cache={tmp_path / 'cache'}")
     run("a", *changes)
     planned = estimate(load_spec(spec, Registry(), changes))

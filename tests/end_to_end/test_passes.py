@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from end_to_end.conftest import metrics
-from flowfactory.training import loop
+from flowfactory.sampling.rollouts import Rollouts
 
 SAMPLES, STEPS = 12, 4
 ALL, TWO, THIRD = "{rule='all'}", "{rule='random', size=2}", "{rule='list', steps=[2]}"
@@ -101,7 +101,7 @@ def test_passes_of_an_epoch(
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[bool, int]:
     """How many samples have passed the transformer since the first epoch began: without gradients, and with them."""
     rows: dict[bool, int] = {}
-    passing, collecting = FluxTransformer2DModel.forward, loop.collect
+    passing, collecting = FluxTransformer2DModel.forward, Rollouts.collect
 
     def forward(self: FluxTransformer2DModel, **inputs: Any) -> Any:
         enabled = torch.is_grad_enabled()
@@ -113,7 +113,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[bool, int]:
         return collecting(*arguments)
 
     monkeypatch.setattr(FluxTransformer2DModel, "forward", forward)
-    monkeypatch.setattr(loop, "collect", collect)
+    monkeypatch.setattr(Rollouts, "collect", collect)
     return rows
 
 

@@ -24,12 +24,13 @@ import torch
 from flowfactory.cli.ui import Phase
 from flowfactory.contracts.advantages import advantages
 from flowfactory.contracts.reward import Score
-from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.specs import Needs, RewardEntry
 from flowfactory.contracts.trainer import Scores
 from flowfactory.contracts.types import Rollout, Row, Sample
 from flowfactory.rewards.scoring import Judge, RewardError
-from flowfactory.sampling import collect
-from flowfactory.sampling.collect import Collected, Member
+from flowfactory.sampling import rollouts
+from flowfactory.sampling.rollouts import Rollouts
+from flowfactory.sampling.source import Collected, Member
 from torch import Tensor
 
 PROMPTS, GROUP = 6, 3
@@ -118,11 +119,18 @@ def nothing(*_: Any, **__: Any) -> Iterator[Phase]:
     yield Phase()
 
 
-def made_up(sampler: Any, epoch: int, members: Sequence[Member]) -> tuple[Rollout, Tensor]:
+def level_of(member: Member) -> float:
+    """How bright a sample is: different by prompt and replica."""
+    return ((7 * member.group.row + 5 * member.replica**2) % 19) / 19
+
+
+def made_up(sampler: Any, epoch: int, members: Sequence[Member], looked_at: bool) -> tuple[Rollout, list[Sample]]:
     """Media that differ by prompt and replica."""
-    levels = [((7 * m.group.row + 5 * m.replica**2) % 19) / 19 for m in members]
+    levels = [level_of(m) for m in members]
     media = torch.stack([torch.full((3, 4, 4), level, dtype=torch.float32) for level in levels])
-    return Rollout(torch.tensor([1.0, 0.5, 0.0]), (), {2: media[:, 0, 0, :1]}, {}), media
+    rows = sampler.conditions.rows
+    samples = [Sample(rows[m.group.row], media[i], m.group.slot, m.replica) for i, m in enumerate(members)]
+    return Rollout(torch.tensor([1.0, 0.5, 0.0]), (), {2: media[:, 0, 0, :1]}, {}), samples
 
 
 def plain(scores: Scores, groups: Tensor) -> Tensor:
@@ -151,14 +159,14 @@ def epoch(
     )
     spec = SimpleNamespace(
         run=SimpleNamespace(seed=3, epochs=1, save_samples=2),
-        sampling=SimpleNamespace(prompts=PROMPTS, group=GROUP, micro_batch=4, overlap=overlap),
+        sampling=SimpleNamespace(prompts=PROMPTS, group=GROUP, micro_batch=4, overlap=overlap, refill=0),
         optimizer=SimpleNamespace(updates=1),
         rewards=entries,
     )
     exchange, outcomes = Exchange(world), list[Any]([None] * world)
 
     def one(rank: int) -> None:
-        sampler = SimpleNamespace(
+        sampler = Rollouts(
             spec=spec,
             run=SimpleNamespace(folder=folder),
             events=SimpleNamespace(samples_scored=lambda **what: None),
@@ -166,10 +174,12 @@ def epoch(
             processes=Threads(rank, exchange),
             instruments=SimpleNamespace(display=SimpleNamespace(phase=nothing), clock=nothing),
             judge=Judge(entries, targets, {}),
-            trainer=SimpleNamespace(advantages=compare),
+            trainer=SimpleNamespace(advantages=compare, needs=Needs()),
+            policy=None,
+            scheduler=None,
         )
         try:
-            outcomes[rank] = collect.collect(sampler, 1, SimpleNamespace(check=lambda _: None))  # type: ignore[arg-type]
+            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None))  # type: ignore[arg-type]
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:
@@ -196,7 +206,7 @@ def by_slot(outcomes: Sequence[Collected | BaseException]) -> dict[int, list[flo
 
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "sample", made_up)
+    monkeypatch.setattr(rollouts, "sample", made_up)
 
 
 def metrics(outcome: Collected | BaseException) -> dict[str, float]:
@@ -271,8 +281,7 @@ def test_spreads_over_the_whole_epoch_are_those_of_the_groups_that_remain(tmp_pa
     outcomes = epoch(tmp_path, {"r": Faulty("nan", 2)}, keys, compare=over_all)
     outcome = outcomes[0]
     assert isinstance(outcome, Collected)
-    _, media = made_up(None, 1, outcome.members)
-    levels = media.double().mean((1, 2, 3))
+    levels = torch.tensor([level_of(m) for m in outcome.members], dtype=torch.float32).double()
     slots = torch.tensor([m.group.slot for m in outcome.members])
     kept = slots != 2
     expected = advantages({"r": levels[kept]}, {"r": 1.0}, slots[kept], "sum", "global")

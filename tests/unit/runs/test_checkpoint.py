@@ -11,6 +11,7 @@ from flowfactory.runs import archive, checkpoint
 from flowfactory.runs.archive import Origin, checkpoints, damage, tidy
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.tables import Full, Lora
+from support import FORGETFUL
 from torch import nn
 
 ORIGIN = Origin("0" * 64, 2, {"flowfactory": "0.1.0"})
@@ -36,11 +37,11 @@ def train(weights: Weights, optimizer: torch.optim.AdamW, steps: range) -> None:
 def test_training_goes_on_bit_for_bit(tmp_path: Path, tuning: Lora | Full) -> None:
     _, weights, optimizer = made(tuning)
     train(weights, optimizer, range(3))
-    path = checkpoint.save(tmp_path, Progress(3, 3), weights, optimizer, ORIGIN)
+    path = checkpoint.save(tmp_path, Progress(3, 3), weights, optimizer, FORGETFUL, ORIGIN)
     train(weights, optimizer, range(3, 6))
     _, resumed, fresh = made(tuning)
     assert damage(path) == ""
-    assert checkpoint.load(path, resumed, fresh) == Progress(3, 3)
+    assert checkpoint.load(path, resumed, fresh, FORGETFUL) == Progress(3, 3)
     train(resumed, fresh, range(3, 6))
     for kept in ("current", "ema"):
         for name, tensor in weights.tensors(kept).items():
@@ -54,7 +55,7 @@ def saved(folder: Path, *epochs: int) -> list[Path]:
     """Real checkpoints after these epochs."""
     _, weights, optimizer = made(Full())
     train(weights, optimizer, range(1))
-    return [checkpoint.save(folder, Progress(epoch, epoch), weights, optimizer, ORIGIN) for epoch in epochs]
+    return [checkpoint.save(folder, Progress(epoch, epoch), weights, optimizer, FORGETFUL, ORIGIN) for epoch in epochs]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +141,11 @@ def test_weights_of_another_network_are_not_loaded(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 1)
     _, lora, optimizer = made(Lora(rank=2))
     with pytest.raises(RunError, match=r"current\.safetensors is not of this run's network: net\.0\.\S+ has the shape"):
-        checkpoint.load(path, lora, optimizer)
+        checkpoint.load(path, lora, optimizer, FORGETFUL)
     net = nn.Linear(6, 6)
     fewer = Weights({"net": nn.Sequential(net)}, Full(), [], [], 0)
     with pytest.raises(RunError, match="has the weights `current`, `ema`; this run keeps `current`"):
-        checkpoint.load(path, fewer, torch.optim.AdamW(net.parameters()))
+        checkpoint.load(path, fewer, torch.optim.AdamW(net.parameters()), FORGETFUL)
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> None:

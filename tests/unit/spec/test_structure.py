@@ -200,7 +200,7 @@ def test_the_command_line_is_a_place(spec: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("table", ["run", "model", "data", "sampling", "scheduler", "trainer", "reward", "optimizer"])
+@pytest.mark.parametrize("table", ["run", "model", "data", "sampling", "scheduler", "trainer", "optimizer"])
 def test_missing_tables(spec: Path, table: str) -> None:
     problem = only(spec, unsets=(table,))
     assert (problem.kind, f"[{table}]" in problem.what) == ("missing-table", True)
@@ -208,7 +208,7 @@ def test_missing_tables(spec: Path, table: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["run.epochs", "model.path", "model.name", "sampling.group", "trainer.name", "reward[0].name", "optimizer.lr"],
+    ["run.epochs", "model.path", "model.name", "sampling.prompts", "trainer.name", "reward[0].name", "optimizer.lr"],
 )
 def test_missing_keys(spec: Path, key: str) -> None:
     problem = only(spec, unsets=(key,))

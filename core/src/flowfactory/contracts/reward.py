@@ -23,7 +23,8 @@ Score = float | None
 class Reward(ABC):
     """Scores each sample on its own; sees batches of any size.
 
-    reads: what a score may depend on: "media", "prompt", "images", or names of metadata columns.
+    reads: what a score may depend on: "media", "prompt", "images", "latents", "conditions", or names of metadata
+        columns. Media that no reward of a run reads are not decoded.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})

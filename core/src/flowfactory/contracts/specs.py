@@ -5,6 +5,7 @@ Errors, the JSON Schema and the reference page all come from these declarations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -38,18 +39,30 @@ class AdapterSpec:
 class Needs:
     """What a trainer asks of core.
 
-    trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities.
+    source: where the latents of an epoch come from: from "rollouts", or encoded from what the rows of the data show:
+        "media" (one sample a row) or "pairs" (a group of two, the chosen and then the rejected, advantages 1 and -1).
+    scores: whether samples are scored and compared. Without, no reward is demanded and every advantage is 0.
+    trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities;
+        "states" the latents before and after every step, stochastic or not.
     rollout: the weights that sample, "current" or "old" (see `sets`).
     density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
+    batch: what no micro-batch divides: a sample, or all usable samples of a group. A loss of groups is their mean.
+    draws: whose streams the trainer draws from: each "sample" has its own, or all samples of a "group" the same one.
     reference: whether `Policy.using("reference")` will be asked for.
     sets: further weight sets to keep in float32, moved only by the trainer itself.
+    loaded: weight sets read from elsewhere, by name: a LoRA or a checkpoint of the model. They never move.
     """
 
-    trajectory: Literal["final", "steps"] = "final"
+    source: Literal["rollouts", "media", "pairs"] = "rollouts"
+    scores: bool = True
+    trajectory: Literal["final", "steps", "states"] = "final"
     rollout: Literal["current", "old"] = "current"
     density: Literal["gaussian", "any", "none"] = "none"
+    batch: Literal["samples", "groups"] = "samples"
+    draws: Literal["sample", "group"] = "sample"
     reference: bool = False
     sets: frozenset[str] = frozenset()
+    loaded: Mapping[str, Location] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

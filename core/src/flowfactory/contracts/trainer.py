@@ -21,12 +21,16 @@ SpecT = TypeVar("SpecT", bound=TrainerSpec)
 class Policy(Protocol):
     """The model as a trainer sees it: a velocity field whose weights can be exchanged."""
 
-    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
+        """The velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`.
+
+        Args:
+            guidance: the guidance scale; the rollout's when absent.
+        """
         ...
 
     def using(self, weights: str) -> AbstractContextManager[None]:
-        """Compute with "current", "reference" or "ema" weights, or with one of the trainer's own `Needs.sets`."""
+        """Compute with "current", "reference" or "ema" weights, or with one of `Needs.sets` or `Needs.loaded`."""
         ...
 
     def move(self, weights: str, decay: float) -> None:
@@ -64,14 +68,26 @@ class Trainer(ABC, Generic[SpecT]):
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:
         """What to train on: one frozen value per loss evaluation, made once, without gradients, before any update.
 
-        The current weights are the rollout's. Choose times and noise here (from `draws`, one stream per sample), and
-        keep whatever must not change while the weights do: old predictions, reference predictions.
+        The current weights are the rollout's. Choose times and noise here (from `draws`, one stream per sample; see
+        `Needs.draws`), and keep whatever must not change while the weights do: old predictions, reference predictions.
         """
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch, term: Any) -> Loss:
-        """The loss of one term under the current weights, averaged over the batch."""
+        """The loss of one term under the current weights, averaged over the batch: its samples, or its groups."""
 
     def after_update(self, policy: Policy, update: Update) -> None:
         """Called after each optimizer step, e.g. to move the old policy."""
+        return None
+
+    def after_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Called after the last update of an epoch with its metrics, which are the same on every process."""
+        return None
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What the trainer itself remembers from epoch to epoch, kept in checkpoints; the same on every process."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Remember again what `state` gave."""
         return None

@@ -36,14 +36,19 @@ class Row:
 class Sample:
     """One generated sample, as rewards see it.
 
-    media: an image `(3, H, W)` or frames `(F, 3, H, W)`, float32 in [0, 1], on the CPU.
+    media: an image `(3, H, W)` or frames `(F, 3, H, W)`, float32 in [0, 1], on the CPU; empty where no reward of the
+        run reads "media".
     slot: which of the epoch's groups it belongs to. replica: its place in the group.
+    latents: what the media were decoded from `(…)`. conditions: what they were made from, with a batch axis of 1. Both
+        lie where the model computes; there for rewards that read them, and `None` for observers.
     """
 
     row: Row
     media: Tensor
     slot: int
     replica: int
+    latents: Tensor | None = None
+    conditions: Conditions | None = None
 
 
 @attrs.frozen(eq=False)
@@ -52,7 +57,8 @@ class Rollout:
 
     sigmas: the noise levels `(T+1,)`, float32, strictly falling from 1 (noise) to 0.
     steps: the stochastic steps, in order; empty after a deterministic rollout.
-    latents: stored latents `(B, …)` by position: `i` and `i+1` for each stochastic step `i`, and `T`, the final ones.
+    latents: stored latents `(B, …)` by position: `i` and `i+1` for each stochastic step `i`, and `T`, the final ones;
+        all of `0 … T` where the trainer needs "states".
     logprobs: log-probability `(B,)` float32 of each stochastic step, of exactly what is stored.
     """
 
@@ -107,6 +113,9 @@ class Batch:
     advantages: `(B,)` float64.
     on_policy: no optimizer step has been made since the rollout, and the rollout used the current weights.
     scheduler: the dynamics that sampled it.
+    groups: `(B,)` which of the epoch's groups each belongs to; members lie side by side.
+    rows: of each, its line of the data. scores: of each, by the label of the reward, `(B,)` float64.
+    epoch: counted from 1.
     """
 
     rollout: Rollout
@@ -114,6 +123,14 @@ class Batch:
     advantages: Tensor
     on_policy: bool
     scheduler: Scheduler[Any]
+    groups: Tensor = attrs.field()
+    rows: Sequence[Row] = ()
+    scores: Mapping[str, Tensor] = attrs.field(factory=dict)
+    epoch: int = 1
+
+    @groups.default
+    def _each_its_own(self) -> Tensor:
+        return torch.arange(len(self.advantages))
 
 
 @attrs.frozen(eq=False)

@@ -43,11 +43,12 @@ class ModelPolicy:
         own = self._adapter, self._weights, self._processes, self._dtype, self._guidance
         return ModelPolicy(*own, size, self._offload)
 
-    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """The guided velocity `(B, …)` at `x` `(B, …)` and noise levels `sigma` `(B,)`."""
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
+        """The velocity `(B, …)` at `x` `(B, …)` and levels `sigma` `(B,)`, with the spec's guidance or another."""
+        guidance = self._guidance if guidance is None else guidance
         self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
         with self._processes.autocast(), together():
-            return self._adapter.velocity(x.to(self._dtype), sigma, conditions, self._guidance, self._size)
+            return self._adapter.velocity(x.to(self._dtype), sigma, conditions, guidance, self._size)
 
     def read_counts(self) -> dict[str, float]:
         """Samples that passed the network since the last reading: without, and with a backward pass to follow."""

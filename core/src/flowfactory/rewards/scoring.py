@@ -69,6 +69,10 @@ class Judge:
         """Weight of each reward, by label."""
         return {r.entry.label: r.entry.weight for r in self.rewards}
 
+    def reads(self, what: str) -> bool:
+        """Whether any of the rewards reads a part of samples, e.g. "media"."""
+        return any(what in asked.reward.reads for asked in self.rewards)
+
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load every reward where its table says, or else onto `device` in `dtype`; equal backbones are made once.
 

@@ -12,6 +12,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowfactory.contracts.trainer import Trainer
 from flowfactory.errors import RunError, listed, shown
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.sharding import gathered, like
@@ -26,7 +28,7 @@ from flowfactory.runs import archive
 from flowfactory.runs.archive import Origin
 from flowfactory.runs.files import PARTIAL, flush, writing
 
-OPTIMIZER = "optimizer"
+OPTIMIZER, TRAINER = "optimizer", "trainer"
 
 
 @attrs.frozen
@@ -42,6 +44,7 @@ def save(
     progress: Progress,
     weights: Weights,
     optimizer: torch.optim.Optimizer,
+    trainer: Trainer[Any],
     origin: Origin,
     write: bool = True,
 ) -> Path:
@@ -54,7 +57,7 @@ def save(
         RunError: the disk is full or cannot be written; nothing is left of the attempt.
     """
     final = folder / archive.name(progress.epoch)
-    contents = _contents(weights, optimizer, keep=write)
+    contents = _contents(weights, optimizer, trainer, keep=write)
     if not write:
         deque(contents, maxlen=0)
         return final
@@ -76,8 +79,8 @@ def save(
     return final
 
 
-def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore weights, their sets and the optimizer in place; returns how far the run had come.
+def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, trainer: Trainer[Any]) -> Progress:
+    """Restore weights, their sets, the optimizer and the trainer in place; returns how far the run had come.
 
     The checkpoint is taken to be intact (see `archive.damage`).
 
@@ -86,12 +89,14 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> Prog
     """
     state = archive.read(path)
     sets = {kept: path / f"{kept}.safetensors" for kept in ["current", *weights.sets]}
-    saved = {Path(file).stem for file in state.files} - {OPTIMIZER}
+    saved = {Path(file).stem for file in state.files} - {OPTIMIZER, TRAINER}
     if saved != sets.keys():
         raise RunError(f"{shown(path)} has the weights {listed(sorted(saved))}; this run keeps {listed(sorted(sets))}")
     for kept, file in sets.items():
         weights.restore(kept, _fitting(file, load_file(file), weights.tensors(kept)))
     _restore_optimizer(weights, optimizer, load_file(path / f"{OPTIMIZER}.safetensors"))
+    if (remembered := path / f"{TRAINER}.safetensors").name in state.files:
+        trainer.restore(load_file(remembered))
     return Progress(state.epoch, state.step)
 
 
@@ -107,12 +112,14 @@ def _fitting(file: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tens
 
 
 def _contents(
-    weights: Weights, optimizer: torch.optim.Optimizer, keep: bool
+    weights: Weights, optimizer: torch.optim.Optimizer, trainer: Trainer[Any], keep: bool
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What the files hold, whole, by their stems; one at a time is in memory, and none where it is not to be kept."""
     for kept in ["current", *weights.sets]:
         yield kept, gathered(weights.tensors(kept), keep)
     yield OPTIMIZER, gathered(_optimizer_tensors(weights, optimizer), keep)
+    if remembered := trainer.state():
+        yield TRAINER, {name: tensor.detach().contiguous() for name, tensor in remembered.items()}
 
 
 def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,10 +12,14 @@ from flowfactory.contracts.seeds import seed_of
 
 @attrs.frozen
 class Group:
-    """All samples of one prompt in one epoch: `slot` numbers the epoch's groups, `row` is the line of the data."""
+    """All samples of one prompt in one epoch: `slot` numbers the epoch's groups, `row` is the line of the data.
+
+    round: 0, or in which further round it took the place of a group that taught nothing.
+    """
 
     slot: int
     row: int
+    round: int = 0
 
 
 Share = tuple[tuple[Group, ...], ...]
@@ -36,6 +40,11 @@ def plan_epoch(seed: int, epoch: int, rows: int, prompts: int, updates: int) -> 
 def share(plan: Share, rank: int, world: int) -> Share:
     """What process `rank` of `world` does of `plan`. Whole groups; the same members of each update for any `world`."""
     return tuple(update[len(update) * rank // world : len(update) * (rank + 1) // world] for update in plan)
+
+
+def refilled(seed: int, epoch: int, rows: int, group: Group, number: int) -> Group:
+    """The group that takes a group's place in round `number` of an epoch: another row, drawn among all of them."""
+    return Group(group.slot, seed_of(seed, "refill", epoch, number, group.slot) % rows, number)
 
 
 def _order(seed: int, rows: int, start: int) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -59,7 +59,7 @@ def rollout(
     noise: Noise,
     conditions: Conditions,
     storage: torch.dtype,
-    trajectory: bool = True,
+    trajectory: Literal["final", "steps", "states"] = "steps",
     trunks: Trunks | None = None,
 ) -> Rollout:
     """Sample from noise to data.
@@ -71,7 +71,7 @@ def rollout(
         steps: the stochastic steps; all others are deterministic.
         noise: on the device of the conditions.
         storage: the dtype latents are kept in.
-        trajectory: whether to keep the stochastic steps; otherwise only the final latents.
+        trajectory: what to keep: see `Needs`.
         trunks: who shares the steps before the first stochastic one, which are then sampled once per trunk.
     """
     x = to_storage(noise.start, storage)
@@ -89,6 +89,8 @@ def rollout(
             x = x[trunks.of.to(device)]
         sigma, sigma_next = levels[i : i + 2].expand(-1, len(x))
         v = policy.velocity(x, sigma, trunk_conditions if i < branching else conditions)
+        if trajectory == "states":
+            latents[i] = x[trunks.of.to(device)] if trunks and i < branching else x
         if i not in steps:
             moved, state = scheduler.advance(state, v, x, sigma, sigma_next)
             x = to_storage(moved, storage)
@@ -96,9 +98,9 @@ def rollout(
         if not isinstance(scheduler, StochasticScheduler):
             raise TypeError(f"{type(scheduler).__name__} has no stochastic steps")
         step = scheduler.step(v, x, sigma, sigma_next, ceiling, noise.steps[:, steps.index(i)], storage)
-        if trajectory:
+        if trajectory != "final":
             latents |= {i: x, i + 1: step.x}
             logprobs[i] = step.logprob
         x = step.x
     latents[len(sigmas) - 1] = x
-    return Rollout(sigmas, steps if trajectory else (), latents, logprobs)
+    return Rollout(sigmas, () if trajectory == "final" else steps, latents, logprobs)

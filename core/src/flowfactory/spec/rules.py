@@ -50,7 +50,8 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("model", "tuning"), _quantize),
         (("memory", "run", "optimizer", "model"), _shard),
         (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
-        (("rewards",), _rewards),
+        (("trainer", "rewards"), _rewards),
+        (("trainer", "sampling"), _group),
         (("eval",), _eval_rewards),
         (("data", "eval"), _evaluation),
         (("track",), _trackers),
@@ -129,6 +130,19 @@ def nearest_divisors(number: int, wanted: int, most: int = 3) -> list[int]:
     return sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:most])
 
 
+def _group(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
+    needs = trainer.spec.needs
+    if needs.source == "rollouts" and needs.scores and sampling.group < 2:
+        what = f"trainer `{trainer.name}` compares the samples of a prompt, and [sampling] group is {sampling.group}"
+        yield Problem("group", what, where("sampling", "group"), "set it to 2 or more")
+    if needs.source != "rollouts" and where.root.at("sampling", "group") is not None:
+        what = f"trainer `{trainer.name}` learns from the data, whose rows make the groups: [sampling] group has no use"
+        yield Problem("group", what, where("sampling", "group"), "leave it out")
+    if sampling.refill and not (needs.source == "rollouts" and needs.scores):
+        what = f"trainer `{trainer.name}` scores no samples, so there is nothing that [sampling] refill could replace"
+        yield Problem("refill", what, where("sampling", "refill"), "leave it out")
+
+
 def _times(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
     for name, table in attributes(trainer.spec).items():
         if isinstance(table, Times):
@@ -202,8 +216,10 @@ def _shard_calls(
         yield Problem("shard-calls", what, where("memory", "shard"), hint)
 
 
-def _rewards(where: _Where, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
+def _rewards(where: _Where, trainer: Component, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
     yield from _labels(where, rewards, ("reward",))
+    if not trainer.spec.needs.scores:
+        return
     if not rewards:
         yield Problem("no-reward", "there is nothing to train for: at least one [[reward]] is needed", where("reward"))
     elif all(entry.weight == 0 for entry in rewards):

@@ -89,7 +89,8 @@ class _Loader:
         parts |= {name: self._component(name, kind) for name, kind in COMPONENTS.items()}
         parts |= {name: self._table(name) for name in TABLES if name not in ("eval", "lora", "full")}
         parts["tuning"] = self._tuning()
-        parts["rewards"] = self._rewards(self.root.at("reward"), "[[reward]]")
+        reward = self.root.at("reward")  # whether there must be one, the trainer says
+        parts["rewards"] = () if reward is None else self._rewards(reward, "[[reward]]")
         parts["eval"] = self._eval()
         sound = {name: part for name, part in parts.items() if part is not None}
         self.reader.problems += rules.problems(self.root, sound, self.registry)

@@ -54,7 +54,17 @@ class Sampling:
     size: Size = key("Pixels: a number (square), [height, width] or [height, width, frames].")
     steps: int = key("Denoising steps of one sample.", ge=1, le=1000)
     prompts: int = key("Prompts per epoch, over all processes.", ge=1, le=1_000_000)
-    group: int = key("Samples per prompt; advantages compare them with each other.", ge=2)
+    group: int = key(
+        "Samples per prompt, which advantages compare with each other. Trainers that compare none take 1; pairs are 2.",
+        default=1,
+        ge=1,
+    )
+    refill: int = key(
+        "How many further rounds of an epoch may replace groups that lack a score, or whose samples score the same.",
+        default=0,
+        ge=0,
+        le=100,
+    )
     micro_batch: int = key("Samples that pass the network together.", default=8, ge=1)
     guidance: float = key("Guidance scale, embedded or classifier-free as the model has it.", default=1.0, ge=0)
     shared_noise: bool = key("Start all samples of a group from the same noise.", default=False)

@@ -75,8 +75,8 @@ class MeanPolicy:
         """What is trained."""
         return list(self.weights.parameters.values())
 
-    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """The velocity `(B, 4)`."""
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
+        """The velocity `(B, 4)`; guidance means nothing to it."""
         made: Tensor = self.network(x, sigma, conditions["shift"])
         return made
 
@@ -125,11 +125,9 @@ class Problem:
         noise = draw_noise([(*k, "start") for k in keys], [(*k, "steps") for k in keys], SHAPE, len(self.steps))
         shift = 0.1 * torch.tensor([float(i % 3 - 1) for i in samples])[:, None].expand(-1, *SHAPE)
         conditions = {"shift": shift.contiguous()}
+        levels, kept = schedule(STEPS), self.needs.trajectory
         with self.policy.using(self.needs.rollout):
-            wanted = self.needs.trajectory == "steps"
-            made = rollout(
-                self.policy, self.scheduler, schedule(STEPS), self.steps, noise, conditions, torch.float32, wanted
-            )
+            made = rollout(self.policy, self.scheduler, levels, self.steps, noise, conditions, torch.float32, kept)
         return Made(made, conditions)
 
     def batch(

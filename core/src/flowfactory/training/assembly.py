@@ -21,7 +21,7 @@ from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Row
 from flowfactory.discovery.components import Components, Events, Target
-from flowfactory.discovery.entries import Source
+from flowfactory.discovery.entries import Source as Distribution
 from flowfactory.errors import RunError
 from flowfactory.metrics.clock import Clock, Stopwatch
 from flowfactory.metrics.instruments import Instruments
@@ -33,7 +33,8 @@ from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.rewards.scoring import Judge
 from flowfactory.runs import resumption
 from flowfactory.runs.archive import Origin
-from flowfactory.sampling.collect import Sampler
+from flowfactory.sampling.rollouts import Rollouts
+from flowfactory.sampling.source import Source
 from flowfactory.spec.tables import Full, Memory, Spec
 from flowfactory.training.evaluate import Evaluator
 from flowfactory.training.optimise import Learner
@@ -41,14 +42,14 @@ from flowfactory.training.optimise import Learner
 
 @attrs.frozen(eq=False)
 class Parts:
-    """A run, loaded: what samples, what learns, and what evaluates where there are held-out prompts."""
+    """A run, loaded: the source of its samples, what learns, and what evaluates where there are held-out prompts."""
 
     run: Run
     origin: Origin
     events: Events
     processes: Processes
     instruments: Instruments
-    sampler: Sampler
+    source: Source
     learner: Learner
     evaluator: Evaluator | None
 
@@ -101,7 +102,7 @@ def assemble(
         components.events,
         processes,
         instruments,
-        Sampler(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge),
+        Rollouts(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge),
         Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
         Evaluator(spec, run, processes, instruments, held_out, seen, scheduler, weights, held_out_judge)
         if held_out_rows
@@ -126,7 +127,7 @@ def _refusals(processes: Processes) -> Iterator[None]:
 def load_model(
     spec: Spec,
     adapter: Adapter[Any],
-    source: Source,
+    source: Distribution,
     rows: Sequence[Row],
     device: torch.device,
     display: Display,

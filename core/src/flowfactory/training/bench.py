@@ -25,7 +25,6 @@ from flowfactory.plan.plan import Plan, make_plan
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.processes.stop import listening
 from flowfactory.runs.checkpoint import Progress
-from flowfactory.sampling.collect import collect
 from flowfactory.spec.tables import Spec
 from flowfactory.training.assembly import assemble, load_model
 from flowfactory.training.flops import Flops, measure
@@ -162,11 +161,11 @@ def bench(
         flops = measure(parts.learner)
         encode = clock.read()
         for epoch in range(1, warmup + epochs + 1):
-            made = collect(parts.sampler, epoch, stop)
+            made = parts.source.collect(epoch, stop)
             progress, metrics = optimise(parts.learner, progress, epoch, made)
             lines.append(metrics | clock.read() | stopwatch.read())
-            if isinstance(parts.sampler.conditions.source, Encoding):
-                parts.sampler.conditions.source.forget()
+            if isinstance(parts.learner.conditions.source, Encoding):
+                parts.learner.conditions.source.forget()
     counted = lines[warmup:]
     peaks = {name: max(line.get(name, 0.0) for line in (encode, *lines)) for line in (encode, *lines) for name in line}
     memory = {name.removeprefix("memory/"): int(size) for name, size in peaks.items() if name.startswith("memory/")}

@@ -22,8 +22,8 @@ from flowfactory.rewards.failures import check_losses, check_rewards, recording
 from flowfactory.rewards.scoring import Judge
 from flowfactory.runs.files import writing
 from flowfactory.runs.media import before_after, save_samples
-from flowfactory.sampling.collect import chunks
 from flowfactory.sampling.rollout import draw_noise, rollout
+from flowfactory.sampling.source import chunks
 from flowfactory.spec.tables import Lora, Spec
 
 BEFORE_AFTER = "before-after.png"

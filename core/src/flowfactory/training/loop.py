@@ -24,7 +24,6 @@ from flowfactory.rewards.scoring import RewardError
 from flowfactory.runs import archive, checkpoint, resumption
 from flowfactory.runs.archive import CHECKPOINTS
 from flowfactory.runs.checkpoint import Progress
-from flowfactory.sampling.collect import collect
 from flowfactory.training.assembly import Parts, assemble
 from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
 from flowfactory.training.optimise import optimise
@@ -64,7 +63,7 @@ def train(parts: Parts, stop: StopRequest, resume: bool) -> None:
     saved = archive.checkpoints(run.folder / CHECKPOINTS) if resume else []
     if saved:
         with said_once():
-            progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer)
+            progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer, learner.trainer)
     file = MetricsFile(run.folder / METRICS, progress.epoch, write=parts.processes.main)
     best = best_saved(parts, file, saved)
     names = spec.track.to if parts.processes.main else ()
@@ -77,7 +76,7 @@ def train(parts: Parts, stop: StopRequest, resume: bool) -> None:
             report(parts, trackers, 0, evaluate(evaluator, 0) if evaluator else {})
         for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
             try:
-                made = collect(parts.sampler, epoch, stop)
+                made = parts.source.collect(epoch, stop)
             except (Stopped, RewardError):
                 # No weight has changed since the last epoch ended: this is its checkpoint.
                 save(parts, progress, best)
@@ -134,7 +133,8 @@ def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
     lies_there = archive.name(progress.epoch) in [c.name for c in archive.checkpoints(folder)]
     if parts.processes.any(main and not lies_there):
         with parts.instruments.clock("checkpoint"):
-            path = checkpoint.save(folder, progress, learner.weights, learner.optimizer, parts.origin, write=main)
+            kept = learner.weights, learner.optimizer, learner.trainer
+            path = checkpoint.save(folder, progress, *kept, parts.origin, write=main)
         if main:
             archive.tidy(folder, learner.spec.checkpoint.keep, best.epoch if best else None)
             parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ import torch
 
 from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.scheduler import Scheduler
-from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.seeds import Draws, Key
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Batch, Update
 from flowfactory.metrics.instruments import Instruments
@@ -20,7 +20,7 @@ from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
 from flowfactory.runs.checkpoint import Progress
-from flowfactory.sampling.collect import Collected, chunks
+from flowfactory.sampling.source import Collected, Member
 from flowfactory.spec.tables import Spec
 
 
@@ -43,13 +43,14 @@ class Learner:
 class MicroBatch:
     """The numbers of some of a process's samples, and what their trainer wants to train on.
 
-    surplus: it only keeps this process in step with the others, which have more, and counts for nothing.
+    units: how many samples it counts for, or groups where the loss is theirs; 0 if it only keeps this process in step
+        with others that have more.
     """
 
     samples: Sequence[int]
+    units: int
     on_policy: bool
     terms: Sequence[Any]
-    surplus: bool
 
 
 def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) -> tuple[Progress, dict[str, float]]:
@@ -72,26 +73,54 @@ def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) 
                 take_step(learner, step, means)
             learner.trainer.after_update(learner.policy, Update(epoch, index, step, last=index == len(updates) - 1))
     metrics = merge(learner.processes.gather_objects([means.totals()]))
+    learner.trainer.after_epoch(metrics)
     return Progress(epoch, step), metrics | learner.policy.read_counts() | {"lr": learning_rate(spec, step)}
 
 
 def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[MicroBatch]:
     """The micro-batches of one update. Samples without an advantage are left out.
 
-    Where weights are divided there are as many on every process: what is missing is made up for by single samples.
+    Where weights are divided there are as many on every process: what is missing is made up for by the first one again.
     """
-    size = len(made.members) // learner.spec.optimizer.updates
+    needs, size = learner.trainer.needs, len(made.members) // learner.spec.optimizer.updates
     usable = [i for i in range(update * size, (update + 1) * size) if not math.isnan(made.advantages[i])]
-    on_policy = update == 0 and learner.trainer.needs.rollout == "current"
-    pieces = list(chunks(usable, learner.spec.optimizer.micro_batch))
+    on_policy = update == 0 and needs.rollout == "current"
+    whole = [[i] for i in usable] if needs.batch == "samples" else by_group(made, usable)
+    pieces = list(filled(whole, learner.spec.optimizer.micro_batch))
     own, batches = len(pieces), []
-    pieces += [[*usable, update * size][:1]] * (learner.processes.most(own) - own)
-    for number, chunk in enumerate(pieces):
-        members = [made.members[i] for i in chunk]
-        draws = Draws([(learner.spec.run.seed, "terms", epoch, m.group.slot, m.replica) for m in members])
+    pieces += [[*whole, [update * size]][:1]] * (learner.processes.most(own) - own)
+    for number, piece in enumerate(pieces):
+        chunk = [i for unit in piece for i in unit]
+        draws = Draws([draws_key(learner, epoch, made.members[i]) for i in chunk])
         terms = learner.trainer.terms(learner.policy, batch_of(learner, made, chunk, on_policy), draws)
-        batches.append(MicroBatch(chunk, on_policy, terms, surplus=number >= own))
+        batches.append(MicroBatch(chunk, len(piece) if number < own else 0, on_policy, terms))
     return batches
+
+
+def by_group(made: Collected, samples: Sequence[int]) -> list[list[int]]:
+    """Samples by their groups, in order."""
+    groups: dict[int, list[int]] = {}
+    for i in samples:
+        groups.setdefault(made.members[i].group.slot, []).append(i)
+    return list(groups.values())
+
+
+def filled(units: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
+    """Units side by side in pieces of at most `size` samples; one that is larger makes a piece of its own."""
+    piece: list[list[int]] = []
+    for unit in units:
+        if piece and sum(map(len, piece)) + len(unit) > size:
+            yield piece
+            piece = []
+        piece.append(unit)
+    if piece:
+        yield piece
+
+
+def draws_key(learner: Learner, epoch: int, member: Member) -> Key:
+    """What the random stream of a sample is for; members of a group share one where the trainer asks for that."""
+    own = (member.replica,) if learner.trainer.needs.draws == "sample" else ()
+    return (learner.spec.run.seed, "terms", epoch, member.group.slot, *own)
 
 
 def batch_of(learner: Learner, made: Collected, samples: Sequence[int], on_policy: bool) -> Batch:
@@ -106,30 +135,33 @@ def batch_of(learner: Learner, made: Collected, samples: Sequence[int], on_polic
         made.advantages[chosen].nan_to_num(0.0).to(device),
         on_policy,
         learner.scheduler,
+        torch.tensor([made.members[i].group.slot for i in samples], device=device),
+        [learner.conditions.rows[made.members[i].group.row] for i in samples],
+        {label: column[chosen].to(device) for label, column in made.scores.items()},
+        made.epoch,
     )
 
 
 def accumulate(
     learner: Learner, made: Collected, batches: Sequence[MicroBatch], means: Means, advance: Callable[[int], None]
 ) -> bool:
-    """Gradients of one update: the mean over all its samples, on all processes, and over each one's terms.
+    """Gradients of one update: the mean over all its samples or groups, on all processes, and over each one's terms.
 
     Returns whether there was any sample to learn from.
     """
     learner.optimizer.zero_grad()
-    total = learner.processes.sum(sum(len(micro.samples) for micro in batches if not micro.surplus))
+    total = learner.processes.sum(sum(micro.units for micro in batches))
     for micro in batches:
         batch = batch_of(learner, made, micro.samples, micro.on_policy)
-        counted = 0 if micro.surplus else len(micro.samples)
-        weight = counted / total / len(micro.terms)
+        weight = micro.units / total / len(micro.terms)
         for term in micro.terms:
             loss = learner.trainer.loss(learner.policy, batch, term)
             with learner.instruments.stopwatch.backward():
                 learner.processes.backward(torch.stack(list(loss.parts.values())).sum() * weight)
-            if counted:
+            if micro.units:
                 means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
                 means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
-        advance(counted)
+        advance(len(micro.samples) if micro.units else 0)
     learner.processes.sum_gradients(learner.weights.parameters.values())
     return total > 0
 

@@ -1,0 +1,283 @@
+"""Samples of the trained model itself: roll out, decode, score, compare; and again for groups that teach nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from flowfactory.conditions.cache import ConditionStore
+from flowfactory.contracts.hooks import Run
+from flowfactory.contracts.scheduler import Scheduler
+from flowfactory.contracts.specs import RewardEntry, StochasticSpec
+from flowfactory.contracts.trainer import Scores, Trainer
+from flowfactory.contracts.types import Rollout, Sample
+from flowfactory.discovery.components import Events
+from flowfactory.metrics.instruments import Instruments
+from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, zero_std_groups
+from flowfactory.policy.policy import ModelPolicy
+from flowfactory.processes.distributed import DTYPES, Processes
+from flowfactory.processes.stop import StopRequest
+from flowfactory.rewards.failures import check_losses, check_rewards, recording, without_failures
+from flowfactory.rewards.scoring import Judge, Scored
+from flowfactory.runs.media import save_samples
+from flowfactory.sampling.epochs import Group, plan_epoch, refilled, share
+from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
+from flowfactory.sampling.source import Collected, Member, chunks, members_of, places
+from flowfactory.spec.tables import Spec
+from flowfactory.spec.window import stochastic_steps
+
+log = logging.getLogger("flowfactory")
+
+SPREAD = 1e-6
+"""Scores of a group that lie no further apart are equal: sums of equal numbers round."""
+
+
+@attrs.frozen(eq=False)
+class Round:
+    """Some groups of this process, sampled and scored; `N` samples, those of a group side by side.
+
+    gallery: the first samples of the process, to be saved. spreads: how diverse each group is.
+    """
+
+    members: Sequence[Member]
+    rollout: Rollout
+    scored: Scored
+    gallery: Sequence[Sample]
+    spreads: Sequence[float]
+
+    def replaced(self, fresh: Round) -> Round:
+        """The same groups, those of `fresh` in the place of the ones with their slots."""
+        new = {(m.group.slot, m.replica): len(self.members) + i for i, m in enumerate(fresh.members)}
+        both = [*self.members, *fresh.members]
+        index = [new.get((m.group.slot, m.replica), i) for i, m in enumerate(self.members)]
+        values, failed, own = self.scored.values, self.scored.failed, fresh.scored
+        scored = attrs.evolve(
+            self.scored,
+            values={label: torch.cat([column, own.values[label]])[index] for label, column in values.items()},
+            failed={label: torch.cat([column, own.failed[label]])[index] for label, column in failed.items()},
+            calls={label: count + own.calls[label] for label, count in self.scored.calls.items()},
+        )
+        rollout = Rollout.cat([self.rollout, fresh.rollout])[torch.tensor(index)]
+        return attrs.evolve(self, members=[both[i] for i in index], rollout=rollout, scored=scored)
+
+
+@attrs.frozen(eq=False)
+class Rollouts:
+    """The source of online training. Its fields are what samples are made, scored and shown with."""
+
+    spec: Spec
+    run: Run
+    events: Events
+    processes: Processes
+    instruments: Instruments
+    conditions: ConditionStore
+    policy: ModelPolicy
+    scheduler: Scheduler[Any]
+    trainer: Trainer[Any]
+    judge: Judge
+
+    def collect(self, epoch: int, stop: StopRequest) -> Collected:
+        """Sample and score this process's share of an epoch; see `Source`."""
+        spec, processes, size = self.spec, self.processes, self.spec.sampling.group
+        rows = len(self.conditions.rows)
+        everything = plan_epoch(spec.run.seed, epoch, rows, spec.sampling.prompts, spec.optimizer.updates)
+        mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
+        made = sample_round(self, epoch, stop, mine)
+        report_samples(self, epoch, made.gallery, made.scored)
+        first, slots = gather_scored(processes, made, size)
+        everyone, refill = first, dict[str, float]()
+        for number in range(1, spec.sampling.refill + 1):
+            wanting = teach_nothing(spec.rewards, everyone, slots)
+            if not wanting:
+                break
+            groups = [refilled(spec.run.seed, epoch, rows, group, number) for group in mine if group.slot in wanting]
+            made = made.replaced(sample_round(self, epoch, stop, groups, number))
+            everyone, _ = gather_scored(processes, made, size)
+            refill = {"refill/rounds": float(number), **counted(refill, len(wanting))}
+        check_losses(processes, spec.rewards, everyone.failed, slots)
+        sampled = without_failures(spec.rewards, first.values, first.failed, slots)
+        remainder = without_failures(spec.rewards, everyone.values, everyone.failed, slots)
+        warn_constant(processes, epoch, remainder.values)
+        advantages = self.compared(remainder.values, slots).masked_fill(remainder.dropped, torch.nan)
+        metrics = {
+            **score_metrics("reward", sampled.values),
+            **group_metrics(sampled.values, slots),
+            **remainder.metrics,
+            **{f"reward/{label}/failed_calls": float(calls) for label, calls in everyone.calls.items()},
+            **refill,
+        }
+        if self.trainer.needs.scores:
+            metrics["reward/zero_std_groups"] = zero_std_groups(advantages, slots)
+        if made.spreads or processes.world > 1:
+            metrics["samples/diversity"] = float(processes.gather(torch.tensor(made.spreads)).double().mean())
+        own = places(made.members, size)
+        scores = {label: column[own] for label, column in remainder.values.items()}
+        return Collected(epoch, made.members, made.rollout, scores, advantages[own], metrics)
+
+    def compared(self, values: Mapping[str, Tensor], slots: Tensor) -> Tensor:
+        """Advantages `(N,)` float64 of all samples; 0 where the trainer compares none."""
+        if not self.trainer.needs.scores:
+            return torch.zeros(len(slots), dtype=torch.float64)
+        return self.trainer.advantages(Scores(values, self.judge.weights), slots)
+
+
+def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequence[Group], number: int = 0) -> Round:
+    """Sample and score some groups. In further rounds (`number` > 0) processes may have different numbers of them."""
+    spec, processes = source.spec, source.processes
+    display, clock = source.instruments.display, source.instruments.clock
+    size, kept = spec.sampling.group, spec.run.save_samples if processes.main and not number else 0
+    members = members_of(groups, size)
+    pieces = list(chunks(members, spec.sampling.micro_batch))
+    surplus = int(processes.gather(torch.tensor([len(pieces)])).max()) - len(pieces) if number else 0
+    rollouts: list[Rollout] = []
+    fresh: list[Sample] = []  # of the group that is not complete yet
+    gallery: list[Sample] = []
+    spreads: list[float] = []
+    name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
+    with (
+        source.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring,
+        recording(scoring, source.run.folder, epoch),
+    ):
+        with display.phase(name, len(members), "samples") as bar:
+            for chunk in [*pieces, *[[]] * surplus]:
+                stop.check(processes)
+                check_rewards(processes, scoring)
+                if not chunk and not processes.sharded:
+                    continue
+                looked_at = source.judge.reads("media") or len(gallery) < kept
+                # Where weights are divided, all processes sample together; what is too much is thrown away.
+                part, samples = sample(source, epoch, chunk or [Member(Group(0, 0), 0)], looked_at)
+                if not chunk:
+                    continue
+                rollouts.append(part)
+                for one in samples:
+                    fresh.append(one)
+                    if len(fresh) == size:
+                        gallery += fresh[: max(0, kept - len(gallery))]
+                        if looked_at:
+                            spreads.append(diversity([s.media for s in fresh]))
+                        with clock("score"):
+                            scoring.submit(fresh)
+                        fresh = []
+                bar.advance(len(chunk))
+                bar.note(**scoring.means)
+        with display.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), clock("score"):
+            scored = scoring.finish()
+        check_rewards(processes, scoring)
+    return Round(members, Rollout.cat(rollouts), scored, gallery, spreads)
+
+
+def sample(
+    source: Rollouts, epoch: int, members: Sequence[Member], looked_at: bool = True
+) -> tuple[Rollout, list[Sample]]:
+    """Trajectories of a micro-batch, and the samples that rewards see.
+
+    Args:
+        looked_at: whether anybody reads media; they are not decoded otherwise.
+    """
+    spec, seed, policy, needs = source.spec, source.spec.run.seed, source.policy, source.trainer.needs
+    device, clock = source.processes.device, source.instruments.clock
+    steps = epoch_steps(spec, epoch)
+    again = [(m.group.round,) if m.group.round else () for m in members]
+    with clock("sample"):
+        noise = draw_noise(
+            [
+                (seed, "start", epoch, m.group.slot, *(() if spec.sampling.shared_noise else (m.replica,)), *round_)
+                for m, round_ in zip(members, again, strict=True)
+            ],
+            [
+                (seed, "steps", epoch, m.group.slot, m.replica, *round_)
+                for m, round_ in zip(members, again, strict=True)
+            ],
+            policy.latent_shape(),
+            len(steps),
+        ).to(device)
+        conditions = source.conditions.batch([m.group.row for m in members], device)
+        with policy.using(needs.rollout):
+            made = rollout(
+                policy,
+                source.scheduler,
+                policy.sigmas(spec.sampling.steps),
+                steps,
+                noise,
+                conditions,
+                DTYPES[spec.sampling.storage],
+                needs.trajectory,
+                Trunks.by([m.group.slot for m in members]) if spec.sampling.shared_noise else None,
+            )
+    with clock("decode"):
+        media = policy.decode(made.final) if looked_at else made.final.new_empty((len(members), 0))
+    latents = made.final if source.judge.reads("latents") else None
+    samples = [
+        Sample(
+            source.conditions.rows[m.group.row],
+            media[i],
+            m.group.slot,
+            m.replica,
+            None if latents is None else latents[i],
+            {name: tensor[i : i + 1] for name, tensor in conditions.items()}
+            if source.judge.reads("conditions")
+            else None,
+        )
+        for i, m in enumerate(members)
+    ]
+    return made.to(torch.device("cpu")) if "trajectories" in spec.memory.offload else made, samples
+
+
+def epoch_steps(spec: Spec, epoch: int) -> tuple[int, ...]:
+    """The stochastic steps of an epoch, the same on every process."""
+    scheduler = spec.scheduler.spec
+    if not isinstance(scheduler, StochasticSpec):
+        return ()
+    return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch)
+
+
+def gather_scored(processes: Processes, made: Round, size: int) -> tuple[Scored, Tensor]:
+    """What the rewards said on all processes, and the slot of each sample, sorted by slot and replica for any world."""
+    scored, order = made.scored, processes.gather(places(made.members, size)).argsort()
+    values = {label: processes.gather(column)[order] for label, column in scored.values.items()}
+    failed = {label: processes.gather(column)[order] for label, column in scored.failed.items()}
+    calls = {label: int(processes.gather(torch.tensor([count])).sum()) for label, count in scored.calls.items()}
+    return Scored(values, failed, calls, scored.failures), torch.arange(len(order)) // size
+
+
+def teach_nothing(entries: Sequence[RewardEntry], scored: Scored, slots: Tensor) -> set[int]:
+    """The groups that lack a score of a reward that counts, or in which no such reward tells two samples apart."""
+    counts = [entry.label for entry in entries if entry.weight != 0]
+    found = set()
+    for slot in sorted(set(slots.tolist())):
+        own = slots == slot
+        columns = [scored.values[label][own] for label in counts]
+        failed = any(bool(scored.failed[label][own].any()) for label in counts)
+        known = [column[~column.isnan()] for column in columns]
+        if failed or all(len(column) == 0 or float(column.max() - column.min()) <= SPREAD for column in known):
+            found.add(slot)
+    return found
+
+
+def counted(before: Mapping[str, float], groups: int) -> dict[str, float]:
+    """How many groups were replaced so far in an epoch."""
+    return {"refill/groups": before.get("refill/groups", 0.0) + groups}
+
+
+def report_samples(source: Rollouts, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:
+    """Save the first samples of the main process and show them to the observers; the others' media are gone by now."""
+    if not source.processes.main:
+        return
+    listed = {label: values[: len(gallery)].tolist() for label, values in scored.values.items()}
+    save_samples(source.run.folder / "samples" / f"epoch-{epoch:04d}", gallery, listed)
+    shown = [attrs.evolve(sample, latents=None, conditions=None) for sample in gallery]
+    source.events.samples_scored(run=source.run, epoch=epoch, samples=shown, scores=listed)
+
+
+def warn_constant(processes: Processes, epoch: int, values: Mapping[str, Tensor]) -> None:
+    """Say when a reward tells no two samples of an epoch apart; its advantages are zero then."""
+    for label, column in values.items():
+        known = column[~column.isnan()]
+        if processes.main and len(known) > 1 and bool((known == known[0]).all()):
+            log.warning("epoch %d: reward %r gave every sample %g; nothing is learned from it", epoch, label, known[0])
