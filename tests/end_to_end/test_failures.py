@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.runs import archive
 from forks import flowfactory
+from safetensors.torch import load_file
 
 OBSERVER = """
 from pathlib import Path
@@ -273,3 +275,28 @@ def test_a_damaged_checkpoint_is_not_exported(spec: Path) -> None:
     code, said = flowfactory(spec.parent, "export", folder)
     assert code == 1
     assert "this checkpoint is damaged; no other one is intact" in said
+
+
+def test_the_first_loss_that_is_not_finite_ends_the_run(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, folder = run(spec, "optimizer.lr=1e30", "eval.every=0")
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "epoch 1, update 2 of 2: not finite: `loss/policy`, `train/gradient_norm`" in said, said
+    assert "Traceback" not in said
+    assert "flowfactory resume" not in said  # it would end in the same way
+    assert archive.checkpoints(folder / "checkpoints") == []
+
+
+def test_weights_that_give_no_pictures_are_blamed_and_finite_ones_kept(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("optimizer.lr=1e30", "optimizer.updates=1", "eval.every=0", "checkpoint.every=1", "run.epochs=3")
+    code, folder = run(spec, *changes)
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "epoch 2/3: sampling: the weights give latents that are not finite" in said, said
+    assert "redness" not in said
+    (kept,) = archive.checkpoints(folder / "checkpoints")
+    assert re.search(rf"the last checkpoint is \S+{kept.name}", said), said
+    for file in kept.glob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file

@@ -91,9 +91,13 @@ class SpecError(Exception):
 
 
 class RunError(Exception):
-    """A run cannot go on; the message tells a person why, so no traceback is shown. code: what to exit with."""
+    """A run cannot go on; the message tells a person why, so no traceback is shown.
+
+    code: what to exit with. repeats: whether going on from the last checkpoint would end in the same way.
+    """
 
     code: int = FAILED
+    repeats: bool = False
 
 
 class PluginError(Exception):

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved is what is restored, and what is not what was saved is noticed and named."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from flowfactory.runs import archive, checkpoint
 from flowfactory.runs.archive import Origin, checkpoints, damage, tidy
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.tables import Full, Lora
+from safetensors.torch import load_file, save_file
 from support import FORGETFUL
 from torch import nn
 
@@ -152,3 +154,17 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(RunError, match=r"checkpoints/epoch-0001 cannot be written: Not a directory$"):
         saved(tmp_path / "checkpoints", 1)
+
+
+@pytest.mark.parametrize("file", ["current", "ema", "optimizer"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, file: str, value: float) -> None:
+    """A run of an earlier version may have left them."""
+    (path,) = saved(tmp_path, 1)
+    tensors = load_file(path / f"{file}.safetensors")
+    name = sorted(name for name in tensors if tensors[name].dim())[0]
+    tensors[name].flatten()[-1] = value
+    save_file(tensors, path / f"{file}.safetensors")
+    _, weights, optimizer = made(Full())
+    with pytest.raises(RunError, match=rf"{file}\.safetensors: 1 of .* not finite, `{name}` first"):
+        checkpoint.load(path, weights, optimizer)

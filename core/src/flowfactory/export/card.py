@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,10 +72,10 @@ def _rewards(spec: Spec) -> str:
 
 def _scores(run: Path, epoch: int) -> list[str]:
     """Every score's mean when training began and at the exported epoch."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (past,) = read([run])
     rows = []
-    for name in sorted({name for line in lines for name in line if name.endswith("/mean")}):
-        values = {line["epoch"]: line[name] for line in lines if name in line and line["epoch"] <= epoch}
+    for name in sorted(name for name in past.names() if name.endswith("/mean")):
+        values = {n: value for n, value in past.series(name) if n <= epoch and math.isfinite(value)}
         if values:
             first, last = min(values), max(values)
             rows.append((name.removesuffix("/mean"), f"{values[first]:.4f} ({first})", f"{values[last]:.4f} ({last})"))

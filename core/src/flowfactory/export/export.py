@@ -25,6 +25,7 @@ from flowfactory.export.forms import FORMS, Trained, device
 from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock
 from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.policy.finite import all_finite
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import archive, history
@@ -151,6 +152,7 @@ def load(spec: Spec, model: Target, source: Source, saved: Path, display: Displa
 
     Raises:
         ValueError: the model's adapter drives no diffusers pipeline.
+        RunError: a weight in the file is not finite.
     """
     adapter: Adapter[Any] = model(spec.model.spec)
     if not isinstance(adapter, PipelineAdapter):
@@ -162,7 +164,7 @@ def load(spec: Spec, model: Target, source: Source, saved: Path, display: Displa
     networks = adapter.networks().items()
     dtypes = {f"{name}.{path}": p.dtype for name, network in networks for path, p in network.named_parameters()}
     weights = Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed)
-    weights.restore("current", load_file(saved))
+    weights.restore("current", all_finite(load_file(saved), saved))
     trained = Trained(spec, adapter, weights, targets, dtypes, cache[row])
     if full:
         trained.round()

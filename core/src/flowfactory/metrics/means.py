@@ -34,5 +34,7 @@ def merge(totals: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, floa
     means = {}
     for name in names:
         values, weights = zip(*(one[name] for one in totals if name in one), strict=True)
-        means[name] = math.fsum(values) / math.fsum(weights)
+        # `fsum` raises where infinities meet.
+        total = math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+        means[name] = total / math.fsum(weights)
     return means

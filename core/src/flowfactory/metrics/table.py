@@ -30,18 +30,28 @@ class MetricsFile:
 
     def lines(self) -> list[dict[str, float]]:
         """The lines so far."""
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return read_lines(self._path)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append the line of epoch `step`, and wait until it is on the disk: a checkpoint may follow."""
+        """Append the line of epoch `step`, and wait until it is on the disk: a checkpoint may follow.
+
+        JSON has no number for what is not finite: it is null.
+        """
         if self._write:
+            line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"epoch": step, **metrics}) + "\n")
+                file.write(json.dumps({"epoch": step, **line}, allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 
     def finish(self) -> None:
         """Nothing is left to be done: every line is written when it is made."""
+
+
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; NaN where one says null."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
 def _epoch(line: str) -> float:

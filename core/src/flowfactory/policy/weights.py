@@ -106,6 +106,11 @@ class Weights:
         values = [p.data for p in self.parameters.values()] if name == "current" else self.sets[name]
         return dict(zip(self.parameters, values, strict=True))
 
+    def finite(self) -> bool:
+        """Whether every current weight that this process holds is a finite number."""
+        held = [sharding.own(p.detach()) for p in self.parameters.values()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in held]).all())
+
     @torch.no_grad()
     def restore(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite a set with whole tensors, such as `sharding.gathered` made of it."""

@@ -111,6 +111,12 @@ class Processes:
         with together():
             self.accelerator.backward(loss)
 
+    @property
+    def rescaling(self) -> bool:
+        """Whether float16's loss scaling may still pass over a gradient that is not finite, and scale the next less."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > 1
+
     def agree(self, plan: Plan) -> None:
         """Make sure that every process has the same plan.
 
@@ -139,14 +145,14 @@ class Processes:
             self._leave()
             raise error if error and self.rank == teller else PeerLost("another process has failed", codes[teller])
 
-    def refuse(self, why: str) -> NoReturn:
+    def refuse(self, why: str, kind: type[RunError] = RunError) -> NoReturn:
         """End the run where all processes refuse together: the main one says why.
 
         Raises:
-            RunError: on the main process; `PeerLost` on the others.
+            RunError: of `kind`, on the main process; `PeerLost` on the others.
         """
         self._leave()
-        raise RunError(why) if self.main else PeerLost(why)
+        raise kind(why) if self.main else PeerLost(why)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up gradients over all processes, in one message. Divided ones have been, as they were made.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.errors import RunError, listed, shown
+from flowfactory.policy.finite import all_finite
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.sharding import gathered, like
 from flowfactory.runs import archive
@@ -85,7 +86,8 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, trainer
     The checkpoint is taken to be intact (see `archive.damage`).
 
     Raises:
-        RunError: its weights are others than this run's, as when a plugin of another version has made it.
+        RunError: its weights are others than this run's, as when a plugin of another version has made it; or a number
+            in it is not finite.
     """
     state = archive.read(path)
     sets = {kept: path / f"{kept}.safetensors" for kept in ["current", *weights.sets]}
@@ -93,14 +95,15 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, trainer
     if saved != sets.keys():
         raise RunError(f"{shown(path)} has the weights {listed(sorted(saved))}; this run keeps {listed(sorted(sets))}")
     for kept, file in sets.items():
-        weights.restore(kept, _fitting(file, load_file(file), weights.tensors(kept)))
-    _restore_optimizer(weights, optimizer, load_file(path / f"{OPTIMIZER}.safetensors"))
+        weights.restore(kept, _fitting(file, all_finite(load_file(file), file), weights.tensors(kept)))
+    moments = path / f"{OPTIMIZER}.safetensors"
+    _restore_optimizer(weights, optimizer, all_finite(load_file(moments), moments))
     if (remembered := path / f"{TRAINER}.safetensors").name in state.files:
         trainer.restore(load_file(remembered))
     return Progress(state.epoch, state.step)
 
 
-def _fitting(file: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fitting(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors, once it is known that they are those which are expected."""
     has, wants = ({name: tuple(t.shape) for name, t in one.items()} for one in (tensors, expected))
     different = sorted(name for name in has.keys() | wants.keys() if has.get(name) != wants.get(name))

@@ -49,14 +49,19 @@ def differences(run: Path, plan: Plan) -> list[str]:
     return [*_versions(last.name, state, plan), *_processes(last.name, state, plan)]
 
 
-def way_on(run: Path) -> list[str]:
+def way_on(run: Path, repeats: bool = False) -> list[str]:
     """After a failure: what is left of a run, and what to do with it; nothing where training had not begun.
+
+    Args:
+        repeats: whether going on would end in the same way.
 
     Nothing either where the last checkpoint is damaged: that was the failure, and it was said what to do.
     """
     if saved := archive.checkpoints(run / CHECKPOINTS):
         if archive.damage(saved[-1]):
             return []
+        if repeats:
+            return [f"the last checkpoint is {shown(saved[-1])}"]
         return [f"the last checkpoint is {shown(saved[-1])}; go on from there with: flowfactory resume {shown(run)}"]
     return ["no checkpoint had been saved"] if (run / METRICS).exists() else []
 

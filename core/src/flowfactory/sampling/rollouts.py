@@ -19,6 +19,7 @@ from flowfactory.contracts.types import Rollout, Sample
 from flowfactory.discovery.components import Events
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, zero_std_groups
+from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import StopRequest
@@ -148,10 +149,13 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
                 stop.check(processes)
                 check_rewards(processes, scoring)
                 if not chunk and not processes.sharded:
+                    check_samples(processes, name, latents=True, media=True, trained=epoch > 1)
                     continue
                 looked_at = source.judge.reads("media") or len(gallery) < kept
                 # Where weights are divided, all processes sample together; what is too much is thrown away.
                 part, samples = sample(source, epoch, chunk or [Member(Group(0, 0), 0)], looked_at)
+                sound = bool(part.final.isfinite().all()), all(bool(one.media.isfinite().all()) for one in samples)
+                check_samples(processes, name, *sound, trained=epoch > 1)
                 if not chunk:
                     continue
                 rollouts.append(part)

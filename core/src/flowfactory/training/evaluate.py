@@ -15,6 +15,7 @@ from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.types import Conditions, Sample
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import score_metrics
+from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
@@ -52,6 +53,7 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
 
     Raises:
         RewardError: a reward failed past what its table allows.
+        Diverged: the weights give samples that are not finite.
     """
     spec, processes, total = evaluator.spec, evaluator.processes, len(evaluator.conditions.rows)
     mine = range(processes.rank, total, processes.world)
@@ -59,6 +61,7 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
     surplus = processes.most(len(pieces)) - len(pieces)
     kept = spec.run.save_samples if processes.main else 0
     gallery: list[Sample] = []
+    sound = True, True
     drifts: list[Tensor] = []
     with (
         evaluator.instruments.clock("evaluate"),
@@ -68,13 +71,17 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
     ):
         with evaluator.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
             for numbers in pieces:
-                samples, drift = _sample(evaluator, numbers)
+                samples, final, drift = _sample(evaluator, numbers)
                 drifts.append(drift)
                 gallery += samples[: max(0, kept - len(gallery))]
-                scoring.submit(samples)
+                finite = bool(final.isfinite().all()), all(bool(s.media.isfinite().all()) for s in samples)
+                sound = sound[0] and finite[0], sound[1] and finite[1]
+                if all(sound):
+                    scoring.submit(samples)
                 bar.advance(len(numbers))
             for _ in range(surplus):
                 _sample(evaluator, range(1))
+        check_samples(processes, f"the evaluation after epoch {epoch}", *sound, trained=epoch > 0)
         scored = scoring.finish()
         check_rewards(processes, scoring)
     everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
@@ -102,8 +109,8 @@ def _gathered(processes: Processes, total: int, own: Tensor, missing: float) -> 
     return processes.gather(padded).reshape(processes.world, longest).T.flatten()[:total]
 
 
-def _sample(evaluator: Evaluator, numbers: range) -> tuple[list[Sample], Tensor]:
-    """The samples of some held-out prompts, and how far the weights that made them have drifted `(B,)`."""
+def _sample(evaluator: Evaluator, numbers: range) -> tuple[list[Sample], Tensor, Tensor]:
+    """The samples of some held-out prompts, their latents, and how far the weights have drifted on them `(B,)`."""
     spec, policy, device = evaluator.spec, evaluator.policy, evaluator.processes.device
     keys = [(spec.eval.seed, "evaluation", number) for number in numbers]
     noise = draw_noise(keys, keys, policy.latent_shape(), 0).to(device)
@@ -113,9 +120,9 @@ def _sample(evaluator: Evaluator, numbers: range) -> tuple[list[Sample], Tensor]
     sigma = sigmas[len(sigmas) // 2].to(device)
     drift = _drift(evaluator, (1 - sigma) * final + sigma * noise.start, sigma.expand(len(final)), conditions)
     media = policy.decode(final)
-    return [
-        Sample(evaluator.conditions.rows[n], one, slot=n, replica=0) for n, one in zip(numbers, media, strict=True)
-    ], drift
+    rows = evaluator.conditions.rows
+    samples = [Sample(rows[n], one, slot=n, replica=0) for n, one in zip(numbers, media, strict=True)]
+    return samples, final, drift
 
 
 def _drift(evaluator: Evaluator, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:

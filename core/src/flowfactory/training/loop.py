@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from flowfactory.discovery.components import Components
 from flowfactory.errors import RunError
 from flowfactory.metrics import merit
 from flowfactory.metrics.merit import Merit
-from flowfactory.metrics.table import MetricsFile
+from flowfactory.metrics.table import MetricsFile, read_lines
 from flowfactory.metrics.track import tracking
 from flowfactory.metrics.watch import Watch
 from flowfactory.plan import launch
@@ -143,7 +142,7 @@ def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
 
 def closing_words(plan: Plan, folder: Path) -> str:
     """What became of a finished run, and what to do next."""
-    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(folder / METRICS)
     means = [name for name in lines[-1] if name.startswith("eval/") and name.endswith("/mean")]
     words = [
         f"held-out {name.split('/')[1]}: {lines[0][name]:.3f} before, {lines[-1][name]:.3f} after"

@@ -16,6 +16,7 @@ from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Batch, Update
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.means import Means, merge
+from flowfactory.policy import finite
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
@@ -37,6 +38,9 @@ class Learner:
     trainer: Trainer[Any]
     weights: Weights
     optimizer: torch.optim.Optimizer
+
+
+NORM = "train/gradient_norm"
 
 
 @attrs.frozen(eq=False)
@@ -70,7 +74,7 @@ def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) 
         for index, batches in enumerate(updates):
             step += 1
             if accumulate(learner, made, batches, means, bar.advance):
-                take_step(learner, step, means)
+                take_step(learner, f"epoch {epoch}, update {index + 1} of {len(updates)}", step, means)
             learner.trainer.after_update(learner.policy, Update(epoch, index, step, last=index == len(updates) - 1))
     metrics = merge(learner.processes.gather_objects([means.totals()]))
     learner.trainer.after_epoch(metrics)
@@ -166,13 +170,18 @@ def accumulate(
     return total > 0
 
 
-def take_step(learner: Learner, step: int, means: Means) -> None:
-    """One optimizer step, and the average after it."""
+def take_step(learner: Learner, where: str, step: int, means: Means) -> None:
+    """One optimizer step, and the average after it. A number that is not finite ends the run, and `where` is said."""
     norm = learner.processes.clip(learner.weights.parameters.values(), learner.spec.optimizer.clip_norm)
-    means.add({"train/gradient_norm": norm}, 1.0)
+    skipped = learner.processes.rescaling and not bool(norm.isfinite())
+    if not skipped:
+        means.add({NORM: norm}, 1.0)
+    totals = {name: total for name, (total, _) in means.totals().items() if name.startswith(("loss/", NORM))}
+    finite.check_step(learner.processes, where, totals)
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(learner.spec, step)
     learner.optimizer.step()
+    finite.check_weights(learner.processes, where, learner.weights)
     if learner.spec.optimizer.ema:
         learner.weights.move("ema", ema_decay(learner.spec.optimizer.ema, step))
 

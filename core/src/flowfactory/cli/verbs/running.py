@@ -188,7 +188,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             return lost.code
         except RunError as error:
             log.debug("the run failed", exc_info=True)
-            ui.error("\n".join([str(error), *resumption.way_on(folder)]))
+            ui.error("\n".join([str(error), *resumption.way_on(folder, error.repeats)]))
             return error.code
         except (PluginError, SpecError):
             raise
