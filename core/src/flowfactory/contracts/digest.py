@@ -9,7 +9,12 @@ Key = tuple[int | str, ...]
 """What a draw is for, e.g. `(seed, "noise", epoch, slot, replica)`."""
 
 
+def hash_of(*key: int | str) -> int:
+    """A 128-bit number that is a pure function of `key`."""
+    return int.from_bytes(hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest(), "big")
+
+
 def seed_of(*key: int | str) -> int:
-    """A 63-bit seed that is a pure function of `key`."""
+    """A 63-bit number that is a pure function of `key`, to sort or to choose by."""
     digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from flowfactory.contracts.seeds import seed_of
+from flowfactory.contracts.seeds import Draws, Key
 from flowfactory.processes import sharding
 from flowfactory.spec.tables import Full, Lora
 
@@ -54,9 +54,7 @@ class Weights:
         for name, network in networks.items():
             network.requires_grad_(isinstance(tuning, Full))
             if isinstance(tuning, Lora):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed_of(seed, "lora", name))
-                    _inject(network, tuning, targets)
+                _inject(network, tuning, targets, (seed, "lora", name))
                 self._lora_layers += [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
             settle(network)
         self.parameters: dict[str, nn.Parameter] = {
@@ -140,5 +138,11 @@ def lora_config(lora: Lora, targets: Sequence[str]) -> LoraConfig:
     )
 
 
-def _inject(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
-    inject_adapter_in_model(lora_config(lora, targets), network, adapter_name=LORA_NAME)
+def _inject(network: nn.Module, lora: Lora, targets: Sequence[str], key: Key) -> None:
+    """Put LoRA into a network. As peft's "gaussian" has it, the first matrix is drawn with deviation `1 / rank`."""
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(lora_config(lora, targets), network, adapter_name=LORA_NAME)
+    for path, parameter in network.named_parameters():
+        if f".lora_A.{LORA_NAME}." in path:
+            drawn = Draws([(*key, path)]).normal(*parameter.shape)[0] / lora.rank
+            parameter.data.copy_(drawn)
