@@ -65,7 +65,7 @@ TOY = '''\
 import attrs
 
 from flowfactory import Needs, Provides, TrainerSpec, hookimpl, key
-from flowfactory.contracts.specs import Times
+from flowfactory.contracts.specs import Decay, Times
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +75,7 @@ class ToySpec(TrainerSpec):
     beta: float = key("Strength.", default=0.0, ge=0)
     times: Times = key("Noise levels to train at.", default=Times(rule="uniform"))
     exact: bool = key("Whether a Gaussian is needed.", default=False)
+    old: Decay = key("How slowly the old policy follows.", default=Decay(rate=0.1, limit=1.0))
 
     @property
     def needs(self):

@@ -107,6 +107,7 @@ CASES = (
         toy=('trajectory="steps", density="gaussian" if self.exact else "any"', 'density="none"'),
     ),
     Case("times", edits=(("beta = 0.1", 'times = { rule = "subset", count = 20 }'),)),
+    Case("decay", edits=(("beta = 0.1", "old = { rate = 0, start = 0.9, limit = 0.5 }"),)),
     Case("updates", edits=(("updates = 2", "updates = 3"),)),
     Case("warmup", edits=(("updates = 2", "updates = 2\nwarmup = 10"),)),
     Case(

@@ -14,7 +14,7 @@ MANY = [(0, purpose, epoch, slot) for purpose in ("start", "steps") for epoch in
 
 def test_seeds_are_stable_across_versions_and_machines() -> None:
     assert seed_of(0, "start", 1, 2, 3) == 6939984324100522283
-    assert hash_of(0, "start", 1, 2, 3) == 0xeea5a423b7d5ce0769211b5c9908c894
+    assert hash_of(0, "start", 1, 2, 3) == 0xEEA5A423B7D5CE0769211B5C9908C894
     assert seed_of(0, "start", 12, 3) != seed_of(0, "start", 1, 23)
     assert seed_of("1") != seed_of(1)
     assert 0 <= seed_of("anything") < 2**63
@@ -54,7 +54,7 @@ def test_no_two_of_many_streams_are_equal_or_correlated() -> None:
 
 
 def kolmogorov(probabilities: Tensor) -> float:
-    """The largest distance of uniform draws from their distribution, times the root of their number: 1.95 has p 0.1 %."""
+    """Distance of uniform draws from their distribution, times the root of their number: beyond 1.95 is p 0.1 %."""
     ordered = probabilities.double().flatten().sort().values
     grid = torch.arange(len(ordered) + 1, dtype=torch.float64) / len(ordered)
     return float(torch.maximum(grid[1:] - ordered, ordered - grid[:-1]).max()) * math.sqrt(len(ordered))

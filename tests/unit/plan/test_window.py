@@ -151,6 +151,7 @@ def test_restarting_begins_again() -> None:
         (Window(rule="random", size=2, every=2), 10, "every", "has no meaning for rule 'random'"),
         (Window(rule="progressive", size=2, every=3, least=1), 10, "least", "has no meaning for pace 'constant'"),
         (Window(rule="progressive", size=2, every=3, pace="linear", rate=0.2), 10, "rate", "for pace 'linear'"),
+        (Window(rule="progressive", size=2, every=2, pace="linear", least=5), 10, "least", "at most `every`, 2"),
         (Window(rule="progressive", size=9, every=3, range=(0, 4)), 10, "size", "at most 5"),
         (Window(rule="subset", size=2, steps=(1, 2, 3), range=(0, 4)), 10, "range", "either the steps or their range"),
         (Window(), 1, "rule", "the last step never is"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 from flowfactory.contracts.seeds import Draws
@@ -168,6 +169,9 @@ def test_noised_mixes_per_sample_in_float32() -> None:
         (Times(rule="uniform", std=2.0), "std", "no meaning"),
         (Times(rule="uniform", fraction=0.5), "fraction", "no meaning"),
         (Times(rule="uniform", range=(0.5, 0.5)), "range", "[lowest, highest]"),
+        (Times(rule="logit-normal", range=(0.2, 0.3), std=0.01), "std", "no noise level is ever drawn"),
+        (Times(rule="logit-normal", range=(0.6, 1.0), std=0.01), "std", "no noise level is ever drawn"),
+        (Times(rule="logit-normal", mean=-200.0), "std", "no noise level is ever drawn"),
         (Times(rule="subset", count=11), "count", "at most 10"),
         (Times(rule="discrete", fraction=0.05), "fraction", "too few of 10 steps"),
         (Times(rule="discrete-without-first", fraction=0.1), "fraction", "too few of 10 steps"),
@@ -182,6 +186,45 @@ def test_what_is_wrong_is_said(times: Times, key: str, words: str) -> None:
 def test_nothing_is_wrong_with_defaults() -> None:
     for rule in ("uniform", "logit-normal", "discrete", "discrete-with-first", "discrete-without-first", "subset"):
         assert Times(rule=rule).problems(2) == []  # type: ignore[arg-type]
+
+
+def test_a_decay_that_starts_above_its_limit_is_refused() -> None:
+    ((found, message),) = Decay(start=0.9, limit=0.5, rate=0.0).problems()
+    assert (found, message) == ("start", "expected at most `limit`, 0.5, not 0.9")
+    assert Decay(start=0.5, limit=0.5, rate=0.0).problems() == []
+
+
+@pytest.mark.parametrize("std", [0.3, 0.1, 0.07, 0.04])
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.3), (0.7, 0.8), (0.4, 0.9), (0.55, 1.0), (0.0, 0.45)])
+def test_a_logit_normal_far_from_its_mean_has_its_quantiles(low: float, high: float, std: float) -> None:
+    """Up to 35 deviations away; against the integral of its density, on either side of the mean alike."""
+    times = Times(rule="logit-normal", range=(low, high), std=std)
+    assert times.problems(10) == []
+    u = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    found = continuous(times, u)
+    z = torch.linspace(*(logit(end) for end in (low, high)), 400_001, dtype=torch.float64)
+    density = (-0.5 * (z / std) ** 2 + 0.5 * (z / std).pow(2).min()).exp()
+    below = torch.cat([torch.zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)])
+    expected = torch.sigmoid(z[torch.searchsorted(below / below[-1], u)])
+    close(found, expected, 1e-4)
+    assert (found.diff() > 0).all()
+    mirrored = continuous(attrs.evolve(times, range=(1 - high, 1 - low)), 1 - u)
+    close(mirrored, 1 - found, 1e-9)
+
+
+def logit(level: float) -> float:
+    """Its logit, at most 6 either way."""
+    return max(-6.0, min(6.0, float(torch.logit(torch.tensor(level, dtype=torch.float64)))))
+
+
+@pytest.mark.parametrize("rule", ["uniform", "logit-normal"])
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
+def test_levels_keep_to_their_range_at_the_ends_of_the_draws(rule: str, shift: float) -> None:
+    for low, high in ((0.01, 1.0), (0.2, 0.3), (0.0, 1.0)):
+        times = Times(rule=rule, range=(low, high), shift=shift)  # type: ignore[arg-type]
+        found = continuous(times, torch.tensor([0.0, 2**-25, 0.5, 1 - 2**-25, 1.0], dtype=torch.float64))
+        assert low <= float(found.min()) <= float(found.max()) <= high
+        assert float(found[1]) > 0
 
 
 # --- decay of weight sets ------------------------------------------------------------------------------------------

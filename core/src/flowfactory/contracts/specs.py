@@ -5,6 +5,7 @@ Errors, the JSON Schema and the reference page all come from these declarations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -163,11 +164,21 @@ class Times:
         ]
         if self.range is not None and self.range[0] >= self.range[1]:
             found.append(("range", f"expected [lowest, highest], not {list(self.range)}"))
+        elif normal and not self._mass() > 0:
+            found.append(("std", "no noise level is ever drawn from the range, so far from the mean it lies"))
         if self.rule == "subset" and (self.count or 1) > steps:
             found.append(("count", f"expected at most {steps}, the steps of a schedule, not {self.count}"))
         if discrete and int(steps * (self.fraction or 1)) < 1 + (self.rule != "discrete"):
             found.append(("fraction", f"too few of {steps} steps are left to draw from"))
         return found
+
+    def _mass(self) -> float:
+        """The probability of the range under rule `logit-normal` as far as a float can tell."""
+        shift, mean, std = self.shift or 1.0, self.mean or 0.0, self.std or 1.0
+        ends = [s / (s + shift * (1 - s)) for s in self.range or (0.01, 1.0)]
+        logits = [-math.inf if s <= 0 else math.inf if s >= 1 else math.log(s) - math.log1p(-s) for s in ends]
+        low, high = ((logit - mean) / std / math.sqrt(2) for logit in logits)
+        return (math.erfc(low) - math.erfc(high) if low > 0 else math.erfc(-high) - math.erfc(-low)) / 2
 
 
 @attrs.frozen(kw_only=True)
@@ -177,7 +188,12 @@ class Decay:
     rate: float = key("Increase of the decay per optimizer step.", ge=0)
     limit: float = key("Largest decay.", ge=0, le=1)
     flat: int = key("Optimizer steps before it starts.", default=0, ge=0)
-    start: float = key("The decay it starts at.", default=0.0, ge=0, le=1)
+    start: float = key("The decay it starts at; at most `limit`.", default=0.0, ge=0, le=1)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What is wrong: `(key, message)` pairs, none if all is sound."""
+        above = self.start > self.limit
+        return [("start", f"expected at most `limit`, {self.limit:g}, not {self.start:g}")] if above else []
 
     def at(self, step: int) -> float:
         """The decay after `step` optimizer steps."""

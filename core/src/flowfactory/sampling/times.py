@@ -11,6 +11,8 @@ probability; strata of schedule steps have whole-numbered ends. Every step can b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,8 @@ def noise_levels(times: Times, sigmas: Tensor, draws: Draws) -> Tensor:
     count = times.count or COUNT
     if times.rule.startswith("discrete"):
         return schedule[_steps(times, int(len(schedule) * (times.fraction or 1)), count, draws)].T
-    return continuous(times, strata(draws.uniform(count).double())).float().T
+    u = draws.uniform(count).double() + 2**-25  # the middle of a float32's cell, so that none is at an end of the range
+    return continuous(times, strata(u)).float().T
 
 
 def _steps(times: Times, end: int, count: int, draws: Draws) -> Tensor:
@@ -64,11 +67,23 @@ def step_strata(u: Tensor, first: int, end: int) -> Tensor:
 def continuous(times: Times, u: Tensor) -> Tensor:
     """The noise levels at quantiles `u` of a `uniform` or `logit-normal` rule, cut to its range; any shape, float64."""
     shift, mean, std = times.shift or 1.0, times.mean or 0.0, times.std or 1.0
-    low, high = shifted(torch.tensor(times.range or (0.01, 1.0), dtype=torch.float64), 1 / shift).clamp(0, 1)
+    ends = torch.tensor(times.range or (0.01, 1.0), dtype=torch.float64)
+    low, high = shifted(ends, 1 / shift).clamp(0, 1)
     if times.rule == "uniform":
-        return shifted(low + u * (high - low), shift)
-    low, high = (torch.special.ndtr((torch.logit(end) - mean) / std) for end in (low, high))
-    return shifted(torch.sigmoid(mean + std * torch.special.ndtri(low + u * (high - low))), shift)
+        levels = low + u * (high - low)
+    else:
+        first, last = ((torch.logit(end) - mean) / std for end in (low, high))
+        levels = torch.sigmoid(mean + std * cut_normal(first, last, u))
+    return shifted(levels, shift).clamp(*ends)
+
+
+def cut_normal(low: Tensor, high: Tensor, u: Tensor) -> Tensor:
+    """The quantiles `u` of a standard normal cut to `low … high`, by the tail that is nearer, where digits are left."""
+    if low > 0:
+        return -cut_normal(-high, -low, 1 - u)
+    start, end = (0.5 * torch.special.erfc(-x / math.sqrt(2)) for x in (low, high))  # `ndtr` has no digits left there
+    quantiles: Tensor = torch.special.ndtri(start + u * (end - start))
+    return quantiles
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:

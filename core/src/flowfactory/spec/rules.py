@@ -8,7 +8,7 @@ from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Density
-from flowfactory.contracts.specs import RewardEntry, SchedulerSpec, StochasticSpec, Times, TrainerSpec
+from flowfactory.contracts.specs import Decay, RewardEntry, SchedulerSpec, StochasticSpec, Times, TrainerSpec
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
 from flowfactory.spec import window
@@ -45,6 +45,7 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("sampling", "scheduler"), _window),
         (("sampling", "scheduler"), _shared_noise),
         (("trainer", "sampling"), _times),
+        (("trainer",), _decays),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
         (("model", "tuning"), _quantize),
@@ -148,6 +149,13 @@ def _times(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Pr
         if isinstance(table, Times):
             for key, what in table.problems(sampling.steps):
                 yield Problem("times", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
+
+
+def _decays(where: _Where, trainer: Component) -> Iterator[Problem]:
+    for name, table in attributes(trainer.spec).items():
+        if isinstance(table, Decay):
+            for key, what in table.problems():
+                yield Problem("decay", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
 
 
 def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Problem]:

@@ -111,4 +111,6 @@ def _misfits(window: Window, steps: int) -> list[tuple[str, str]]:
         return [(where, f"step {open_steps[-1]} cannot be stochastic: of {steps} steps, 0 to {last} can")]
     if window.size is not None and window.size > len(open_steps):
         return [("size", f"expected at most {len(open_steps)}, the number of steps it may choose from")]
+    if window.least is not None and window.every is not None and window.least > window.every:
+        return [("least", f"expected at most `every`, {window.every}, which shrinks to it, not {window.least}")]
     return []
