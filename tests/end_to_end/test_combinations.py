@@ -15,6 +15,7 @@ TRAINERS = ("grpo", "grpo-guard", "nft", "awm")
 DENSITY = {
     "flow-sde": "gaussian",
     "dance-sde": "gaussian",
+    "linear-sde": "gaussian",
     "cps": "squared-error",
     "ode": "none",
     "dpm-solver": "none",

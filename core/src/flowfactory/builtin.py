@@ -53,6 +53,13 @@ class DanceSDESpec(StochasticSpec):
 
 
 @attrs.frozen(kw_only=True)
+class LinearSDESpec(StochasticSpec):
+    """Flow-GRPO's stochastic sampler for Wan, and Flash-GRPO's: a diffusion coefficient that falls with sigma."""
+
+    eta: float = key("Noise, as a multiple of the authors', who have no such number.", default=1.0, gt=0)
+
+
+@attrs.frozen(kw_only=True)
 class CPSSpec(StochasticSpec):
     """FlowCPS's stochastic sampler: the noise of a step replaces as much predicted noise."""
 
@@ -94,6 +101,8 @@ def flowfactory_schedulers() -> Iterable[Provides]:
     home = "flowfactory.schedulers"
     yield Provides("flow-sde", FlowSDESpec, f"{home}.flow_sde:FlowSDE", "Flow-GRPO's SDE; keeps the marginals.")
     yield Provides("dance-sde", DanceSDESpec, f"{home}.dance_sde:DanceSDE", "DanceGRPO's SDE; constant noise.")
+    linear = "Flow-GRPO's SDE for Wan; noise falls with sigma."
+    yield Provides("linear-sde", LinearSDESpec, f"{home}.linear_sde:LinearSDE", linear)
     yield Provides("cps", CPSSpec, f"{home}.cps:CPS", "FlowCPS: fresh noise replaces predicted noise.")
     yield Provides("ode", ODESpec, f"{home}.ode:ODE", "Euler steps: deterministic, for decoupled trainers.")
     yield Provides("dpm-solver", DPMSolverSpec, f"{home}.dpm_solver:DPMSolver", "DPM-Solver++(2M); deterministic.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec
+from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, LinearSDESpec
 from flowfactory.contracts.scheduler import StochasticScheduler
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Batch
@@ -14,6 +14,7 @@ from flowfactory.sampling.rollout import Noise, rollout
 from flowfactory.schedulers.cps import CPS
 from flowfactory.schedulers.dance_sde import DanceSDE
 from flowfactory.schedulers.flow_sde import FlowSDE
+from flowfactory.schedulers.linear_sde import LinearSDE
 from flowfactory_plugin_grpo import GRPOSpec
 from flowfactory_plugin_grpo.grpo import GRPO
 from flowfactory_plugin_grpo.transition import Transition, clipped
@@ -50,6 +51,8 @@ def one_loss(spec: GRPOSpec, policy: FieldPolicy, batch: Batch) -> tuple[dict[st
 def by_name(scheduler: str, eta: float) -> StochasticScheduler[Any]:
     if scheduler == "cps":
         return CPS(CPSSpec(eta=eta))
+    if scheduler == "linear-sde":
+        return LinearSDE(LinearSDESpec(eta=eta))
     return FlowSDE(FlowSDESpec(eta=eta)) if scheduler == "flow-sde" else DanceSDE(DanceSDESpec(eta=eta))
 
 
@@ -149,7 +152,7 @@ def test_noise_weight_is_per_sample_and_per_step() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 6, 5), (4, 3, 4, 4), (4, 3, 2, 4, 4)], ids=lambda s: f"rank{len(s)}")
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
-@pytest.mark.parametrize("scheduler", ["flow-sde", "dance-sde", "cps"])
+@pytest.mark.parametrize("scheduler", ["flow-sde", "dance-sde", "linear-sde", "cps"])
 def test_replay_has_ratio_exactly_one(scheduler: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     policy = FieldPolicy(lambda x, sigma: (0.3 * x.float() + 0.1).to(dtype))
     batch, trainer = sampled(policy, scheduler, shape, dtype), GRPO(GRPOSpec())
@@ -161,7 +164,7 @@ def test_replay_has_ratio_exactly_one(scheduler: str, dtype: torch.dtype, shape:
         assert metrics["clip_fraction"] == 0
 
 
-@pytest.mark.parametrize("scheduler", ["flow-sde", "dance-sde", "cps"])
+@pytest.mark.parametrize("scheduler", ["flow-sde", "dance-sde", "linear-sde", "cps"])
 def test_the_first_update_is_the_plain_policy_gradient(scheduler: str) -> None:
     """At ratio 1 nothing is clipped, and the gradient is that of `-A log p`."""
     weight = torch.tensor(0.3, requires_grad=True)
@@ -233,3 +236,22 @@ def test_needs() -> None:
     assert GRPOSpec(kl_beta=0.1, kl="v").needs.density == "any"
     assert GRPOSpec(kl_beta=0.1, kl="v").needs.reference
     assert GRPOSpec().needs.trajectory == "steps"
+
+
+def shares_its_step(case: Case) -> bool:
+    return case["precision"] == "float32" and len(set(case["inputs"]["step"])) == 1
+
+
+@each("flash_grpo", shares_its_step)
+def test_one_step_for_all_is_flash_grpos_loss(case: Case) -> None:
+    """Its weight, lambda over the batch's mean of lambda, is 1 where all samples share their step."""
+    given, expected = case["inputs"], case["outputs"]
+    sigmas = given["sigmas"].float().tolist()[: given["step"][0] + 2]
+    old = expected["old_log_prob"]
+    linear = LinearSDE(LinearSDESpec())
+    batch = transition(linear, sigmas, given["latents"], given["next_latents"], old, given["advantages"])
+    v = given["velocity"].clone().requires_grad_()
+    parts, _ = one_loss(golden_spec(case), FieldPolicy(v), batch)
+    close(parts["policy"], expected["loss"], 1e-6, 1e-5)
+    (gradient,) = torch.autograd.grad(parts["policy"], v)
+    close(gradient, expected["grad_wrt_velocity"], 1e-7, 1e-4)

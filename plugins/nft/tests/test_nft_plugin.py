@@ -41,9 +41,9 @@ def test_hooks_import_no_torch() -> None:
 
 SLOW, LATE = Decay(rate=0.001, limit=0.5), Decay(rate=0.0075, limit=0.999, flat=75)
 PUBLISHED = {
-    "nft-sd35-pickscore": (10, 1.0, SLOW),
-    "nft-sd35-ocr": (10, 0.1, LATE),
-    "nft-sd35-multi": (25, 0.1, SLOW),
+    "nft-sd35-pickscore": (10, 1.0, SLOW, 1),
+    "nft-sd35-ocr": (10, 0.1, LATE, 2),
+    "nft-sd35-multi": (25, 0.1, SLOW, 1),
 }
 
 
@@ -51,5 +51,5 @@ PUBLISHED = {
 def test_examples_carry_the_published_numbers(name: str) -> None:
     spec = example(name)
     trainer = spec.trainer.spec
-    assert (spec.sampling.steps, trainer.beta, trainer.old) == PUBLISHED[name]
+    assert (spec.sampling.steps, trainer.beta, trainer.old, spec.optimizer.updates) == PUBLISHED[name]
     assert (trainer.kl_beta, trainer.std, spec.optimizer.lr, spec.sampling.group) == (1e-4, "global", 3e-4, 24)

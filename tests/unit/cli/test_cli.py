@@ -132,7 +132,7 @@ def test_plugins_show(installed: Path, capsys: Capture) -> None:
     assert capsys.readouterr().out.endswith('plugins = ["watcher"]\n')
 
 
-@pytest.mark.parametrize("name", ["flow-sde", "dance-sde", "cps"])
+@pytest.mark.parametrize("name", ["flow-sde", "dance-sde", "linear-sde", "cps"])
 def test_what_plugins_show_offers_to_paste_is_sound(spec: Path, name: str, capsys: Capture) -> None:
     assert main(["plugins", "show", name]) == 0
     table = capsys.readouterr().out.partition("\n\n[")[2]

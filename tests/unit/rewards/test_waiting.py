@@ -22,7 +22,7 @@ from flowfactory_plugin_wan.wan import Wan
 from torch import Tensor
 
 SIZE, STEPS, META = Size(32, 32), 4, torch.device("meta")
-STOCHASTIC, DETERMINISTIC = ("flow-sde", "dance-sde", "cps"), ("ode", "dpm-solver", "unipc")
+STOCHASTIC, DETERMINISTIC = ("flow-sde", "dance-sde", "linear-sde", "cps"), ("ode", "dpm-solver", "unipc")
 
 
 class OnMeta:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, ODESpec
+from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, LinearSDESpec, ODESpec
 from flowfactory.contracts.scheduler import StochasticScheduler, euler
 from flowfactory.schedulers.cps import CPS
 from flowfactory.schedulers.dance_sde import DanceSDE
 from flowfactory.schedulers.flow_sde import FlowSDE
+from flowfactory.schedulers.linear_sde import LinearSDE
 from flowfactory.schedulers.ode import ODE
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,12 @@ from torch.distributions import Normal
 
 SHAPES = [(3, 5, 4), (3, 2, 3, 4), (3, 2, 2, 3, 4)]
 MIXED = torch.tensor([1.0, 0.7, 0.3]), torch.tensor([0.9, 0.5, 0.2])
-STOCHASTIC = [FlowSDE(FlowSDESpec(eta=0.7)), DanceSDE(DanceSDESpec(eta=0.3)), CPS(CPSSpec(eta=0.8))]
+STOCHASTIC = [
+    FlowSDE(FlowSDESpec(eta=0.7)),
+    DanceSDE(DanceSDESpec(eta=0.3)),
+    LinearSDE(LinearSDESpec()),
+    CPS(CPSSpec(eta=0.8)),
+]
 every_stochastic = pytest.mark.parametrize("scheduler", STOCHASTIC, ids=lambda s: type(s).__name__)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"rank{len(s)}")
 
@@ -97,6 +103,37 @@ def test_dance_sde_equals_the_authors(case: Case) -> None:
     if not is_float64(case):
         close(ours["std"], batch(expected["total_std"], ours["std"]), 2e-6)
         close(ours["x"], expected["next_latents"], 2e-6)
+
+
+@each("flash_grpo", lambda case: "latents" in case["inputs"])
+def test_linear_sde_equals_the_authors(case: Case) -> None:
+    """Flash-GRPO's step, which is Flow-GRPO's for Wan, at steps of its own for each sample."""
+    given, expected, scheduler = case["inputs"], case["outputs"], LinearSDE(LinearSDESpec())
+    exact = case["precision"] == "float64"
+    x, sigmas = given["latents"], given["sigmas"].to(given["latents"].dtype)
+    steps = torch.tensor(given["step"])
+    sigma, sigma_next, ceiling = sigmas[steps], sigmas[steps + 1], float(sigmas[1])
+    for v, mean, logprob in (("velocity_old", "mean_old", "old_log_prob"), ("velocity", "mean", "log_prob")):
+        moments = scheduler.moments(given[v], x, column(sigma, x), column(sigma_next, x), ceiling)
+        close(moments.mean, expected[mean], 1e-12 if exact else 2e-6)
+        close(moments.std.flatten(), expected["std"], 1e-12 if exact else 2e-6)
+        close(moments.std.flatten() / (sigma - sigma_next).sqrt(), expected["diffusion"], 1e-12 if exact else 2e-6)
+        ours = scheduler.logprob(given[v], x, given["next_latents"], sigma, sigma_next, ceiling)
+        close(ours, expected[logprob], 5e-6)
+
+
+@each("flash_grpo", lambda case: "latents" in case["inputs"])
+def test_flash_grpos_weight_levels_the_gradient_of_linear_sde(case: Case) -> None:
+    """Its lambda is `S / (c D)`, what the log-probability's gradient has to be multiplied by to lose its step."""
+    given, scheduler = case["inputs"], LinearSDE(LinearSDESpec())
+    x, sigmas = given["latents"], given["sigmas"].to(given["latents"].dtype)
+    steps = torch.tensor(given["step"])
+    sigma, sigma_next = column(sigmas[steps], x), column(sigmas[steps + 1], x)
+    v = torch.zeros_like(x).requires_grad_()
+    moments = scheduler.moments(v, x, sigma, sigma_next, float(sigmas[1]))
+    (slope,) = torch.autograd.grad(moments.mean.sum(), v)
+    ours = moments.std.flatten().detach() / -slope.flatten(1)[:, 0]
+    close(ours, case["outputs"]["rectification"], 0, 1e-5)
 
 
 @each("cps", lambda case: 0 < case["inputs"]["eta"] <= 1)
@@ -189,7 +226,7 @@ def test_vanishing_noise_is_an_euler_step(scheduler: StochasticScheduler[Any], s
 
 
 @every_shape
-@pytest.mark.parametrize("scheduler", STOCHASTIC[:2], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scheduler", STOCHASTIC[:3], ids=lambda s: type(s).__name__)
 def test_gaussian_densities(scheduler: StochasticScheduler[Any], shape: tuple[int, ...]) -> None:
     v, x, x_next = torch.randn(3, *shape).unbind()
     moments = scheduler.moments_of(v, x, *MIXED, 0.9)
@@ -201,7 +238,7 @@ def test_gaussian_densities(scheduler: StochasticScheduler[Any], shape: tuple[in
 def test_cps_scores_the_squared_error(shape: tuple[int, ...]) -> None:
     """Not a density: the Gaussian's exponent without its `1 / (2 std²)`, and nothing else."""
     v, x, x_next = torch.randn(3, *shape).unbind()
-    scheduler = STOCHASTIC[2]
+    scheduler = STOCHASTIC[3]
     moments = scheduler.moments_of(v, x, *MIXED, 0.9)
     gaussian = Normal(moments.mean, moments.std.expand_as(x))
     exponent = (gaussian.log_prob(x_next) - gaussian.log_prob(moments.mean)).flatten(1).mean(1)
@@ -268,7 +305,7 @@ def variance_error(scheduler: StochasticScheduler[Any], steps: int, spread: floa
     return worst
 
 
-@pytest.mark.parametrize("scheduler", STOCHASTIC[:2], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scheduler", STOCHASTIC[:3], ids=lambda s: type(s).__name__)
 def test_sdes_keep_the_marginals_as_steps_shrink(scheduler: StochasticScheduler[Any]) -> None:
     """In the lower half: Flow-SDE's first step adds `eta` however small it is, which takes a while to be forgotten."""
     coarse, fine = variance_error(scheduler, 200, 0.6, 0.5), variance_error(scheduler, 800, 0.6, 0.5)
@@ -278,7 +315,7 @@ def test_sdes_keep_the_marginals_as_steps_shrink(scheduler: StochasticScheduler[
 
 def test_cps_keeps_the_marginals_of_certain_data_at_any_step_size() -> None:
     """Where the data estimate is exact, so is the noise estimate, and replacing part of it changes nothing."""
-    assert variance_error(STOCHASTIC[2], 5, 0.0) < 1e-12
+    assert variance_error(STOCHASTIC[3], 5, 0.0) < 1e-12
 
 
 def test_flow_sde_leaves_more_noise_than_cps() -> None:

@@ -278,7 +278,12 @@ def test_what_to_train(spec: Path) -> None:
     ("sets", "unsets", "kind", "words"),
     [
         (("scheduler={name='ode'}",), (), "density", "needs a probability of each step, but scheduler `ode`"),
-        (("scheduler={name='cps'}", "trainer.exact=true"), (), "density", "one of `dance-sde`, `flow-sde`"),
+        (
+            ("scheduler={name='cps'}", "trainer.exact=true"),
+            (),
+            "density",
+            "one of `dance-sde`, `flow-sde`, `linear-sde`",
+        ),
         (("scheduler.window={rule='list'}",), (), "window", "`steps`"),
         (("scheduler.window={rule='list', steps=[7]}",), (), "window", "step 7 cannot be stochastic"),
         (("scheduler.window.rule=all",), (), "window", "`size`"),
