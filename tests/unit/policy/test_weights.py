@@ -1,11 +1,13 @@
 """Trainable weights and their named sets."""
 
+import re
 from collections.abc import Sequence
 
 import pytest
 import torch
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Full, Lora
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 FULL, LORA = Full(), Lora(rank=2, alpha=4.0)
@@ -115,3 +117,53 @@ def test_an_exchange_is_undone_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), w.using("old"):
         raise ZeroDivisionError
     assert torch.equal(net(x), expected)
+
+
+class Attention(nn.Module):
+    """Something that is no layer itself."""
+
+    def __init__(self, name: str = "to_q") -> None:
+        super().__init__()
+        self.attn = nn.ModuleDict({name: nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (("to_q", "to_kk"), "`to_kk` names nothing in `one`; did you mean `to_q`"),
+        (("nosuch",), "`nosuch` names nothing in `one`; its layers are `to_q`"),
+        (("to_qq",), "`to_qq` names nothing in `one`; did you mean `to_q`"),
+        (("q",), "`q` names nothing in `one`"),
+        (("attn",), "`attn` names `attn` in `one`, a ModuleDict; name the layers in it"),
+        (("to_q", "norm"), "`norm` names `attn.norm` in `one`, a LayerNorm"),
+    ],
+)
+def test_a_target_that_adapts_nothing_is_refused(targets: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Weights({"one": Attention()}, Lora(rank=2, targets=targets), [], [], 0)
+
+
+def test_a_target_has_to_be_in_every_network() -> None:
+    networks = {"one": Attention(), "two": Attention("to_v")}
+    with pytest.raises(ValueError, match="`to_q` names nothing in `two`"):
+        Weights(networks, Lora(rank=2, targets=("to_q",)), [], [], 0)
+    made = Weights({"one": Attention(), "two": Attention("to_v")}, Lora(rank=2), ["to_q", "to_v"], [], 0)
+    assert {name.split(".lora_")[0] for name in made.parameters} == {"one.attn.to_q", "two.attn.to_v"}
+    with pytest.raises(ValueError, match="`two` has none of `to_q`"):
+        Weights({"one": Attention(), "two": Attention("to_v")}, Lora(rank=2), ["to_q"], [], 0)
+
+
+def test_lora_starts_with_deviation_1_over_the_rank_and_two_networks_differently() -> None:
+    networks = {name: nn.Sequential(nn.Linear(400, 8)) for name in ("one", "two")}
+    made = Weights(networks, Lora(rank=16), ["0"], [], 3).tensors("current")
+    first, second = (made[f"{name}.0.lora_A.default.weight"] for name in ("one", "two"))
+    for drawn in (first, second):
+        assert drawn.mean().item() == pytest.approx(0, abs=4e-3)
+        assert drawn.std().item() == pytest.approx(1 / 16, rel=0.05)
+    assert not (first == second).any()
+
+
+def test_alpha_is_twice_the_rank_unless_it_is_said() -> None:
+    assert [Lora().alpha, Lora(rank=4).alpha, Lora(rank=4, alpha=64.0).alpha] == [64.0, 8.0, 64.0]
+    (layer,) = (m for m in weights(Lora(rank=2))[0].modules() if isinstance(m, BaseTunerLayer) and m.in_features == 4)
+    assert layer.scaling == {"default": 2.0}

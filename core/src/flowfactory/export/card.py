@@ -55,7 +55,8 @@ def _front(spec: Spec) -> str:
 
 
 def _what(spec: Spec) -> str:
-    return f"A LoRA of rank {spec.tuning.rank}" if isinstance(spec.tuning, Lora) else "The full weights"
+    own = spec.tuning
+    return f"A LoRA of rank {own.rank} and alpha {own.alpha:g}" if isinstance(own, Lora) else "The full weights"
 
 
 def _lora(spec: Spec) -> bool:

@@ -15,10 +15,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from flowfactory.contracts.seeds import Draws, Key
+from flowfactory.errors import did_you_mean, listed
 from flowfactory.processes import sharding
 from flowfactory.spec.tables import Full, Lora
 
 LORA_NAME = "default"
+LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What peft adapts; its quantized layers are among them."""
 
 
 def masters(module: nn.Module) -> None:
@@ -38,6 +41,9 @@ class Weights:
         sets: names of sets to keep besides "current"; each starts as a copy of the current weights.
         seed: of the LoRA initialisation, equal on all processes.
         settle: what becomes of each network once it is known what is trained; it has to make that float32.
+
+    Raises:
+        ValueError: a target names nothing that LoRA can adapt.
     """
 
     def __init__(
@@ -51,6 +57,8 @@ class Weights:
     ) -> None:
         self.networks = networks
         self._lora_layers: list[BaseTunerLayer] = []
+        if isinstance(tuning, Lora):
+            check_targets(networks, tuning, targets)
         for name, network in networks.items():
             network.requires_grad_(isinstance(tuning, Full))
             if isinstance(tuning, Lora):
@@ -129,6 +137,36 @@ class Weights:
         finally:
             for layer in self._lora_layers:
                 layer.enable_adapters(True)
+
+
+def check_targets(networks: Mapping[str, nn.Module], lora: Lora, targets: Sequence[str]) -> None:
+    """Make sure that LoRA finds, in every network, what it is to adapt.
+
+    Args:
+        targets: the model's own, for a spec without any; one network of several may lack some of these.
+
+    Raises:
+        ValueError: a target of the spec names nothing in a network, or what is no layer; or nothing is left to adapt.
+    """
+    for name, network in networks.items():
+        kinds = dict(network.named_modules())
+        found = {target: _named(kinds, target) for target in lora.targets or targets}
+        for target, modules in found.items():
+            if lora.targets and not modules:
+                layers = {path.rpartition(".")[2] for path, module in kinds.items() if isinstance(module, LAYERS)}
+                near = did_you_mean(target, layers) or f"its layers are {listed(sorted(layers))}"
+                raise ValueError(f"[lora] targets: `{target}` names nothing in `{name}`; {near}")
+            for module in modules:
+                if not isinstance(kinds[module], LAYERS):
+                    what = f"`{target}` names `{module}` in `{name}`, a {type(kinds[module]).__name__}"
+                    raise ValueError(f"[lora] targets: {what}; name the layers in it instead, such as `to_q`")
+        if not any(found.values()):
+            raise ValueError(f"[lora] targets: `{name}` has none of {listed(found)}; name layers of it")
+
+
+def _named(modules: Mapping[str, nn.Module], target: str) -> list[str]:
+    """The modules that peft takes for a target: it is their name, or the end of it from a dot on."""
+    return [path for path in modules if path == target or path.endswith(f".{target}")]
 
 
 def lora_config(lora: Lora, targets: Sequence[str]) -> LoraConfig:

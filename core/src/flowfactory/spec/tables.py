@@ -28,7 +28,11 @@ class Lora:
     """`[lora]`: train low-rank adapters (peft); the reference policy costs no memory."""
 
     rank: int = key("Rank of each adapter.", default=32, ge=1)
-    alpha: float = key("Adapter outputs are scaled by alpha / rank.", default=64.0, gt=0)
+    alpha: float = key(
+        "Adapter outputs are scaled by alpha / rank; twice the rank when absent.",
+        default=attrs.Factory(lambda lora: 2.0 * lora.rank, takes_self=True),
+        gt=0,
+    )
     targets: tuple[str, ...] | None = key(
         "Module name endings to adapt; the model's own choice when absent.", default=None, min_length=1
     )

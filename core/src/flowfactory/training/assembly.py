@@ -28,14 +28,14 @@ from flowfactory.metrics.instruments import Instruments
 from flowfactory.models.quantized import adamw
 from flowfactory.plan.plan import Plan
 from flowfactory.policy.policy import ModelPolicy
-from flowfactory.policy.weights import Weights, masters
+from flowfactory.policy.weights import Weights, check_targets, masters
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.rewards.scoring import Judge
 from flowfactory.runs import resumption
 from flowfactory.runs.archive import Origin
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
-from flowfactory.spec.tables import Full, Memory, Spec
+from flowfactory.spec.tables import Full, Lora, Memory, Spec
 from flowfactory.training.evaluate import Evaluator
 from flowfactory.training.optimise import Learner
 
@@ -82,6 +82,9 @@ def assemble(
         for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
             adapter.latent_shape(size)
             adapter.sigmas(steps or spec.sampling.steps, size)
+    with _refusals(processes):
+        if isinstance(spec.tuning, Lora):
+            check_targets(adapter.networks(), spec.tuning, adapter.lora_targets())
     weights = _weights(spec, adapter, trainer, processes)
     judge, held_out_judge = _judges(spec, components.rewards)
     with display.phase("loading the rewards"), clock("load"), _refusals(processes):
