@@ -19,6 +19,7 @@ PUBLIC = [
     "Batch",
     "Calls",
     "Conditions",
+    "Cut",
     "Decay",
     "DecoupledSpec",
     "Density",

@@ -13,7 +13,7 @@ from .builtin import PipelineSpec as PipelineSpec
 from .contracts.adapter import Adapter as Adapter
 from .contracts.key import Calls as Calls
 from .contracts.specs import AdapterSpec as AdapterSpec
-from .contracts.types import Conditions as Conditions, Row as Row
+from .contracts.types import Conditions as Conditions, Cut as Cut, Row as Row
 from .models.pipeline import PipelineAdapter as PipelineAdapter
 from .models.recording import flatten as flatten, lengths as lengths, together as together
 from .models.tap import IMAGE as IMAGE

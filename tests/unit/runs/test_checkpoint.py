@@ -167,4 +167,4 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, file: s
     save_file(tensors, path / f"{file}.safetensors")
     _, weights, optimizer = made(Full())
     with pytest.raises(RunError, match=rf"{file}\.safetensors: 1 of .* not finite, `{name}` first"):
-        checkpoint.load(path, weights, optimizer)
+        checkpoint.load(path, weights, optimizer, FORGETFUL)

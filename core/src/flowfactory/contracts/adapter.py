@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
-from flowfactory.contracts.types import Conditions, Row
+from flowfactory.contracts.types import Conditions, Cut, Row
 
 SpecT = TypeVar("SpecT", bound=AdapterSpec)
 
@@ -55,6 +55,13 @@ class Adapter(ABC, Generic[SpecT]):
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Conditions:
         """Prompts, negative prompts and condition images as tensors `(B, …)`. Deterministic, so it can be cached."""
+
+    def cut(self, prompts: Sequence[str]) -> Sequence[Cut]:
+        """For each text encoder that does not read all of `prompts` to their end, what it leaves out. Here: not known.
+
+        Asked before `drop_encoders`.
+        """
+        return ()
 
     def encodes_with(self, file: PurePath) -> bool:
         """Whether a file of the checkpoint, by its path inside it, bears on what `encode` returns: every one may.

@@ -106,6 +106,21 @@ def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Te
     return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in tensors.items()}
 
 
+@attrs.frozen
+class Cut:
+    """Prompts that a text encoder does not read to their end.
+
+    encoder: which, by the name of its tokenizer. most: tokens of a prompt it reads. count: how many prompts have more.
+    longest: tokens of the longest one. rest: what is not read of that one.
+    """
+
+    encoder: str
+    most: int
+    count: int
+    longest: int
+    rest: str
+
+
 @attrs.frozen(eq=False)
 class Batch:
     """What a trainer sees of a micro-batch.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import attrs
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions, Row
-from flowfactory.models import tap
+from flowfactory.contracts.types import Conditions, Cut, Row
+from flowfactory.models import lengths, tap
 from flowfactory.models.quantized import quantize, tell_peft
 from flowfactory.models.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes, together
 
@@ -104,6 +105,16 @@ class PipelineAdapter(Adapter[SpecT]):
         encoded = [self._encode(row, [load_image(str(path)) for path in row.images]) for row in rows]
         self._sample = self._sample or encoded[0]
         return self.collate(encoded)
+
+    def cut(self, prompts: Sequence[str]) -> Sequence[Cut]:
+        """By what each tokenizer is asked to leave of a prompt, less what the pipeline itself adds to that."""
+        images = [Image.new("RGB", (64, 64))] if self.edits else []
+
+        @torch.no_grad()
+        def encode(prompt: str, replaced: Mapping[str, Any]) -> None:
+            self._record(Row(prompt), images, 1, replaced)
+
+        return lengths.cut(lengths.tokenizers(self.pipe), encode, prompts)
 
     def encodes_with(self, file: PurePath) -> bool:
         """Everything but the weights of the trained networks, the scheduler, and what lies beside the pipeline."""
@@ -212,8 +223,14 @@ class PipelineAdapter(Adapter[SpecT]):
             del arguments["negative_prompt"]
         return {name: value for name, value in arguments.items() if name in self._parameters}
 
-    def _record(self, row: Row, images: Sequence[Image.Image], times: int) -> list[Call]:
-        """What the `encode_*` methods return for a batch of one row, before the network is first called."""
+    def _record(
+        self, row: Row, images: Sequence[Image.Image], times: int, replaced: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[Call]:
+        """What the `encode_*` methods return for a batch of one row, before the network is first called.
+
+        Args:
+            replaced: stand-ins for parts of the pipeline.
+        """
         if self.edits and not images:
             raise self._refusal(f"it edits images, and the prompt {row.prompt!r} has none; give its row an `image`")
         default = self._parameters["negative_prompt"].default if "negative_prompt" in self._parameters else None
@@ -225,7 +242,7 @@ class PipelineAdapter(Adapter[SpecT]):
             recorder.calls += [(tap.IMAGE, tap.outline(image, times)) for image in images]
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
         with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
-            tap.run(self.pipe, members, self._arguments(GUIDED, None, arguments))
+            tap.run(self.pipe, {**members, **replaced}, self._arguments(GUIDED, None, arguments))
         return recorder.calls
 
     def _encode(self, row: Row, images: Sequence[Image.Image]) -> Conditions:

@@ -150,8 +150,22 @@ def load_model(
         adapter.load(device, DTYPES[precision], None if missing else cache[rows[0]])
     with display.phase("encoding prompts", len(missing), "prompts") as bar, clock("encode"), torch.no_grad():
         cache.fill(adapter.encode, bar.advance)
+        if missing:
+            say_cut(adapter, rows, display)
         adapter.drop_encoders()
     return cache
+
+
+def say_cut(adapter: Adapter[Any], rows: Sequence[Row], display: Display) -> None:
+    """Say, once for each text encoder, which prompts are too long for it."""
+    prompts = list(dict.fromkeys(text for row in rows for text in (row.prompt, row.negative_prompt) if text))
+    for cut in adapter.cut(prompts):
+        what = f"{cut.count} of {len(prompts)} prompts have more than the {cut.most} tokens that `{cut.encoder}` keeps"
+        display.say(f"{what}, the longest {cut.longest}; the rest is not read, there: {_short(cut.rest)!r}")
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any], processes: Processes) -> Weights:
