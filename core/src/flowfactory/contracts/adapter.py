@@ -107,6 +107,16 @@ class Adapter(ABC, Generic[SpecT]):
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1]."""
 
+    def encode_media(self, media: Tensor, size: Size) -> Tensor:
+        """Latents `(B, …)` float32 that decode to images `(B, 3, H, W)` or frames `(B, F, 3, H, W)` in [0, 1].
+
+        Deterministic, so it can be cached. Only trainers that learn from the data ask.
+
+        Raises:
+            ValueError: the model cannot; the message says why.
+        """
+        raise ValueError(f"{type(self).__name__} does not encode media (`Adapter.encode_media`)")
+
     def place(self, device: torch.device) -> None:
         """Move what `decode` needs and `velocity` does not to `device`, or leave it where it is."""
         return None

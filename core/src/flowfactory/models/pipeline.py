@@ -24,7 +24,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Cut, Row
-from flowfactory.models import lengths, tap
+from flowfactory.models import lengths, tap, targets
 from flowfactory.models.quantized import quantize, tell_peft
 from flowfactory.models.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes, together
 
@@ -68,6 +68,7 @@ class PipelineAdapter(Adapter[SpecT]):
         self._suffixes: dict[tuple[str, ...], dict[str, str]] = {}
         self._sample: Conditions | None = None
         self._surveys: dict[Size, Survey] = {}
+        self._inverses: dict[Size, targets.Inverse] = {}
         self._schedules: dict[tuple[int, Size], Tensor] = {}
         self._timesteps: dict[Size, dict[float, float]] = {}
 
@@ -166,6 +167,14 @@ class PipelineAdapter(Adapter[SpecT]):
         finished = tap.scheduler(self.pipe.scheduler, [0.0], [])
         media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
         return media[:, 0] if media.dim() == 5 and size.frames == 1 else media
+
+    @torch.no_grad()
+    def encode_media(self, media: Tensor, size: Size) -> Tensor:
+        """By the pipeline's VAE, and back through whatever the pipeline does between latents and decoding."""
+        if size not in self._inverses:
+            shape, device = self.latent_shape(size), next(self.pipe.vae.parameters()).device
+            self._inverses[size] = targets.inverse(self.pipe.vae, lambda x: self.decode(x, size), shape, device)
+        return targets.encoded(self.pipe.vae, media, self._inverses[size])
 
     def place(self, device: torch.device) -> None:
         for module in self._others().values():
