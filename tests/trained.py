@@ -13,8 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from families import FAMILIES, Family
 from flowfactory.cli.ui import Ui
-from flowfactory.conditions.data import load_rows
 from flowfactory.contracts.types import Row
+from flowfactory.data.rows import load_rows
 from flowfactory.discovery.registry import Registry
 from flowfactory.export.export import Exported, export
 from flowfactory.models.pipeline import PipelineAdapter

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from flowfactory.conditions.cache import ConditionCache, ConditionStore
-from flowfactory.conditions.data import load_rows
 from flowfactory.conditions.identity import encoder_identity
 from flowfactory.contracts.digest import seed_of
 from flowfactory.contracts.types import Conditions, Row
+from flowfactory.data.rows import load_rows
 from flowfactory.discovery.registry import Registry
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.spec.structure import load_spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,25 +15,50 @@ BAD_SPEC = 2
 BAD_PLUGIN = 3
 
 
+WIDTH = 120
+"""How much of a line an excerpt shows."""
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""What a terminal obeys instead of showing it, and what no text has; but for tabs and the ends of lines."""
+
+
+def printable(text: str) -> str:
+    """The text with an escape such as `\\x1b` for every character that would not be shown."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, or its beginning where it is longer than a message should be."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 @attrs.frozen
 class Place:
     """Where something was written.
 
     file: the spec; `None` for the command line.
-    line: from 1; 0 means the file as a whole. text: that line.
+    line: from 1; 0 means the file as a whole, or the command line.
     column, end: the part of the line that is meant, from 0, end excluded.
+    lines: all lines of the file, shared by its places.
     """
 
     file: Path | None
     line: int = 0
     column: int = 0
     end: int = 0
-    text: str = ""
+    lines: Sequence[str] = attrs.field(default=(), eq=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The line that is meant; empty when none is."""
+        return self.lines[max(self.line - 1, 0)] if self.lines and (self.line or self.file is None) else ""
 
     @property
     def folder(self) -> Path:
-        """What relative paths written here are relative to."""
-        return Path.cwd() if self.file is None else self.file.resolve().parent
+        """What relative paths written here are relative to: the folder of the file as it was named."""
+        return Path.cwd() if self.file is None else self.file.parent.resolve()
 
     def __str__(self) -> str:
         if self.file is None:
@@ -40,13 +66,17 @@ class Place:
         return f"{shown(self.file)}:{self.line}" if self.line else shown(self.file)
 
     def excerpt(self) -> str:
-        """The source line with a caret under what is meant; empty when no line is."""
+        """The source line, or the part of a long one, with a caret under what is meant; empty when no line is."""
         if not self.text:
             return ""
+        start = max(0, min(self.column - WIDTH // 4, len(self.text) - WIDTH))
+        end = min(start + WIDTH, len(self.text))
+        before, meant = self.text[start : self.column], self.text[self.column : min(self.end, end)]
+        left, right = "… " if start else "", " …" if end < len(self.text) else ""
         gutter = f"{self.line or ''} |".rjust(8)
-        indent = "".join("\t" if character == "\t" else " " for character in self.text[: self.column])
-        carets = "^" * max(1, self.end - self.column)
-        return f"{gutter} {self.text}\n{'|'.rjust(8)} {indent}{carets}"
+        indent = " " * len(left) + re.sub("[^\t]", " ", printable(before))
+        shown_text = printable(self.text[start:end])
+        return f"{gutter} {left}{shown_text}{right}\n{'|'.rjust(8)} {indent}{'^' * max(1, len(printable(meant)))}"
 
 
 @attrs.frozen
@@ -54,7 +84,8 @@ class Problem:
     """One thing that is wrong.
 
     kind: a slug; each kind has a golden text in the tests.
-    what: who is wrong, what was expected. hint: what to do next. code: the exit code it leads to.
+    what: who is wrong, what was expected. hint: what to do next.
+    code: the exit code it leads to; 0 is a note, which keeps nothing from running.
     """
 
     kind: str
@@ -67,7 +98,7 @@ class Problem:
         where = f"{self.place}: " if self.place is not None else ""
         sentence = f"{where}{self.what}" + (f"; {self.hint}" if self.hint else "")
         excerpt = self.place.excerpt() if self.place is not None else ""
-        return f"{sentence}\n{excerpt}" if excerpt else sentence
+        return printable(f"{sentence}\n{excerpt}" if excerpt else sentence)
 
     def as_json(self) -> dict[str, object]:
         """For editors and scripts."""
@@ -118,9 +149,9 @@ def shown(file: Path) -> str:
     return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
 
 
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """`did you mean `x`?`, or nothing when no known word is near."""
-    near = get_close_matches(wrong, sorted(known), n=1, cutoff=0.65)
+def did_you_mean(wrong: str, known: Iterable[str], cutoff: float = 0.65) -> str:
+    """`did you mean `x`?`, or nothing when no known word is near. cutoff: how near, from 0 to 1."""
+    near = get_close_matches(wrong[:100], sorted(known), n=1, cutoff=cutoff)
     return f"did you mean `{near[0]}`?" if near else ""
 
 

@@ -258,7 +258,7 @@ def test_exit_2_when_a_run_was_tampered_with(spec: Path, loop: Callable[..., Non
 
 def test_exit_2_when_the_data_is_bad(spec: Path, loop: Callable[..., None], capsys: Capture) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        from flowfactory.conditions.data import DataError
+        from flowfactory.data.rows import DataError
 
         raise DataError("train.txt: no prompts in it")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from flowfactory.cli import commands
 from flowfactory.cli.commands import Commands
+from flowfactory.discovery.entries import Source
 from flowfactory.errors import PluginError
 
 
@@ -46,11 +46,7 @@ class Point:
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     points: list[Point] = []
 
-    def entry_points(group: str, name: str | None = None) -> list[Point]:
-        assert group == commands.GROUP
-        return [point for point in points if name in (None, point.name)]
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    monkeypatch.setattr(commands, "plugin_points", lambda: [(p, Source(p.dist.name, p.dist.version)) for p in points])
     return points
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 from flowfactory.cli.ui import Ui, epoch_text
 
@@ -81,3 +82,34 @@ def test_other_processes_are_quiet() -> None:
     assert err.getvalue() == ""
     ui.error("but not about errors")
     assert err.getvalue() == "but not about errors\n"
+
+
+HOSTILE = "\x1b]0;x\x07\x1b[2J\x9b31m\r\u202e"
+
+
+def test_nothing_that_a_terminal_obeys_gets_through() -> None:
+    for is_terminal in (False, True):
+        make = Terminal if is_terminal else io.StringIO
+        err, out = make(), make()
+        ui = Ui(err, out)
+        ui.say(HOSTILE)
+        ui.error(HOSTILE)
+        ui.trace(HOSTILE)
+        ui.data(HOSTILE)
+        ui.rows(("head",), [(HOSTILE,)])
+        with ui.phase(HOSTILE, 3, "samples") as bar:
+            bar.advance()
+            bar.note(**{HOSTILE: 1.0})
+        text = err.getvalue() + out.getvalue()
+        assert r"\x1b]0;x\x07\x1b[2J\x9b31m" in text.replace("\n", "")
+        assert "\x1b]0;" not in text
+        assert not {"\x07", "\x9b", "\u202e"} & set(text)
+        if not is_terminal:
+            assert not {"\x1b", "\r"} & set(text)
+
+
+def test_json_stays_json() -> None:
+    out = io.StringIO()
+    Ui(io.StringIO(), out).json({"x": HOSTILE + "\x7f\u2028"})
+    assert json.loads(out.getvalue()) == {"x": HOSTILE + "\x7f\u2028"}
+    assert not {"\x1b", "\x7f"} & set(out.getvalue())

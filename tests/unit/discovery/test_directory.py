@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from flowfactory.discovery import directory
-from flowfactory.discovery.registry import KINDS, Registry
+from flowfactory.discovery.entries import KINDS, Entry, Source
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
+from packaging.requirements import Requirement
 
 PLUGINS = sorted((Path(__file__).parents[3] / "plugins").glob("*/pyproject.toml"))
 
@@ -35,28 +38,57 @@ def test_a_listing_is_sound() -> None:
     ("kind", "name", "hint"),
     [
         ("trainers", "grpo-guard", "(there is: none); try: pip install flowfactory-plugin-grpo"),
-        (
-            "trainers",
-            "gpro-guard",
-            "did you mean `grpo-guard`? Otherwise try: pip install flowfactory-plugin-gpro-guard",
-        ),
-        ("rewards", "zebra", "try: pip install flowfactory-plugin-zebra"),
+        ("trainers", "gpro-guard", "did you mean `grpo-guard`?"),
+        ("trainers", "flow-grpo", "here it is called `grpo`; try: pip install flowfactory-plugin-grpo"),
+        ("trainers", "Flow_GRPO", "here it is called `grpo`; try: pip install flowfactory-plugin-grpo"),
+        ("adapters", "sd3", "here it is called `diffusers`"),
+        ("schedulers", "euler", "here it is called `ode`"),
+        ("rewards", "PickScore", "did you mean `pickscore`?"),
+        ("rewards", "hpsv2", "a reward of your own is a file (`flowfactory new reward`)"),
+        ("rewards", "zebra", "no plugin of that name is known; see: flowfactory plugins list"),
+        ("rewards", "zebra; rm -r ~", "no plugin of that name is known; see: flowfactory plugins list"),
     ],
 )
-def test_an_unknown_name_says_what_to_install(kind: str, name: str, hint: str) -> None:
+def test_an_unknown_name_says_what_is_meant_and_what_the_directory_brings(kind: str, name: str, hint: str) -> None:
     with pytest.raises(PluginError) as caught:
         Registry([]).find(kind, name)
     assert hint in str(caught.value)
+    offered = re.findall(r"pip install (\S+)", str(caught.value))
+    assert set(offered) <= {listing.distribution for listing in directory.listings()}
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("grpo-guard", "no plugin `grpo-guard` is installed; try: pip install flowfactory-plugin-grpo"),
-        ("gpro-guard", "did you mean `grpo-guard`? Otherwise try: pip install flowfactory-plugin-gpro-guard"),
+        ("gpro-guard", "no plugin `gpro-guard` is installed; did you mean `grpo-guard`?"),
+        ("flowfactory-plugin-x", "no plugin of that name is known"),
     ],
 )
 def test_so_does_a_name_of_no_kind_in_particular(name: str, hint: str) -> None:
     with pytest.raises(PluginError) as caught:
         Registry([]).named(name)
     assert hint in str(caught.value)
+    assert f"pip install flowfactory-plugin-{name}" not in str(caught.value)
+
+
+def test_a_distributions_name_means_all_it_provides() -> None:
+    source = Source("flowfactory-plugin-a", "1")
+    entries = [Entry(kind, name, "a", source) for kind, name in (("rewards", "one"), ("trainers", "two"))]
+    assert Registry(entries).named("flowfactory_plugin_A") == entries
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("flowfactory>=99", "try: pip install --upgrade 'flowfactory>=99'"),
+        ("flowfactory-plugin-grpo>=1; python_version > '3'", "pip install --upgrade 'flowfactory-plugin-grpo>=1'"),
+        ("x-evil @ https://evil/x.whl", "find out whose it is before you install it"),
+        ("flowfactory-plugin-grpo @ https://evil/x.whl", "find out whose it is before you install it"),
+        ("flowfactory-plugin-hpsv2", "find out whose it is before you install it"),
+    ],
+)
+def test_only_what_is_listed_is_offered_for_installation(text: str, said: str) -> None:
+    advice = directory.requirement_advice(Requirement(text), upgrade=True)
+    assert said in advice
+    assert "evil" not in advice

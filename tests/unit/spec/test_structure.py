@@ -84,7 +84,7 @@ def test_what_is_written_back_loads_to_the_same(spec: Path, sets: tuple[str, ...
         ("optimizer.lr=true", "`lr`: expected a number, not true"),
         ("optimizer.lr='1e-4'", "`lr`: expected a number, not '1e-4'"),
         ("optimizer.lr=inf", "`lr`: expected a finite number, not inf"),
-        (f"optimizer.lr=1{'0' * 400}", "`lr`: expected a number that a float can hold"),
+        (f"optimizer.lr=1{'0' * 400}", "a whole number of more than 64 bits"),
         ("sampling.shared_noise='false'", "`shared_noise`: expected true or false, not 'false'"),
         ("sampling.shared_noise=0", "`shared_noise`: expected true or false, not 0"),
         ("run.precision=bf61", "`precision`: expected one of 'fp32', 'bf16', 'fp16', not 'bf61'"),
@@ -325,14 +325,14 @@ def test_without_held_out_prompts_nothing_is_evaluated(spec: Path) -> None:
         (
             "trainer.name=toyy",
             "plugin-missing",
-            "`toy`? Otherwise try: pip install flowfactory-plugin-toyy",
+            "did you mean `toy`?",
         ),
-        ("trainer.name=zebra", "plugin-missing", "try: pip install flowfactory-plugin-zebra"),
+        ("trainer.name=zebra", "plugin-missing", "no plugin of that name is known"),
         ("trainer.name=bright", "plugin-other-kind", "`bright` is a reward, not a trainer"),
         ("plugins=['./absent.py', './toy.py']", "plugin-file-missing", "there is no file absent.py"),
         ("plugins=['nobody', './toy.py']", "plugin-missing", "no observer `nobody` is installed"),
         ("requires=['flowfactory>=99']", "unmet-requirement", "the spec requires flowfactory>=99, but 0."),
-        ("requires=['flowfactory-plugin-zebra>=1']", "unmet-requirement", "pip install 'flowfactory-plugin-zebra>=1'"),
+        ("requires=['flowfactory-plugin-zebra>=1']", "unmet-requirement", "find out whose it is"),
     ],
 )
 def test_plugins_that_cannot_be_had(spec: Path, change: str, kind: str, words: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from flowfactory.errors import SpecError
-from flowfactory.spec import toml
+from flowfactory.spec import layers, toml
 from flowfactory.spec.scanner import Address, Scanner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,7 +202,7 @@ def test_tables_merge_and_arrays_replace(tmp_path: Path) -> None:
     base.write_text("plugins = ['a', 'b']\n[run]\nname = 'x'\nseed = 1\n[[reward]]\nname = 'r'\n")
     top = tmp_path / "top.toml"
     top.write_text("extends = 'base/base.toml'\nplugins = ['c']\n[run]\nseed = 2\n")
-    root = toml.load(top)
+    root = layers.load(top)
     assert root.plain() == {"plugins": ["c"], "run": {"name": "x", "seed": 2}, "reward": [{"name": "r"}]}
     name, seed = root.at("run", "name"), root.at("run", "seed")
     assert name is not None
@@ -216,10 +216,10 @@ def test_circles_and_missing_files_are_refused(tmp_path: Path) -> None:
     a.write_text("extends = 'b.toml'\n")
     b.write_text("x = 1\nextends = 'a.toml'\n")
     with pytest.raises(SpecError, match="circle"):
-        toml.load(a)
+        layers.load(a)
     b.write_text("x = 1\nextends = 'c.toml'\n")
     with pytest.raises(SpecError, match=r"b\.toml:2: cannot read .*c\.toml: No such file") as caught:
-        toml.load(a)
+        layers.load(a)
     assert caught.value.code == 2
 
 
@@ -249,7 +249,7 @@ def spec(tmp_path: Path) -> Path:
     ],
 )
 def test_set(spec: Path, change: str, address: Address, value: object) -> None:
-    node = toml.load(spec, [change]).at(*address)
+    node = layers.load(spec, [change]).at(*address)
     assert node is not None
     assert node.plain() == value
     assert str(node.place) == "command line"
@@ -257,7 +257,7 @@ def test_set(spec: Path, change: str, address: Address, value: object) -> None:
 
 
 def test_unset_comes_before_set(spec: Path) -> None:
-    root = toml.load(spec, ["lora.alpha=2.0"], ["lora", "reward[0]"])
+    root = layers.load(spec, ["lora.alpha=2.0"], ["lora", "reward[0]"])
     assert root.plain()["lora"] == {"alpha": 2.0}
     assert root.plain()["reward"] == [{"weight": 2.0}]
 
@@ -274,13 +274,13 @@ def test_unset_comes_before_set(spec: Path) -> None:
 )
 def test_changes_that_do_not_fit(spec: Path, sets: list[str], unsets: list[str], message: str) -> None:
     with pytest.raises(SpecError) as caught:
-        toml.load(spec, sets, unsets)
+        layers.load(spec, sets, unsets)
     assert message in str(caught.value)
 
 
 def test_all_changes_that_do_not_fit_are_told(spec: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        toml.load(spec, ["a", "run.name.x=1"], ["nothing"])
+        layers.load(spec, ["a", "run.name.x=1"], ["nothing"])
     assert len(caught.value.problems) == 3
 
 
@@ -290,7 +290,7 @@ def test_a_table_that_names_another_plugin_does_not_inherit_its_keys(tmp_path: P
     )
     top = '[run]\nname = "b"\n[scheduler]\nname = "ode"\n[trainer]\nname = "grpo"\nbeta = 2\n'
     (tmp_path / "top.toml").write_text('extends = "base.toml"\n' + top)
-    assert toml.load(tmp_path / "top.toml").plain() == {
+    assert layers.load(tmp_path / "top.toml").plain() == {
         "run": {"name": "b", "seed": 1},
         "scheduler": {"name": "ode"},
         "trainer": {"name": "grpo", "clip": 1, "beta": 2},

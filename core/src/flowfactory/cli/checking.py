@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.cli.ui import Ui
-from flowfactory.conditions.data import load_rows
+from flowfactory.data.rows import load_rows
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC
-from flowfactory.spec import toml
+from flowfactory.spec import layers
 from flowfactory.spec.locations import locate
 from flowfactory.testing.kit import Case, Kit, Outcome, counted
 
@@ -53,7 +53,7 @@ def keys_of(sets: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         entry, dot, key = address.partition(".")
         if not (equals and dot and entry and key):
             raise ValueError(f"--set expects ENTRY.KEY=VALUE, not {text!r}")
-        keys.setdefault(entry, {})[key] = toml.parse_value(value)
+        keys.setdefault(entry, {})[key] = layers.parse_value(value)
     return keys
 
 

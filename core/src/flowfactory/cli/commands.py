@@ -6,6 +6,7 @@ import importlib.metadata
 
 import click
 
+from flowfactory.discovery.entries import Source, installed_points
 from flowfactory.errors import PluginError
 
 GROUP = "flowfactory.commands"
@@ -20,28 +21,38 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Own commands in order, then those of plugins."""
         own = super().list_commands(ctx)
-        return [*own, *sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)} - set(own))]
+        return [*own, *sorted({point.name for point, _ in plugin_points()} - set(own))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name. One that cannot be had says why when it is run, and disturbs no other."""
         own = super().get_command(ctx, cmd_name)
-        points = list(importlib.metadata.entry_points(group=GROUP, name=cmd_name))
+        points = [] if own is not None else [found for found in plugin_points() if found[0].name == cmd_name]
         if own is not None or not points:
             return own
-        names = " and ".join(sorted(f"{point.dist.name} {point.dist.version}" for point in points if point.dist))
+        names = " and ".join(sorted(str(source) for _, source in points))
         if len(points) > 1:
             return _failing(
                 cmd_name, "plugin-conflict", f"command `{cmd_name}` is provided by {names}", "uninstall one"
             )
         try:
-            command = points[0].load()
+            command = points[0][0].load()
         except (Exception, SystemExit) as error:
             what = f"command `{cmd_name}` ({names}) is broken: {type(error).__name__}: {error}"
             return _failing(cmd_name, "plugin-broken", what, "report this to its author")
         if not isinstance(command, click.Command):
-            what = f"command `{cmd_name}` ({names}) is broken: {points[0].value} is not a click command"
+            what = f"command `{cmd_name}` ({names}) is broken: {points[0][0].value} is not a click command"
             return _failing(cmd_name, "plugin-broken", what, "report this to its author")
         return command
+
+
+def plugin_points() -> list[tuple[importlib.metadata.EntryPoint, Source]]:
+    """The commands that plugins declare, and whose they are."""
+    return [
+        (importlib.metadata.EntryPoint(point.name, point.value, GROUP), source)
+        for points, source, *_ in installed_points((GROUP,))
+        for point in points
+        if point.value
+    ]
 
 
 def _failing(name: str, kind: str, what: str, hint: str) -> click.Command:

@@ -20,8 +20,9 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, SpecError
 from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.spec.describe import describe
+from flowfactory.spec.layers import load
 from flowfactory.spec.structure import COMPONENTS, TABLES
-from flowfactory.spec.toml import Node, load
+from flowfactory.spec.toml import Node
 
 Items = list[CompletionItem[str]]
 

@@ -1,6 +1,7 @@
 """Everything a person sees. Progress and diagnostics go to stderr, data to stdout; nothing else in core prints.
 
-On a terminal there are progress bars; elsewhere plain lines without control characters, one per epoch.
+On a terminal there are progress bars; elsewhere plain lines, one per epoch. Names, prompts and messages may hold
+anything: what a terminal would obey is escaped here, for every line, table and bar.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from flowfactory.errors import printable
 
 
 class Phase:
@@ -67,20 +70,21 @@ class Ui:
         self._line(text.rstrip("\n"), style="dim" if self._err.is_terminal else None)
 
     def _line(self, text: str, style: str | None = None) -> None:
-        self._err.print(Text(text, style=style or ""), soft_wrap=True)
+        self._err.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     # --- data
 
     def data(self, text: str) -> None:
-        """Data, to stdout, as it is."""
-        print(text, file=self._out)
+        """Data, to stdout."""
+        print(printable(text), file=self._out)
 
     def json(self, value: Any) -> None:
         """Data as JSON, to stdout."""
-        self.data(json.dumps(value, indent=2))
+        self.data(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
     def rows(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, to stdout: aligned columns, ruled on a terminal."""
+        rows = [[printable(cell) for cell in row] for row in rows]
         console = Console(file=self._out, highlight=False, emoji=False, markup=False)
         if not console.is_terminal:
             return self.data("\n".join(_aligned([head, *rows])))
@@ -103,7 +107,7 @@ class Ui:
         if not self._live:
             yield Phase()
             return
-        columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
+        columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if total is not None:
             columns += [BarColumn(), MofNCompleteColumn(), _Speed(unit)]
         progress = Progress(*columns, _Notes(), TimeElapsedColumn(), console=self._err, transient=True)
@@ -118,7 +122,7 @@ class Ui:
 class _Bar(Phase):
     def __init__(self, progress: Progress, name: str, total: int | None) -> None:
         self._progress = progress
-        self._task = progress.add_task(name, total=total, notes={})
+        self._task = progress.add_task(printable(name), total=total, notes={})
 
     def advance(self, n: int = 1) -> None:
         self._progress.advance(self._task, n)
@@ -139,7 +143,8 @@ class _Speed(ProgressColumn):
 
 class _Notes(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text("  ".join(f"{name} {_number(value)}" for name, value in task.fields["notes"].items()))
+        notes = (f"{name} {_number(value)}" for name, value in task.fields["notes"].items())
+        return Text(printable("  ".join(notes)))
 
 
 def epoch_text(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:

@@ -1,4 +1,7 @@
-"""The values that flow between core and its plugins. `B` samples; `…` the shape of one latent."""
+"""The values that flow between core and its plugins. `B` samples; `…` the shape of one latent.
+
+Torch is imported when tensors are joined, no sooner: whoever reads rows of the data needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
-import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from flowfactory.contracts.scheduler import Scheduler
 
 KeyT = TypeVar("KeyT")
 
-Conditions = Mapping[str, Tensor]
+Conditions = Mapping[str, "Tensor"]
 """What a network is conditioned on: tensors with a leading batch axis, padded and masked by the adapter."""
 
 
@@ -91,6 +95,8 @@ class Rollout:
     @staticmethod
     def cat(parts: Sequence[Rollout]) -> Rollout:
         """Join rollouts over the same noise levels and steps."""
+        import torch
+
         first = parts[0]
         return attrs.evolve(
             first,

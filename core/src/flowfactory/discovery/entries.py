@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from flowfactory.contracts.hooks import PROJECT, Provides
@@ -76,13 +77,17 @@ class Source:
 
 @attrs.frozen
 class Entry:
-    """An entry point, as metadata has it. `kind` is plural: `adapters`, …, or `plugins` for observers."""
+    """An entry point, as metadata has it. `kind` is plural: `adapters`, …, or `plugins` for observers.
+
+    damage: what is wrong with the metadata of its distribution; empty when nothing is.
+    """
 
     kind: str
     name: str
     module: str
     source: Source
     requires: tuple[str, ...] = ()
+    damage: str = ""
 
     @property
     def title(self) -> str:
@@ -109,18 +114,75 @@ def noun(kind: str) -> str:
     return KINDS[kind].name if kind in KINDS else "observer"
 
 
+@attrs.frozen
+class Point:
+    """One line of a distribution's entry points. value: empty where the line is malformed, and `name` all of it."""
+
+    group: str
+    name: str
+    value: str
+
+
 def installed_entries() -> Sequence[Entry]:
     """Every entry point of every installed plugin. No plugin code runs."""
-    entries = []
-    everything, origin = importlib.metadata.entry_points(), functools.cache(_origin)
-    for group, kind in _GROUPS.items():
-        for point in everything.select(group=group):
-            assert point.dist is not None, "entry points of the environment know their distribution"
-            entries.append(Entry(kind, point.name, point.value, *origin(point.dist)))
-    return sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.source.name))
+    return sorted(_entries(), key=lambda entry: (entry.kind, entry.name, entry.source.name))
 
 
-def _origin(distribution: importlib.metadata.Distribution) -> tuple[Source, tuple[str, ...]]:
-    """A distribution's name, version and requirements; each reading of its metadata takes a millisecond."""
-    metadata = distribution.metadata
-    return Source(metadata["Name"], metadata["Version"]), tuple(metadata.get_all("Requires-Dist") or ())
+def _entries() -> Iterator[Entry]:
+    for points, source, requires, damage in installed_points(_GROUPS):
+        for point in points:
+            wrong = damage if point.value else f"its entry_points.txt has the malformed line {point.name[:80]!r}"
+            yield Entry(_GROUPS[point.group], point.name, point.value, source, requires, wrong)
+
+
+def installed_points(
+    groups: Container[str],
+) -> Iterator[tuple[Sequence[Point], Source, tuple[str, ...], str]]:
+    """The entry points in some groups, with their distribution, what it requires, and what is wrong with its metadata.
+
+    `importlib.metadata.entry_points` raises where one distribution's metadata is damaged, whoever's it is.
+    """
+    seen = set()
+    for distribution in importlib.metadata.distributions():
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+        except (OSError, ValueError):
+            continue
+        points = [point for point in _points(text) if point.group in groups] if PROJECT in text else []
+        if points:
+            source, requires, damage = _origin(distribution)
+            if canonicalize_name(source.name) not in seen:  # of two with a name, Python imports the first
+                seen.add(canonicalize_name(source.name))
+                yield points, source, requires, damage
+
+
+def _points(text: str) -> Iterator[Point]:
+    group = ""
+    for line in map(str.strip, text.split("\n")):
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif line and not line.startswith(("#", ";")):
+            name, _, value = (part.strip() for part in line.partition("="))
+            yield Point(group, name, value) if name and value else Point(group, line, "")
+
+
+def _origin(distribution: importlib.metadata.Distribution) -> tuple[Source, tuple[str, ...], str]:
+    """A distribution's name, version and sound requirements, and what is wrong with its metadata, if anything is."""
+    metadata: Any = distribution.metadata or {}
+    folder = vars(distribution).get("_path", "")  # there is no public way to say where it lies
+    name, version = (*str(folder).rpartition("/")[2].rpartition(".")[0].split("-", 1), "", "")[:2]
+    requires = tuple(metadata.get_all("Requires-Dist") or ()) if metadata else ()
+    unsound = [text for text in requires if not _is_requirement(text)]
+    damage = f"its metadata has the malformed requirement {unsound[0][:80]!r}" if unsound else ""
+    if not (metadata.get("Name") and metadata.get("Version")):
+        damage = f"{folder} has no METADATA that tells its name and version"
+    source = Source(metadata.get("Name") or name or "unknown", metadata.get("Version") or version or "unknown")
+    return source, tuple(text for text in requires if text not in unsound), damage
+
+
+def _is_requirement(text: str) -> bool:
+    try:
+        Requirement(text)
+    except InvalidRequirement:
+        return False
+    return True

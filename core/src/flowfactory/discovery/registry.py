@@ -6,13 +6,10 @@ A plugin is imported only when a spec uses one of its names or lists it in `plug
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +19,9 @@ import pluggy
 
 from flowfactory.contracts import hooks
 from flowfactory.contracts.hooks import PROJECT
-from flowfactory.discovery import directory
+from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Source, installed_entries, noun
+from flowfactory.discovery.local import module_name, run_file
 from flowfactory.discovery.soundness import (
     attribute,
     broken,
@@ -34,7 +32,9 @@ from flowfactory.discovery.soundness import (
     resolve,
     unmet_requirements,
 )
-from flowfactory.errors import PluginError, did_you_mean, listed, shown
+from flowfactory.errors import PluginError, did_you_mean, listed, shortened, shown
+
+LIST = "see: flowfactory plugins list"
 
 
 class Registry:
@@ -69,7 +69,12 @@ class Registry:
         """What keeps a name from being used as it is: another distribution that has it too, requirements not met."""
         others = [other.source for other in self.entries(entry.kind) if other.name == entry.name]
         conflicts = [f"also provided by {other}" for other in others if other != entry.source]
-        return conflicts + [f"requires {requirement}, {what}" for requirement, what, _ in unmet_requirements(entry)]
+        damage = [entry.damage] if entry.damage else []
+        return (
+            damage
+            + conflicts
+            + [f"requires {requirement}, {what}" for requirement, what, _ in unmet_requirements(entry)]
+        )
 
     def versions(self) -> Mapping[str, str]:
         """Core's version and those of every plugin loaded so far; a hash for local files."""
@@ -104,26 +109,16 @@ class Registry:
         Raises:
             PluginError: it is missing or broken.
         """
-        if not path.is_file():
-            raise PluginError("plugin-file-missing", f"there is no file {shown(path)}")
-        source = Source(path.name, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-        name = f"flowfactory_local_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        name, who = module_name(path), f"plugin file {shown(path)}"
         if name in self._modules:
             return
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            raise broken(f"plugin file {shown(path)}", f"running it failed: {cause(error)}") from error
-        provided = self._register(module, source, f"plugin file {shown(path)}")
+        module, source = run_file(path, who)
+        provided = self._register(module, source, who)
         self._loaded[name, source] = provided
         self._entries += [Entry(kind, public, name, source) for kind, public in provided]
 
     def named(self, wanted: str) -> list[Entry]:
-        """What goes by `name` or `name@distribution`, of whatever kind.
+        """What goes by `name` or `name@distribution`, of whatever kind; of a distribution, all it provides.
 
         Raises:
             PluginError: nothing does.
@@ -131,9 +126,10 @@ class Registry:
         name, _, chosen = wanted.partition("@")
         same_name = [entry for entry in self._entries if entry.name == name]
         found = [entry for entry in same_name if not chosen or entry.source.answers_to(chosen)]
+        found = found or [entry for entry in self._entries if entry.source.answers_to(wanted)]
         if not found:
-            hint = "see: flowfactory plugins list" if same_name else self._what_to_install(KINDS, name)
-            raise PluginError("plugin-missing", f"no plugin `{wanted}` is installed", hint)
+            hint = LIST if same_name else self._what_is_meant(KINDS, name)
+            raise PluginError("plugin-missing", f"no plugin `{shortened(wanted)}` is installed", hint)
         return found
 
     def loaded(self, kind: str) -> Sequence[Contribution]:
@@ -161,22 +157,27 @@ class Registry:
         elsewhere = [entry.kind for entry in self._entries if entry.name == name and entry.kind != kind]
         if elsewhere:
             return PluginError("plugin-other-kind", f"`{name}` is a {noun(elsewhere[0])}, not a {noun(kind)}")
-        what = f"no {noun(kind)} `{name}` is installed (there is: {listed(self.names(kind))})"
-        return PluginError("plugin-missing", what, self._what_to_install((kind,), name))
+        what = f"no {noun(kind)} `{shortened(name)}` is installed (there is: {listed(self.names(kind))})"
+        return PluginError("plugin-missing", what, self._what_is_meant((kind,), name))
 
-    def _what_to_install(self, kinds: Iterable[str], name: str) -> str:
-        """What the directory knows about a name; else a near one that is installed or known; else a guess."""
+    def _what_is_meant(self, kinds: Iterable[str], name: str) -> str:
+        """What to do about a name that is not installed. What is to be installed is named only from the directory."""
         for kind in kinds:
-            if listed_in := directory.distribution_of(kind, name):
-                return f"try: pip install {listed_in}"
-        near = did_you_mean(name, [known for kind in kinds for known in (*self.names(kind), *directory.names(kind))])
-        install = f"try: pip install flowfactory-plugin-{name}"
-        return f"{near} Otherwise {install}" if near else install
+            if install := directory.advice(kind, name):
+                return install
+        for kind in kinds:
+            if (alias := aliases.plugin(kind, name)) is not None:
+                absent = "" if alias.here in self.names(kind) else directory.advice(kind, alias.here)
+                return "; ".join(part for part in (alias.hint(), absent) if part)
+        known = [known for kind in kinds for known in (*self.names(kind), *directory.names(kind))]
+        return did_you_mean(name, known) or f"no plugin of that name is known; {LIST}"
 
     def _load(self, entry: Entry) -> dict[tuple[str, str], Contribution]:
         if (entry.module, entry.source) in self._loaded:
             return self._loaded[entry.module, entry.source]
         who = entry.title
+        if entry.damage:
+            raise PluginError("plugin-broken", f"{who} is broken: {entry.damage}", "install it anew")
         check_requirements(entry, who)
         try:
             module = importlib.import_module(entry.module)
@@ -220,7 +221,7 @@ class Registry:
             try:
                 answers = self._manager.subset_hook_caller(kind.hook, others)()
                 records = [record for answer in answers for record in answer]
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise broken(who, f"its hook `{kind.hook}` failed: {cause(error)}") from error
             for record in records:
                 check_record(record, kind, who)

@@ -14,8 +14,10 @@ from typing import Any
 import attrs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 from flowfactory.contracts.hooks import PROJECT, Provides
+from flowfactory.discovery import directory
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Kind, noun
 from flowfactory.errors import PluginError, did_you_mean, listed, shown
 
@@ -41,12 +43,14 @@ def unmet_requirements(entry: Entry) -> Iterator[tuple[Requirement, str, str]]:
 def unmet_requirement(requirement: Requirement) -> tuple[str, str] | None:
     """What is wrong with a requirement and the command that helps, or `None` when it is met."""
     try:
-        version = importlib.metadata.version(requirement.name)
+        version = importlib.metadata.version(requirement.name) or "a version nobody knows"
+        if requirement.specifier.contains(version, prereleases=True):
+            return None
     except importlib.metadata.PackageNotFoundError:
-        return "which is not installed", f"try: pip install '{requirement}'"
-    if requirement.specifier.contains(version, prereleases=True):
-        return None
-    return f"but {version} is installed", f"try: pip install --upgrade '{requirement}'"
+        return "which is not installed", directory.requirement_advice(requirement, upgrade=False)
+    except InvalidVersion:
+        version = "an unreadable version"
+    return f"but {version} is installed", directory.requirement_advice(requirement, upgrade=True)
 
 
 def check_names(provided: Iterable[tuple[str, str]], declared: Iterable[tuple[str, str]], who: str) -> None:
@@ -110,9 +114,9 @@ def attribute(path: str) -> Any:
     return vars(importlib.import_module(module))[name]
 
 
-def broken(who: str, cause: str) -> PluginError:
+def broken(who: str, cause: str, hint: str = "report this to its author") -> PluginError:
     """The error of a plugin that is at fault itself."""
-    return PluginError("plugin-broken", f"{who} is broken: {cause}", "report this to its author")
+    return PluginError("plugin-broken", f"{who} is broken: {cause}", hint)
 
 
 def cause(error: BaseException) -> str:

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.builtin import PipelineSpec
-from flowfactory.conditions.data import load_rows
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Display
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Conditions
+from flowfactory.data.rows import load_rows
 from flowfactory.discovery.components import Target
 from flowfactory.discovery.entries import Source
 from flowfactory.errors import RunError

@@ -1,4 +1,4 @@
-"""Files and folders that a spec names. Nothing heavy is imported to find a package's resource."""
+"""Files and folders that a spec names. Nothing at all is imported to find a package's resource."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from flowfactory.data.text import exists as is_there
+from flowfactory.data.text import path_of
 from flowfactory.errors import did_you_mean
 
 _RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(?![/\\])(.+)")
@@ -22,33 +24,43 @@ def locate(written: str, folder: Path, exists: bool) -> str:
     Raises:
         ValueError: there is nothing there.
     """
-    if not written:
-        raise ValueError("expected a path, not an empty string")
-    if not written:
-        raise ValueError("expected a path, not an empty string")
+    path = path_of(written, folder)
     resource = _RESOURCE.fullmatch(written)
     if resource is not None:
         return str(_resource(*resource.groups()))
-    path = Path(written).expanduser()
-    path = path if path.is_absolute() else folder / path
-    if path.exists():
-        return str(path.resolve())
+    if is_there(path):
+        return str(path)
     is_path = written.startswith((".", "/", "~")) or _HUB_ID.fullmatch(written) is None
     if exists or is_path:
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-        raise ValueError(f"there is no {path.resolve()}" + (f"; {near}" if near else ""))
+        near = did_you_mean(path.name, _names(path.parent))
+        raise ValueError(f"there is no {path}" + (f"; {near}" if near else ""))
     return written
 
 
-def _resource(package: str, name: str) -> Path:
+def _names(folder: Path) -> list[str]:
     try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise ValueError(f"there is no installed package `{package}`")
-    for folder in spec.submodule_search_locations or ():
-        path = Path(folder) / name
-        if path.exists():
-            return path.resolve()
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
+
+
+def _resource(package: str, name: str) -> Path:
+    for folder in _folders(package):
+        path = path_of(name, folder)
+        if is_there(path):
+            return path
     raise ValueError(f"the package `{package}` has no `{name}` in it")
+
+
+def _folders(package: str) -> list[Path]:
+    """Where a package lies. `importlib.util.find_spec` would import every package above it, which runs their code."""
+    first, *others = package.split(".")
+    try:
+        found = importlib.util.find_spec(first)  # nothing lies above this one
+    except (ImportError, ValueError):
+        found = None
+    places = [] if found is None else [Path(place, *others) for place in found.submodule_search_locations or ()]
+    folders = [place for place in places if all(others) and place.is_dir()]
+    if not folders:
+        raise ValueError(f"there is no installed package `{package}`")
+    return folders

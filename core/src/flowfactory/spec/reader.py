@@ -266,10 +266,7 @@ def _scalar_hook(kind: type, accepted: tuple[type, ...]) -> Callable[[Any, Any],
     def structure(value: Any, _: Any) -> Any:
         if type(value) not in accepted:
             raise ValueError(f"expected {_WORDS[kind]}, not {shown_value(value)}")
-        try:
-            return kind(value)
-        except OverflowError:
-            raise ValueError("expected a number that a float can hold") from None
+        return kind(value)
 
     return structure
 

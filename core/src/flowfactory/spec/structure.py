@@ -15,7 +15,7 @@ from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.discovery.soundness import unmet_requirement
 from flowfactory.errors import BAD_PLUGIN, PluginError, Problem, SpecError
-from flowfactory.spec import rules, toml
+from flowfactory.spec import layers, rules
 from flowfactory.spec.reader import Reader, attributes, keys, shown_value
 from flowfactory.spec.tables import (
     Checkpoint,
@@ -64,7 +64,7 @@ def load_spec(path: Path, registry: Registry, sets: Sequence[str] = (), unsets: 
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(toml.load(path, sets, unsets), registry).spec()
+    return _Loader(layers.load(path, sets, unsets), registry).spec()
 
 
 def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
@@ -73,7 +73,7 @@ def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(toml.load(path), registry).rewards()
+    return _Loader(layers.load(path), registry).rewards()
 
 
 class _Loader:

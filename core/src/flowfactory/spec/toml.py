@@ -1,4 +1,4 @@
-"""TOML that remembers where everything was written: `extends`, `--set` and `--unset` included.
+"""TOML that remembers where everything was written.
 
 The standard library parses; the scanner only finds positions in text that is known to be valid.
 """
@@ -9,13 +9,13 @@ import json
 import re
 import tomllib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from flowfactory.errors import Place, Problem, SpecError, did_you_mean, shown
+from flowfactory.errors import Place, Problem, SpecError
 from flowfactory.spec.scanner import Address, Scanner, Spans
 
 
@@ -67,57 +67,11 @@ class Node:
         return attrs.evolve(self, value={key: child for key, child in self.value.items() if key in keys})
 
 
-PLUGIN_TABLES = ("model", "scheduler", "trainer")
-"""Tables that are replaced as a whole where an extending spec names another plugin: its keys are others."""
+DEEPEST = 50
+"""Tables in tables, or arrays in arrays."""
 
-
-def load(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Node:
-    """Read a spec, what it extends, and the changes made on the command line.
-
-    Raises:
-        SpecError: unreadable or invalid TOML, a missing or circular `extends`, a change that does not fit.
-    """
-    root = _read(path, None, ())
-    problems: list[Problem] = []
-    changes = [(_unset, text) for text in unsets] + [(_set, text) for text in sets]
-    for change, text in changes:
-        try:
-            root = change(root, text)
-        except SpecError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise SpecError(problems)
-    return root
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, asked: Place | None, below: tuple[Path, ...]) -> Node:
-    file = path.resolve()
-    if file in below:
-        chain = " -> ".join(shown(p) for p in (*below[below.index(file) :], file))
-        raise SpecError([Problem("extends-cycle", f"`extends` goes round in a circle: {chain}", asked)])
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SpecError([Problem("unreadable-file", f"cannot read {shown(file)}: {reason}", asked)]) from None
-    root = parse(text, path)
-    base = root.at("extends")
-    if base is None:
-        return root
-    if not isinstance(base.value, str):
-        raise SpecError([Problem("bad-extends", "`extends` expects the path of one spec, a string", base.place)])
-    extended, own = _read(file.parent / base.value, base.place, (*below, file)), root.without("extends")
-    exchanged = [table for table in PLUGIN_TABLES if _plugin(own, table) not in (None, _plugin(extended, table))]
-    return merge(extended.without(*exchanged), own)
-
-
-def _plugin(root: Node, table: str) -> Any:
-    """Which plugin a table names, if it does."""
-    name = root.at(table, "name")
-    return None if name is None else name.value
+_DEEP_KEY = re.compile(rf"(?:^[ \t]*\[*|[{{,])[ \t]*(?:[\w-]++[ \t]*\.[ \t]*){{{DEEPEST}}}", re.MULTILINE)
+_LONG_NUMBER = re.compile(r"[0-9_]{4301,}")
 
 
 def parse(text: str, file: Path) -> Node:
@@ -128,32 +82,70 @@ def parse(text: str, file: Path) -> Node:
     """
     text = text.replace("\r\n", "\n")
     lines = _Lines(text, file)
+    if deep := _DEEP_KEY.search(text):
+        raise SpecError([_too_deep(lines.place((deep.end() - 1, deep.end())))])
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise SpecError([_too_deep(Place(file))]) from None
+    except ValueError as error:
         raise SpecError([_syntax_problem(str(error), lines)]) from None
+    if depth(data) > DEEPEST:
+        raise SpecError([_too_deep(Place(file))])
     spans = Scanner(text).scan()
     whole = Place(file)
     return _build(data, (), spans, lines, whole, whole)
 
 
-def merge(base: Node, top: Node) -> Node:
-    """`top` over `base`: tables merge, everything else is replaced."""
-    if not (base.is_table and top.is_table):
-        return top
-    value = dict(base.value)
-    for key, child in top.value.items():
-        value[key] = merge(value[key], child) if key in value else child
-    return attrs.evolve(top, value=value)
+def _too_deep(place: Place) -> Problem:
+    return Problem("toml-syntax", f"tables or arrays lie in one another more than {DEEPEST} deep", place)
+
+
+def depth(data: Any) -> int:
+    """How deep tables and arrays lie in one another."""
+    deep, level = 0, [data]
+    while level and deep <= DEEPEST:
+        inside = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [child for children in inside for child in children]
+        deep += bool(level)
+    return deep
 
 
 def _syntax_problem(message: str, lines: _Lines) -> Problem:
     found = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL)
     if found is None:
-        return Problem("toml-syntax", f"not valid TOML: {message}", Place(lines.file))
+        number = _LONG_NUMBER.search(lines.text)
+        place = Place(lines.file) if number is None else lines.place(number.span())
+        return Problem("toml-syntax", f"not valid TOML: {message if number is None else TOO_LONG}", place)
     what, line, column = found.groups()
     offset = lines.starts[int(line) - 1] + int(column) - 1 if line else len(lines.text.rstrip())
-    return Problem("toml-syntax", f"not valid TOML: {what[0].lower()}{what[1:]}", lines.place((offset, offset + 1)))
+    place = lines.place((offset, offset + 1))
+    return Problem("toml-syntax", f"not valid TOML: {what[0].lower()}{what[1:]}", place, _habit(place))
+
+
+TOO_LONG = "a whole number of more than 64 bits"
+
+_HABITS = (
+    (r"\s*[\w.-]+\s*[=:]\s*(yes|no|on|off|True|False|TRUE|FALSE)\s*(#.*)?", "TOML says true or false"),
+    (r"\s*[\w.-]+\s*[=:]\s*(null|None|nil|~)\s*(#.*)?", "TOML has no such value: leave the key out"),
+    (r"\s*(---|%YAML.*|- .*|-)", "this looks like YAML; a spec is TOML: [[reward]] begins each entry of a list"),
+    (r"\s*[\w.-]+\s*:(\s.*)?", "this looks like YAML; a spec is TOML: [table] as a heading, then key = value"),
+    (r"\s*[{}].*|\s*\"[^\"]*\"\s*:.*", "this looks like JSON; a spec is TOML: [table] as a heading, then key = value"),
+    (r"\s*[\w.-]+\s*=\s*(?:[A-Za-z_/~]|\.\D)[^\"'\[\]{},]*", 'text stands in quotes: key = "value"'),
+    (r"\s*[\w.-]+\s*=\s*[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?\s*(#.*)?", "TOML wants a digit on both sides of the point: 0.5"),
+)
+"""How lines of other languages begin, and what TOML has for them."""
+
+
+def _habit(place: Place) -> str:
+    """What to write instead, where a line is another language's."""
+    line = place.text[:1000]
+    return next((words for pattern, words in _HABITS if re.fullmatch(pattern, line)), "")
+
+
+def fits(value: Any) -> bool:
+    """Whether a scalar is one that TOML promises to keep as it is: whole numbers have 64 bits."""
+    return type(value) is not int or -(2**63) <= value < 2**63
 
 
 def _build(data: Any, at: Address, spans: Mapping[Address, Spans], lines: _Lines, key: Place, place: Place) -> Node:
@@ -165,6 +157,8 @@ def _build(data: Any, at: Address, spans: Mapping[Address, Spans], lines: _Lines
         value = tuple(_build(child, (*at, i), spans, lines, key, place) for i, child in enumerate(data))
     else:
         value = data
+        if not fits(data):
+            raise SpecError([Problem("toml-syntax", f"not valid TOML: {TOO_LONG}", place)])
     return Node(value, key, place)
 
 
@@ -173,81 +167,15 @@ class _Lines:
 
     def __init__(self, text: str, file: Path) -> None:
         self.text, self.file = text, file
+        self.lines = tuple(text.split("\n"))
         self.starts = [0, *(m.end() for m in re.finditer("\n", text))]
 
     def place(self, span: tuple[int, int]) -> Place:
         """Where a span begins; what goes on over further lines is cut at the end of the first."""
         line = bisect_right(self.starts, span[0])
         start = self.starts[line - 1]
-        text = self.text[start:].split("\n", 1)[0]
-        return Place(self.file, line, span[0] - start, min(span[1] - start, len(text)), text)
-
-
-# --- changes from the command line ---------------------------------------------------------------------------------
-
-
-def _set(root: Node, text: str) -> Node:
-    """`a.b[0].c=value`, the value being TOML or else a bare string."""
-    left, equals, right = text.partition("=")
-    if not equals or not left.strip():
-        raise SpecError([Problem("bad-set", f"--set expects KEY=VALUE, not {text!r}", _spot("--set", text))])
-    key, value = _spot("--set", text, 0, len(left)), _spot("--set", text, len(left) + 1)
-    return _put(root, _parts(left), _everywhere(parse_value(right.strip()), key, value), ())
-
-
-def _unset(root: Node, text: str) -> Node:
-    return _put(root, _parts(text), None, (), _spot("--unset", text))
-
-
-def _spot(option: str, text: str, start: int = 0, end: int | None = None) -> Place:
-    shift = len(option) + 1
-    return Place(None, 0, shift + start, shift + (len(text) if end is None else end), f"{option} {text}")
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip().strip("\"'") for part in re.sub(r"\[(\d+)\]", r".\1", text).split(".")]
-
-
-def parse_value(text: str) -> Any:
-    """A value as the command line writes it: TOML, or else the text itself."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
-
-
-def _everywhere(data: Any, key: Place, place: Place) -> Node:
-    if isinstance(data, dict):
-        return Node({k: _everywhere(v, key, place) for k, v in data.items()}, key, place)
-    return Node(tuple(_everywhere(v, key, place) for v in data) if isinstance(data, list) else data, key, place)
-
-
-def _put(node: Node, parts: Sequence[str], new: Node | None, done: Sequence[str], spot: Place | None = None) -> Node:
-    """`node` with `new` at `parts` below it, or without what is there when `new` is `None`."""
-    spot = spot or (new.key if new is not None else node.key)
-    name, rest = parts[0], parts[1:]
-    here = ".".join(done) or "the spec"
-    if node.is_array:
-        if not name.isdigit() or int(name) >= len(node.value):
-            what = f"`{here}` has {len(node.value)} entries, numbered from 0; there is no entry `{name}`"
-            raise SpecError([Problem("no-such-entry", what, spot)])
-        children: dict[str, Node] = {str(i): child for i, child in enumerate(node.value)}
-    elif node.is_table:
-        children = dict(node.value)
-    else:
-        raise SpecError([Problem("not-a-table", f"`{here}` is a plain value, with nothing below it", spot)])
-    if name not in children and new is None:
-        hint = did_you_mean(name, children)
-        raise SpecError([Problem("nothing-to-unset", f"`{'.'.join([*done, *parts])}` is not set", spot, hint)])
-    if rest:
-        below = children.get(name) or Node({}, spot, spot)
-        children[name] = _put(below, rest, new, [*done, name], spot)
-    elif new is None:
-        del children[name]
-    else:
-        children[name] = new
-    return attrs.evolve(node, value=tuple(children.values()) if node.is_array else children)
+        end = min(span[1] - start, len(self.lines[line - 1]))
+        return Place(self.file, line, span[0] - start, end, self.lines)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowfactory.conditions.data import load_rows
+from flowfactory.data.rows import load_rows
 from flowfactory.testing.kit import Case, Kit
 from flowfactory.testing.subject import Keys, NotOwed
 

@@ -12,7 +12,6 @@ import torch
 
 from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder
 from flowfactory.conditions.cache import Source as Encoded
-from flowfactory.conditions.data import load_rows
 from flowfactory.conditions.identity import encoder_identity
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Display, Run
@@ -20,6 +19,7 @@ from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Row
+from flowfactory.data.rows import load_rows
 from flowfactory.discovery.components import Components, Events, Target
 from flowfactory.discovery.entries import Source as Distribution
 from flowfactory.errors import RunError

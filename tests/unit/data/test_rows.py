@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from flowfactory.conditions.data import DataError, load_rows
+from flowfactory.data.rows import DataError, load_rows
 
 
 def test_txt_takes_one_prompt_a_line_and_skips_empty_ones(tmp_path: Path) -> None:
@@ -59,5 +59,5 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match=r"p\.txt: .*utf-8"):
+    with pytest.raises(DataError, match=r"p\.txt: it is not UTF-8 text: see line 1"):
         load_rows(tmp_path / "p.txt")
