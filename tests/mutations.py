@@ -27,7 +27,8 @@ from flowfactory.discovery.registry import Registry  # noqa: E402
 from flowfactory.errors import SpecError  # noqa: E402
 from flowfactory.spec import toml  # noqa: E402
 from flowfactory.spec.schema import spec_schema  # noqa: E402
-from flowfactory.spec.structure import COMPONENTS, load_spec, unstructure  # noqa: E402
+from flowfactory.spec.structure import load_spec  # noqa: E402
+from flowfactory.spec.tables import COMPONENTS, unstructure  # noqa: E402
 from jsonschema import Draft202012Validator  # noqa: E402
 
 Address = tuple[str | int, ...]

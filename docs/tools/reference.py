@@ -28,7 +28,8 @@ from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.describe import describe
 from flowfactory.spec.schema import contributions
-from flowfactory.spec.structure import COMPONENTS, TABLES
+from flowfactory.spec.structure import TABLES
+from flowfactory.spec.tables import COMPONENTS
 
 BASES: Mapping[str, Mapping[str, type]] = {
     "model": {"Every adapter takes:": AdapterSpec},

@@ -16,7 +16,7 @@ from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.describe import describe
-from flowfactory.spec.reader import keys
+from flowfactory.spec.kinds import keys
 from flowfactory.spec.structure import TABLES
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,9 +9,9 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from flowfactory.data.locations import locate
 from flowfactory.errors import SpecError, printable
 from flowfactory.spec import layers, toml
-from flowfactory.spec.locations import locate
 
 
 def refusal(folder: Path, text: str | bytes, *sets: str) -> str:

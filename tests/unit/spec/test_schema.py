@@ -11,7 +11,8 @@ from flowfactory.contracts.key import Key
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.schema import spec_schema
-from flowfactory.spec.structure import load_spec, unstructure
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import unstructure
 from jsonschema import Draft202012Validator
 from specs import SPEC, edited
 

@@ -11,8 +11,8 @@ from flowfactory.contracts.key import Size
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import toml
-from flowfactory.spec.structure import load_spec, unstructure
-from flowfactory.spec.tables import Eval, Full, Lora, Spec
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Eval, Full, Lora, Spec, unstructure
 from specs import SPEC, edited, lay
 
 Edit = tuple[str, str]
@@ -124,9 +124,9 @@ def test_whole_numbers_are_numbers(spec: Path) -> None:
     ("change", "what"),
     [
         ("sampling.steps=0", "`steps`: expected a number at least 1, not 0"),
-        ("optimizer.lr=0", "`lr`: expected a number greater than 0, not 0.0"),
+        ("optimizer.lr=0", "`lr`: expected a number greater than 0, not 0"),
         ("optimizer.betas=[0.9, 1.0]", "`betas`: expected a number less than 1, not 1.0"),
-        ("reward[0].target=2", "`target`: expected a number at most 1, not 2.0"),
+        ("reward[0].target=2", "`target`: expected a number at most 1, not 2"),
         ("reward[0].level=10", "`level`: expected a level up to 9"),
         ("run.name=a/b", "`name`: expected a string that matches"),
         ("lora.targets=[]", "`targets`: expected 1 or more entries, not 0"),

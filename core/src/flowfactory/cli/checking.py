@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.cli.ui import Ui
+from flowfactory.data.locations import locate
 from flowfactory.data.rows import load_rows
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC
 from flowfactory.spec import layers
-from flowfactory.spec.locations import locate
 from flowfactory.testing.kit import Case, Kit, Outcome, counted
 
 MARKS = {"passed": "ok", "failed": "FAILED", "not owed": "-"}

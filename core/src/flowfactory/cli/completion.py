@@ -21,7 +21,8 @@ from flowfactory.errors import PluginError, SpecError
 from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.spec.describe import describe
 from flowfactory.spec.layers import load
-from flowfactory.spec.structure import COMPONENTS, TABLES
+from flowfactory.spec.structure import TABLES
+from flowfactory.spec.tables import COMPONENTS
 from flowfactory.spec.toml import Node
 
 Items = list[CompletionItem[str]]

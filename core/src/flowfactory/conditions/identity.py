@@ -14,8 +14,8 @@ from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.runs import files
-from flowfactory.spec.reader import attributes
-from flowfactory.spec.structure import plain
+from flowfactory.spec.kinds import attributes
+from flowfactory.spec.tables import plain
 
 LIBRARIES = ("diffusers", "transformers")
 MEMORY = "fingerprints.json"

@@ -12,7 +12,7 @@ from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan
 from flowfactory.runs import archive, environment
 from flowfactory.runs.archive import CHECKPOINTS, State
 from flowfactory.runs.history import METRICS
-from flowfactory.spec.structure import unstructure
+from flowfactory.spec.tables import unstructure
 
 
 def changes(run: Path, plan: Plan) -> str:

@@ -11,8 +11,8 @@ from flowfactory.contracts.key import Key, Location, Size
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.spec import toml
-from flowfactory.spec.reader import arms_of, declared, hints, is_literal, keys
-from flowfactory.spec.structure import plain
+from flowfactory.spec.kinds import arms_of, declared, hints, is_literal, keys
+from flowfactory.spec.tables import plain
 
 _NAMES = {bool: "bool", int: "int", float: "float", str: "string", Location: "path", Size: "size"}
 

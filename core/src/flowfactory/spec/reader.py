@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import functools
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
 
 from flowfactory.contracts.key import Key, Location, Size
-from flowfactory.errors import Place, Problem, did_you_mean, listed
-from flowfactory.spec.locations import locate
+from flowfactory.data.locations import locate
+from flowfactory.discovery import aliases
+from flowfactory.errors import Place, Problem, did_you_mean, listed, shortened
+from flowfactory.spec.kinds import (
+    FAILED,
+    Failed,
+    arms_of,
+    declared,
+    hints,
+    is_literal,
+    keys,
+    part_of,
+    shape,
+    shown_value,
+    strict_converter,
+    words,
+)
 from flowfactory.spec.toml import Node
 
 T = TypeVar("T")
 
 
-class _Failed:
-    """Stands for a value whose problem is already noted."""
-
-
-FAILED: Final = _Failed()
+MANY = 20
+"""Mistakes of one kind in one table or array that are told one by one."""
 
 
 class Reader:
-    """Reads tables and values; gathers every problem instead of stopping at the first."""
+    """Reads tables and values; gathers every problem instead of stopping at the first.
 
-    def __init__(self) -> None:
+    Args:
+        homes: which tables have a key, by its name: for keys in the wrong table.
+    """
+
+    def __init__(self, homes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
         self.problems: list[Problem] = []
+        self._homes = homes
+        self._listed: set[str] = set()
 
     def note(self, kind: str, what: str, place: Place | None, hint: str = "") -> None:
         """One more problem."""
@@ -45,7 +61,9 @@ class Reader:
         known: Iterable[str] = (),
         owner: str = "",
     ) -> T | None:
-        """An instance of an attrs class from a table, or `None` if anything is wrong.
+        """An instance of an attrs class from a table, or `None` if it is no table.
+
+        Where anything is wrong, which is then noted, the instance is a part: what is unsound has no attribute in it.
 
         Args:
             title: how the table is called, e.g. `[trainer]`.
@@ -55,12 +73,10 @@ class Reader:
         """
         given = given or {}
         if not node.is_table:
-            self.note("not-a-table", f"{title} is a table, not {shown_value(node.value)}", node.place)
+            self.not_a_table(node, title)
             return None
         fields = {name: field for name, field in keys(cls).items() if field.name not in given}
-        for name in node.value:
-            if name not in (*fields, *known):
-                self.unknown_key(node.value[name], name, [*known, *fields], title, owner)
+        self.unknown_keys(node, [*known, *fields], title, owner)
         values = dict(given)
         for name, field in fields.items():
             if name in node.value:
@@ -69,8 +85,6 @@ class Reader:
                 doc = declared(field).doc
                 self.note("missing-key", f"{title} lacks `{name}`" + (f" ({doc})" if doc else ""), node.key)
                 values[name] = FAILED
-        if any(value is FAILED for value in values.values()):
-            return None
         return self._make(cls, values, node, title)
 
     def value(self, node: Node, kind: Any, key: Key, name: str) -> Any:
@@ -82,63 +96,88 @@ class Reader:
         if kind is Size:
             return self._size(node, name)
         if attrs.has(kind):
+            before = len(self.problems)
             made = self.table(node, kind, f"`{name}`")
-            return FAILED if made is None else made
+            return made if len(self.problems) == before else Failed(made)
         if get_origin(kind) is tuple:
             return self._tuple(node, get_args(kind), key, name)
         return self._leaf(node, kind, key, name)
 
     def _attribute(self, node: Node, cls: type, field: attrs.Attribute[Any]) -> Any:
         value = self.value(node, hints(cls)[field.name], declared(field), field.alias or field.name)
-        if value is not FAILED:
-            try:
-                declared(field).check(None, field, value)
+        if not isinstance(value, Failed):
+            try:  # a number as it was written, for the message: 0 and not 0.0
+                declared(field).check(None, field, node.value if type(value) is float else value)
             except ValueError as error:
                 self.note("bad-value", f"`{field.alias}`: {error}", node.place)
                 return FAILED
         return value
 
-    def _make(self, cls: type[T], values: dict[str, Any], node: Node, title: str) -> T | None:
-        """The instance; validators that are the plugin's own run one by one, so that each error finds its key."""
+    def _make(self, cls: type[T], values: dict[str, Any], node: Node, title: str) -> T:
+        """The instance, or a part; validators of the plugin's own run one by one, so that each error finds its key."""
+        failed = {name for name, value in values.items() if isinstance(value, Failed)}
         try:
             with attrs.validators.disabled():
-                made = cls(**values)
+                made = part_of(cls, values) if failed else cls(**values)
         except (ValueError, TypeError) as error:
             self.note("bad-table", f"{title}: {error}", node.key)
-            return None
-        sound = True
+            return part_of(cls, values)
         for name, field in keys(cls).items():
-            if field.validator is not None and Key.METADATA not in field.metadata:
+            if field.validator is not None and Key.METADATA not in field.metadata and name not in failed:
                 try:
-                    field.validator(made, field, attributes(made)[field.name])
+                    field.validator(made, field, getattr(made, field.name))
                 except (ValueError, TypeError) as error:
                     place = node.value[name].place if name in node.value else node.key
                     self.note("bad-value", f"`{name}`: {error.args[0] if error.args else error}", place)
-                    sound = False
-        return made if sound else None
+                except AttributeError:
+                    if not failed:
+                        raise
+        return made
 
-    def unknown_key(self, node: Node, name: str, known: Iterable[str], title: str, owner: str = "") -> None:
-        """Note a key that nobody reads, with the nearest one or all there are."""
-        near = did_you_mean(name, known)
-        all_keys = f"he keys of {owner or title} are: {listed(known)}"
-        hint = f"{near} T{all_keys}" if near and owner else near or f"t{all_keys}"
-        self.note("unknown-key", f"unknown key `{name}` in {title}", node.key, hint)
+    def not_a_table(self, node: Node, title: str) -> None:
+        """Note that something else stands where a table is wanted."""
+        what = f"{title} is a table, not {shown_value(node.value)}"
+        self.note("not-a-table", what, node.place, _for_the_shell(node))
+
+    def unknown_keys(self, node: Node, known: Sequence[str], title: str, owner: str = "") -> None:
+        """Note the keys of a table that nobody reads."""
+        unknown = [name for name in node.value if name not in known]
+        for name in unknown[:MANY]:
+            self._unknown_key(node.value[name], name, known, title, owner)
+        if more := unknown[MANY:]:
+            what = f"{len(more)} more keys of {title} are unknown, from `{shortened(more[0])}` on"
+            self.note("unknown-key", what, node.value[more[0]].key)
+
+    def _unknown_key(self, node: Node, name: str, known: Sequence[str], title: str, owner: str) -> None:
+        """Note a key that nobody reads, with what may be meant. All keys there are, are told once."""
+        subject = owner or title
+        hint = meant(name, known, title, self._homes)
+        if (owner or not hint) and subject not in self._listed:
+            self._listed.add(subject)
+            all_keys = f"he keys of {subject} are: {listed(known)}"
+            hint = f"{hint.removesuffix('?')}{'? ' if hint.endswith('?') else '; ' if hint else ''}" + (
+                f"T{all_keys}" if hint.endswith("?") else f"t{all_keys}"
+            )
+        self.note("unknown-key", f"unknown key `{shortened(name)}` in {title}", node.key, hint)
 
     def _first_that_fits(self, node: Node, arms: list[Any], key: Key, name: str) -> Any:
-        before = list(self.problems)
+        alike = [arm for arm in arms if shape(arm) == ("table" if node.is_table else "array" if node.is_array else "")]
+        if len(alike) == 1 and not (node.is_array and Size in arms):
+            return self.value(node, alike[0], key, name)
+        before = len(self.problems)
         for arm in arms:
-            self.problems = list(before)
             value = self.value(node, arm, key, name)
-            if value is not FAILED:
+            if not isinstance(value, Failed):
                 return value
-        self.problems = before
+            del self.problems[before:]
         expected = " or ".join(words(arm) for arm in arms)
         self.note("wrong-type", f"`{name}`: expected {expected}, not {shown_value(node.value)}", node.place)
         return FAILED
 
     def _tuple(self, node: Node, kinds: tuple[Any, ...], key: Key, name: str) -> Any:
         if not node.is_array:
-            self.note("wrong-type", f"`{name}`: expected an array, not {shown_value(node.value)}", node.place)
+            what = f"`{name}`: expected an array, not {shown_value(node.value)}"
+            self.note("wrong-type", what, node.place, _for_the_shell(node))
             return FAILED
         many = len(kinds) == 2 and kinds[1] is Ellipsis
         if not many and len(node.value) != len(kinds):
@@ -147,10 +186,14 @@ class Reader:
             )
             return FAILED
         each = kinds[:1] * len(node.value) if many else kinds
-        values = tuple(
-            self.value(*pair, key, f"{name}[{i}]") for i, pair in enumerate(zip(node.value, each, strict=True))
-        )
-        return FAILED if any(value is FAILED for value in values) else values
+        values, failed = [], 0
+        for i, (child, kind) in enumerate(zip(node.value, each, strict=True)):
+            values.append(self.value(child, kind, key, f"{name}[{i}]"))
+            failed += isinstance(values[-1], Failed)
+            if failed == MANY:
+                self.note("wrong-type", f"`{name}`: what follows is not looked at before this is mended", child.place)
+                break
+        return FAILED if failed else tuple(values)
 
     def _size(self, node: Node, name: str) -> Any:
         numbers = [child.value for child in node.value] if node.is_array else [node.value] * 2
@@ -181,98 +224,27 @@ class Reader:
             return FAILED
 
 
-# --- what classes declare ------------------------------------------------------------------------------------------
+def meant(name: str, known: Sequence[str], title: str, homes: Mapping[str, Sequence[str]]) -> str:
+    """What a person means by an unknown key: what other programs call it, a key of another table, or one spelt alike.
+
+    Args:
+        known: the keys of the table. title: how that is called. homes: which tables have a key, by its name.
+    """
+    alias = aliases.key(name, title) or (aliases.table(name) if title == WHOLE else None)
+    if alias is not None and (title == WHOLE or alias.here.startswith(f"{title} ") or not alias.here):
+        return alias.hint()
+    if near := did_you_mean(name, known, 0.8):
+        return near
+    if name in homes:
+        return f"did you mean {' or '.join(f'{home} {name}' for home in homes[name])}?"
+    return alias.hint() if alias is not None else did_you_mean(name, known)
 
 
-def keys(cls: type) -> Mapping[str, attrs.Attribute[Any]]:
-    """The attributes of an attrs class, by the key that sets them."""
-    return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
+WHOLE = "the spec"
+"""What messages call the table that is the whole file."""
 
 
-def declared(field: attrs.Attribute[Any]) -> Key:
-    """What `key(...)` said; an empty declaration for a plain attrs field."""
-    found = field.metadata[Key.METADATA] if Key.METADATA in field.metadata else Key("")
-    assert isinstance(found, Key)
-    return found
-
-
-def hints(cls: type) -> Mapping[str, Any]:
-    """The types of an attrs class's attributes."""
-    return _hints(cls)
-
-
-_hints = functools.cache(typing.get_type_hints)
-
-
-def attributes(instance: Any) -> Mapping[str, Any]:
-    """The attributes of an attrs instance by name, values as they are."""
-    return attrs.asdict(instance, recurse=False)
-
-
-def words(kind: Any) -> str:
-    """A type in words."""
-    if is_literal(kind):
-        return "one of " + ", ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return "an array"
-    if kind is Location:
-        return "a path, a string"
-    if attrs.has(kind):
-        return "a table"
-    return _WORDS.get(kind, str(kind))
-
-
-def shown_value(value: Any) -> str:
-    """A value as a message shows it."""
-    if isinstance(value, Mapping):
-        return "a table"
-    if isinstance(value, tuple):
-        return "an array"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, str | int | float | list) else f"the date or time {value}"
-
-
-def is_literal(kind: Any) -> bool:
-    """Whether a type is a `Literal[…]`."""
-    return get_origin(kind) is Literal
-
-
-def arms_of(kind: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; a type itself is the only one."""
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-
-
-# --- scalars -------------------------------------------------------------------------------------------------------
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-_ACCEPTS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-
-
-@functools.cache
-def strict_converter() -> cattrs.Converter:
-    """A cattrs converter that turns no scalar into another, but for whole numbers into floats."""
-    converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
-    for kind, accepted in _ACCEPTS.items():
-        converter.register_structure_hook(kind, _scalar_hook(kind, accepted))
-    converter.register_structure_hook_func(
-        lambda kind: kind is Location, lambda value, _: converter.structure(value, str)
-    )
-    converter.register_structure_hook_func(is_literal, _literal)
-    return converter
-
-
-def _scalar_hook(kind: type, accepted: tuple[type, ...]) -> Callable[[Any, Any], Any]:
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) not in accepted:
-            raise ValueError(f"expected {_WORDS[kind]}, not {shown_value(value)}")
-        return kind(value)
-
-    return structure
-
-
-def _literal(value: Any, kind: Any) -> Any:
-    for choice in get_args(kind):
-        if type(choice) is type(value) and choice == value:
-            return choice
-    raise ValueError(f"expected {words(kind)}, not {shown_value(value)}")
+def _for_the_shell(node: Node) -> str:
+    """What to say where a shell has taken the quotes out of a table or array."""
+    of_the_shell = node.place.file is None and isinstance(node.value, str) and node.value[:1] in ("{", "[")
+    return "quote it for the shell, in '…', and text in it in \"…\"" if of_the_shell else ""

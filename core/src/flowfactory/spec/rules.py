@@ -12,7 +12,7 @@ from flowfactory.contracts.specs import Decay, RewardEntry, SchedulerSpec, Stoch
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
 from flowfactory.spec import window
-from flowfactory.spec.reader import attributes
+from flowfactory.spec.kinds import attributes
 from flowfactory.spec.tables import (
     Checkpoint,
     Component,
@@ -34,11 +34,12 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 """accelerate's own, which cannot be asked without importing torch."""
 
 
-def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[Problem]:
-    """Contradictions between the parts that are sound in themselves.
+def problems(root: Node, parts: Mapping[str, Any], registry: Registry, whole: bool = True) -> list[Problem]:
+    """Contradictions between the parts of a spec.
 
     Args:
         parts: what could be structured, by the names of `Spec`'s attributes.
+        whole: whether all is sound in itself. What is not lacks attributes, and rules that look for them say nothing.
     """
     rules: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
         (("trainer", "scheduler"), _density),
@@ -58,10 +59,15 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("track",), _trackers),
         (("checkpoint", "data", "eval", "rewards"), _best),
     )
+    where = _Where(root, registry)
     found: list[Problem] = []
     for names, rule in rules:
         if all(name in parts for name in names):
-            found += rule(_Where(root, registry), *(parts[name] for name in names))
+            try:
+                found += rule(where, *(parts[name] for name in names))
+            except AttributeError:
+                if whole:
+                    raise
     return found
 
 
@@ -242,11 +248,13 @@ def _eval_rewards(where: _Where, table: Eval) -> Iterator[Problem]:
 
 def _labels(where: _Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]) -> Iterator[Problem]:
     labels = [entry.label for entry in rewards]
+    seen = set[str]()
     for i, label in enumerate(labels):
-        if label in labels[:i]:
+        if label in seen:
             key = "label" if where.root.at(*at, i, "label") else "name"
             what = f"two rewards have the label `{label}`, which names their metrics"
             yield Problem("labels", what, where(*at, i, key), "give one of them another `label`")
+        seen.add(label)
 
 
 def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:

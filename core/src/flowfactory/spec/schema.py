@@ -12,8 +12,9 @@ from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
-from flowfactory.spec.reader import arms_of, declared, hints, is_literal, keys
-from flowfactory.spec.structure import COMPONENTS, TABLES, plain
+from flowfactory.spec.kinds import arms_of, declared, hints, is_literal, keys
+from flowfactory.spec.structure import TABLES
+from flowfactory.spec.tables import COMPONENTS, plain
 
 Schema = dict[str, Any]
 

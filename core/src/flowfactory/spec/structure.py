@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
-from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.discovery.soundness import unmet_requirement
 from flowfactory.errors import BAD_PLUGIN, PluginError, Problem, SpecError
 from flowfactory.spec import layers, rules
-from flowfactory.spec.reader import Reader, attributes, keys, shown_value
+from flowfactory.spec.kinds import FAILED, keys
+from flowfactory.spec.reader import WHOLE, Reader
 from flowfactory.spec.tables import (
+    COMPONENTS,
     Checkpoint,
     Component,
     Data,
@@ -32,8 +33,6 @@ from flowfactory.spec.tables import (
     Track,
 )
 from flowfactory.spec.toml import Node
-
-__all__ = ["Problem", "SpecError", "load_spec", "unstructure"]
 
 T = TypeVar("T")
 
@@ -50,8 +49,6 @@ TABLES: Mapping[str, type] = {
     "track": Track,
 }
 """Core's own tables by name; `Eval.rewards` comes from `[[eval.reward]]`."""
-COMPONENTS: Mapping[str, str] = {"model": "adapters", "scheduler": "schedulers", "trainer": "trainers"}
-"""Tables that name a plugin, and of which kind."""
 TOP = ("extends", "requires", "plugins", *TABLES, *COMPONENTS, "reward")
 
 
@@ -64,7 +61,8 @@ def load_spec(path: Path, registry: Registry, sets: Sequence[str] = (), unsets: 
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(layers.load(path, sets, unsets), registry).spec()
+    root, problems = layers.load_what_fits(path, sets, unsets)
+    return _Loader(path, root, registry, problems).spec()
 
 
 def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
@@ -73,17 +71,16 @@ def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(layers.load(path), registry).rewards()
+    return _Loader(path, layers.load(path), registry).rewards()
 
 
 class _Loader:
-    def __init__(self, root: Node, registry: Registry) -> None:
-        self.root, self.registry, self.reader = root, registry, Reader()
+    def __init__(self, path: Path, root: Node, registry: Registry, problems: Sequence[Problem] = ()) -> None:
+        self.path, self.root, self.registry, self.reader = path, root, registry, Reader(_homes())
+        self.reader.problems += problems
 
     def spec(self) -> Spec:
-        for name in self.root.value:
-            if name not in TOP:
-                self.reader.unknown_key(self.root.value[name], name, TOP, "the spec")
+        self.reader.unknown_keys(self.root, TOP, WHOLE)
         self._requires()
         parts: dict[str, Any] = {"plugins": self._plugins()}
         parts |= {name: self._component(name, kind) for name, kind in COMPONENTS.items()}
@@ -93,20 +90,22 @@ class _Loader:
         parts["rewards"] = () if reward is None else self._rewards(reward, "[[reward]]")
         parts["eval"] = self._eval()
         sound = {name: part for name, part in parts.items() if part is not None}
-        self.reader.problems += rules.problems(self.root, sound, self.registry)
-        if self.reader.problems:
-            raise SpecError(sorted(self.reader.problems, key=_reading_order))
+        self._check(sound)
         return Spec(**sound)
 
     def rewards(self) -> tuple[RewardEntry, ...]:
         self._requires()
         self._plugins()
         found = self._rewards(self.root.at("reward"), "[[reward]]")
-        sound = {} if found is None else {"rewards": found}
-        self.reader.problems += rules.problems(self.root, sound, self.registry)
-        if self.reader.problems or found is None:
-            raise SpecError(sorted(self.reader.problems, key=_reading_order))
+        self._check({} if found is None else {"rewards": found})
+        assert found is not None, "what is missing is a problem"
         return found
+
+    def _check(self, parts: Mapping[str, Any]) -> None:
+        """What must hold between parts; raises if anything at all is wrong."""
+        self.reader.problems += rules.problems(self.root, parts, self.registry, whole=not self.reader.problems)
+        if self.reader.problems:
+            raise SpecError(sorted(self.reader.problems, key=_reading_order))
 
     # --- plugins
 
@@ -173,12 +172,18 @@ class _Loader:
         lora, full = self.root.at("lora"), self.root.at("full")
         if lora is not None and full is not None:
             what = "[lora] and [full] exclude each other: train adapters or all weights"
-            self.reader.note("two-tunings", what, full.key, "remove one of them, or `--unset` it")
+            self.reader.note("two-tunings", what, self._later(lora, full).key, "remove one of them, or `--unset` it")
+            self._table("lora")
+            self._table("full")
         if lora is None and full is None:
             what = "what to train is missing: [lora] for adapters, or [full] for all weights"
             self.reader.note("no-tuning", what, self.root.place)
             return None
         return self._table("lora" if full is None else "full") if lora is None or full is None else None
+
+    def _later(self, one: Node, other: Node) -> Node:
+        """That of two tables which was probably written last: in the spec itself, or further down in it."""
+        return max(one, other, key=lambda node: (node.key.file is None, node.key.file == self.path, node.key.line))
 
     def _component(self, name: str, kind: str) -> Component | None:
         node, title = self.root.at(name), f"[{name}]"
@@ -202,20 +207,19 @@ class _Loader:
         core = [key for key in keys(RewardEntry) if key not in ("name", "spec")]
         own = self._own(node, "rewards", title, core)
         name = node.at("name")
-        given: dict[str, Any] = {"name": "", "spec": own}
+        given: dict[str, Any] = {"name": FAILED, "spec": FAILED if own is None else own}
         if name is not None and isinstance(name.value, str):
             given["name"] = name.value
             if "label" not in node.value:
                 given["label"] = name.value.partition("@")[0]
         elif "label" not in node.value:
-            given["label"] = ""
-        entry = self.reader.table(node.only(*core), RewardEntry, title, given)
-        return None if own is None else entry
+            given["label"] = FAILED
+        return self.reader.table(node.only(*core), RewardEntry, title, given)
 
     def _own(self, node: Node, kind: str, title: str, core: Sequence[str]) -> Any:
-        """What a plugin's own class makes of its table, less core's keys; `None` if anything is wrong."""
+        """What a plugin's own class makes of its table, less core's keys; `None` if it is not known which class."""
         if not node.is_table:
-            self.reader.note("not-a-table", f"{title} is a table, not {shown_value(node.value)}", node.place)
+            self.reader.not_a_table(node, title)
             return None
         name = node.at("name")
         if name is None:
@@ -236,12 +240,22 @@ class _Loader:
         if node is None:
             return Eval()
         if not node.is_table:
-            self.reader.note("not-a-table", f"[eval] is a table, not {shown_value(node.value)}", node.place)
+            self.reader.not_a_table(node, "[eval]")
             return None
         reward = node.at("reward")
         rewards = () if reward is None else self._rewards(reward, "[[eval.reward]]")
-        made = self.reader.table(node, Eval, "[eval]", {"rewards": rewards or ()}, known=("reward",))
-        return None if rewards is None else made
+        given = {"rewards": FAILED if rewards is None else rewards}
+        return self.reader.table(node, Eval, "[eval]", given, known=("reward",))
+
+
+def _homes() -> Mapping[str, Sequence[str]]:
+    """The tables of each of core's keys, for keys that are written into another."""
+    homes: dict[str, list[str]] = {}
+    for title, cls in [*((f"[{name}]", cls) for name, cls in TABLES.items()), ("[[reward]]", RewardEntry)]:
+        for name in keys(cls):
+            if name not in ("name", "spec", "rewards"):
+                homes.setdefault(name, []).append(title)
+    return homes
 
 
 def _reading_order(problem: Problem) -> tuple[bool, str, int, int]:
@@ -249,44 +263,3 @@ def _reading_order(problem: Problem) -> tuple[bool, str, int, int]:
     if place is None or place.file is None:
         return True, "", 0, 0
     return False, str(place.file), place.line or 1 << 30, place.column
-
-
-# --- and back ------------------------------------------------------------------------------------------------------
-
-
-def unstructure(spec: Spec) -> dict[str, Any]:
-    """The spec as plain values in the layout of a spec file, every default written out; loads to an equal `Spec`."""
-    data: dict[str, Any] = {"plugins": list(spec.plugins)} if spec.plugins else {}
-    for name in ("run", "data", "sampling", "optimizer", "memory", "checkpoint", "track"):
-        data[name] = plain(attributes(spec)[name])
-    for name in COMPONENTS:
-        component = attributes(spec)[name]
-        data[name] = {"name": component.name, **plain(component.spec)}
-    data["lora" if isinstance(spec.tuning, Lora) else "full"] = plain(spec.tuning)
-    data["reward"] = [_reward_data(entry) for entry in spec.rewards]
-    if spec.eval != Eval():
-        data["eval"] = {key: value for key, value in plain(spec.eval).items() if key != "rewards"}
-    if spec.eval.rewards:
-        data["eval"]["reward"] = [_reward_data(entry) for entry in spec.eval.rewards]
-    return data
-
-
-def plain(value: Any) -> Any:
-    """A spec value as TOML has it; `None` means absent and is left out of tables."""
-    if isinstance(value, Size):
-        return [value.height, value.width, *([value.frames] if value.frames != 1 else [])]
-    if attrs.has(type(value)):
-        own = attributes(value)
-        named = {name: own[field.name] for name, field in keys(type(value)).items()}
-        return {name: plain(item) for name, item in named.items() if item is not None}
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list | set | frozenset):
-        items = [plain(item) for item in value]
-        return sorted(items) if isinstance(value, set | frozenset) else items
-    return value
-
-
-def _reward_data(entry: RewardEntry) -> dict[str, Any]:
-    table = plain(entry)
-    return {**{name: value for name, value in table.items() if name != "spec"}, **table["spec"]}

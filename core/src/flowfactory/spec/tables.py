@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
 
 from flowfactory.contracts.key import NAME, Location, Precision, Size, key
 from flowfactory.contracts.specs import RewardEntry
+from flowfactory.spec.kinds import attributes, keys
 
 
 @attrs.frozen(kw_only=True)
@@ -186,3 +188,48 @@ class Spec:
     checkpoint: Checkpoint
     track: Track
     plugins: tuple[str, ...] = ()
+
+
+COMPONENTS: Mapping[str, str] = {"model": "adapters", "scheduler": "schedulers", "trainer": "trainers"}
+"""Tables that name a plugin, and of which kind."""
+
+
+# --- and back ------------------------------------------------------------------------------------------------------
+
+
+def unstructure(spec: Spec) -> dict[str, Any]:
+    """The spec as plain values in the layout of a spec file, every default written out; loads to an equal `Spec`."""
+    data: dict[str, Any] = {"plugins": list(spec.plugins)} if spec.plugins else {}
+    for name in ("run", "data", "sampling", "optimizer", "memory", "checkpoint", "track"):
+        data[name] = plain(attributes(spec)[name])
+    for name in COMPONENTS:
+        component = attributes(spec)[name]
+        data[name] = {"name": component.name, **plain(component.spec)}
+    data["lora" if isinstance(spec.tuning, Lora) else "full"] = plain(spec.tuning)
+    data["reward"] = [_reward_data(entry) for entry in spec.rewards]
+    if spec.eval != Eval():
+        data["eval"] = {key: value for key, value in plain(spec.eval).items() if key != "rewards"}
+    if spec.eval.rewards:
+        data["eval"]["reward"] = [_reward_data(entry) for entry in spec.eval.rewards]
+    return data
+
+
+def plain(value: Any) -> Any:
+    """A spec value as TOML has it; `None` means absent and is left out of tables."""
+    if isinstance(value, Size):
+        return [value.height, value.width, *([value.frames] if value.frames != 1 else [])]
+    if attrs.has(type(value)):
+        own = attributes(value)
+        named = {name: own[field.name] for name, field in keys(type(value)).items()}
+        return {name: plain(item) for name, item in named.items() if item is not None}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        items = [plain(item) for item in value]
+        return sorted(items) if isinstance(value, set | frozenset) else items
+    return value
+
+
+def _reward_data(entry: RewardEntry) -> dict[str, Any]:
+    table = plain(entry)
+    return {**{name: value for name, value in table.items() if name != "spec"}, **table["spec"]}

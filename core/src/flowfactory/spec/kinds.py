@@ -1,0 +1,145 @@
+"""What spec classes declare, in types and in words, and how TOML's scalars become theirs."""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+import cattrs
+
+from flowfactory.contracts.key import Key, Location, Size
+from flowfactory.errors import shortened
+
+T = TypeVar("T")
+
+
+def keys(cls: type) -> Mapping[str, attrs.Attribute[Any]]:
+    """The attributes of an attrs class, by the key that sets them."""
+    return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
+
+
+def declared(field: attrs.Attribute[Any]) -> Key:
+    """What `key(...)` said; an empty declaration for a plain attrs field."""
+    found = field.metadata[Key.METADATA] if Key.METADATA in field.metadata else Key("")
+    assert isinstance(found, Key)
+    return found
+
+
+def hints(cls: type) -> Mapping[str, Any]:
+    """The types of an attrs class's attributes."""
+    return _hints(cls)
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def attributes(instance: Any) -> Mapping[str, Any]:
+    """The attributes of an attrs instance by name, values as they are."""
+    return attrs.asdict(instance, recurse=False)
+
+
+def words(kind: Any) -> str:
+    """A type in words."""
+    if is_literal(kind):
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "an array"
+    if kind is Location:
+        return "a path, a string"
+    if attrs.has(kind):
+        return "a table"
+    return _WORDS.get(kind, str(kind))
+
+
+def shown_value(value: Any) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, tuple):
+        return "an array"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return shortened(repr(value)) if isinstance(value, str | int | float | list) else f"the date or time {value}"
+
+
+def is_literal(kind: Any) -> bool:
+    """Whether a type is a `Literal[…]`."""
+    return get_origin(kind) is Literal
+
+
+def arms_of(kind: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; a type itself is the only one."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def shape(kind: Any) -> str:
+    """What of TOML a type is made of: a "table", an "array", or else a scalar."""
+    if kind is Size or get_origin(kind) is tuple:
+        return "array"
+    return "table" if attrs.has(kind) else ""
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Failed:
+    """Stands for a value whose problem is already noted. part: of a table, what is sound of it."""
+
+    part: Any = None
+
+
+FAILED: Final = Failed()
+
+
+def part_of(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of an attrs class that lacks what is unsound: looking for it there raises `AttributeError`."""
+    part = object.__new__(cls)
+    for name, field in keys(cls).items():
+        value = values.get(name, field.default)
+        if isinstance(value, Failed):
+            value = attrs.NOTHING if value.part is None else value.part
+        if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+            value = attrs.NOTHING if value.takes_self else value.factory()
+        if value is not attrs.NOTHING:
+            object.__setattr__(part, field.name, value)
+    return part
+
+
+# --- scalars -------------------------------------------------------------------------------------------------------
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+_ACCEPTS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+
+
+@functools.cache
+def strict_converter() -> cattrs.Converter:
+    """A cattrs converter that turns no scalar into another, but for whole numbers into floats."""
+    converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
+    for kind, accepted in _ACCEPTS.items():
+        converter.register_structure_hook(kind, _scalar_hook(kind, accepted))
+    converter.register_structure_hook_func(
+        lambda kind: kind is Location, lambda value, _: converter.structure(value, str)
+    )
+    converter.register_structure_hook_func(is_literal, _literal)
+    return converter
+
+
+def _scalar_hook(kind: type, accepted: tuple[type, ...]) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) not in accepted:
+            raise ValueError(f"expected {_WORDS[kind]}, not {shown_value(value)}")
+        return kind(value)
+
+    return structure
+
+
+def _literal(value: Any, kind: Any) -> Any:
+    for choice in get_args(kind):
+        if type(choice) is type(value) and choice == value:
+            return choice
+    raise ValueError(f"expected {words(kind)}, not {shown_value(value)}")
