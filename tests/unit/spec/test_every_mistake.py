@@ -134,17 +134,17 @@ def test_every_alias_leads_to_something_that_exists(registry: Registry) -> None:
     from flowfactory.spec.schema import contributions
     from flowfactory.spec.tables import COMPONENTS
 
-    known = {f"[{table}] {name}" for table, cls in TABLES.items() for name in keys(cls)}
+    known = core = {f"[{table}] {name}" for table, cls in TABLES.items() for name in keys(cls)}
     offers, _ = contributions(registry)
     for table, kind in (*COMPONENTS.items(), ("[reward]", "rewards")):
-        known |= {f"[{table}] {name}" for offer in offers[kind] for name in keys(offer.provides.spec)}
-        known |= {f"[{table}] name", "[[reward]] weight"}
+        known = known | {f"[{table}] {name}" for offer in offers[kind] for name in keys(offer.provides.spec)}
+        known = known | {f"[{table}] name", "[[reward]] weight"}
     for alias in aliases.aliases("key"):
         assert alias.here or alias.note
         assert not alias.here or alias.here in known
         table, _, own = alias.here.partition("] ")
         words = {word for said in alias.words.values() for word in said} - {own}
-        assert not {f"{table}] {word}" for word in words} & known
+        assert not {f"{table}] {word}" for word in words} & core
     for alias in aliases.aliases("plugin"):
         assert alias.here in (*directory.names(alias.kind), *registry.names(alias.kind))
         everywhere = {word for words in alias.words.values() for word in words}
