@@ -19,7 +19,8 @@ import flowfactory
 import pytest
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import PluginError, SpecError
+from flowfactory.errors import PluginError, Problem, SpecError
+from flowfactory.plan import disk
 from flowfactory.plan.plan import make_plan
 from flowfactory.spec.structure import load_spec
 from specs import DISTRIBUTIONS, SPEC, TOY, edited, install, lay
@@ -39,6 +40,7 @@ class Case:
     files: Mapping[str, str] = attrs.field(factory=dict)
     world: int = 1
     target: str = ""
+    note: bool = False
 
 
 ONE_BY_ONE = ("sampling.micro_batch=1", "optimizer.micro_batch=1", "memory.shard=true")
@@ -49,6 +51,15 @@ OFFLINE = (
     'return Needs(source="media", scores=False)',
 )
 """A trainer that learns from the data."""
+FLUX = 'name = "flux"\npath = "./weights"'
+HEADER = '{"a.to_k.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}}'
+CHECKPOINT = {
+    "weights/model_index.json": '{"_class_name": "WanPipeline"}',
+    "weights/transformer/config.json": '{"patch_size": [1, 2, 2]}',
+    "weights/transformer/x.safetensors": chr(len(HEADER)) + 7 * chr(0) + HEADER + 64 * chr(0),
+    "weights/vae/config.json": '{"block_out_channels": [4, 4, 4, 4]}',
+    "weights/vae/x.safetensors": chr(2) + 7 * chr(0) + "{}",
+}
 
 CASES = (
     Case("toml-syntax", edits=(("epochs = 3", "epochs = 3 x"),)),
@@ -125,6 +136,25 @@ CASES = (
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
     Case("best", edits=(("[eval]", '[checkpoint]\nbest = "eval/brigth/mean"\n\n[eval]'),)),
     Case("tracker", sets=('track.to=["tensorbored"]',)),
+    Case("tracker", sets=('track.to=["aim"]',)),
+    Case(
+        "checkpoint",
+        edits=(("some-org/some-model", "./weights"),),
+        files={"weights/vae/model.safetensors": "version https://git-lfs.github.com/spec/v1\n"},
+    ),
+    Case(
+        "checkpoint", edits=(("some-org/some-model", "./weights/x.safetensors"),), files={"weights/x.safetensors": ""}
+    ),
+    Case("pipeline", edits=(('name = "diffusers"\npath = "some-org/some-model"', FLUX),), files=CHECKPOINT),
+    Case("size", edits=(("some-org/some-model", "./weights"), ("size = 32", "size = 500")), files=CHECKPOINT),
+    Case("target", edits=(("some-org/some-model", "./weights"), ("rank = 4", 'targets = ["to_kk"]')), files=CHECKPOINT),
+    Case("data", files={"train.txt": "\n"}),
+    Case("data", edits=(("train.txt", "train.csv"),), files={"train.csv": "prompts,n\na cat,1\n"}),
+    Case("images", edits=(('name = "diffusers"', 'name = "wan-i2v"'),)),
+    Case("cache", sets=("memory.cache=/dev/null/x",)),
+    Case("column", edits=(("train.txt", "a.jsonl"),), files={"a.jsonl": '{"prompt": "a", "imgae": "b"}'}, note=True),
+    Case("few-prompts", note=True),
+    Case("unusual-lr", sets=("optimizer.lr=300",), note=True),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "zebra"'),)),
@@ -153,18 +183,30 @@ def message(case: Case, folder: Path) -> tuple[str, str]:
     toy = TOY.replace(*case.toy) if case.toy[0] else TOY
     lay(folder, edited(*case.edits, text=SPEC), toy.replace("toy_target:Toy", case.target or "toy_target:Toy"))
     for name, text in case.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    ours = {"flowfactory", *(distribution.name for distribution in DISTRIBUTIONS)}
+    families = {"flowfactory-plugin-flux", "flowfactory-plugin-wan"}
+    ours = {"flowfactory", *families, *(distribution.name for distribution in DISTRIBUTIONS)}
     registry = Registry([entry for entry in installed_entries() if entry.source.name in ours])
+    notes: list[Problem] = []
     try:
-        make_plan(load_spec(folder / "spec.toml", registry, case.sets, case.unsets), registry.versions(), case.world)
+        made = load_spec(folder / "spec.toml", registry, case.sets, case.unsets, disk.RULES, notes.append)
+        if case.note:
+            (note,) = [note for note in notes if note.kind == case.kind]
+            return note.kind, cleaned(str(note), folder)
+        make_plan(made, registry.versions(), case.world)
         registry.target("trainers", "toy")
     except SpecError as error:
         kind, text = error.problems[0].kind, "\n".join(map(str, error.problems))
     except PluginError as error:
         kind, text = error.kind, str(error)
+    return kind, cleaned(text, folder)
+
+
+def cleaned(text: str, folder: Path) -> str:
+    """Without what differs from one machine to the next."""
     text = text.replace(str(folder.resolve()), "FOLDER").replace(version("flowfactory"), "VERSION")
-    return kind, re.sub(r"[^\s(]*/installed\d*/site/", "SITE/", text)
+    return re.sub(r"[^\s(]*/installed\d*/site/", "SITE/", text)
 
 
 def test_golden_messages(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

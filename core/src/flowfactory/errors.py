@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 
+DONE = 0
 FAILED = 1
 BAD_SPEC = 2
 BAD_PLUGIN = 3
@@ -96,7 +97,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place is not None else ""
-        sentence = f"{where}{self.what}" + (f"; {self.hint}" if self.hint else "")
+        note = "" if self.code else "note: "
+        sentence = f"{where}{note}{self.what}" + (f"; {self.hint}" if self.hint else "")
         excerpt = self.place.excerpt() if self.place is not None else ""
         return printable(f"{sentence}\n{excerpt}" if excerpt else sentence)
 

@@ -14,8 +14,8 @@ import click
 from flowfactory.cli.commands import Commands
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs import looking, plugins, running
-from flowfactory.cli.verbs.options import DONE, INTERRUPTED, report
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, PluginError, RunError, SpecError
+from flowfactory.cli.verbs.options import INTERRUPTED, report
+from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, PluginError, RunError, SpecError
 from flowfactory.plan import launch
 
 

@@ -19,9 +19,17 @@ class AdapterSpec:
     """Keys every `[model]` table takes.
 
     targets: module name endings that LoRA adapts by default; none: every linear layer of attention.
+    pipelines: class names of the diffusers pipelines it drives; none: any, or it does not say.
+    makes: "image" or "video"; "unknown" where it depends on the checkpoint.
+    patch: latent pixels, along a side, that the pipeline makes one token of before the network sees them.
+    images: how many condition images each row has to have; `None` where it does not matter.
     """
 
     targets: ClassVar[tuple[str, ...]] = ()
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    makes: ClassVar[Literal["image", "video", "unknown"]] = "unknown"
+    patch: ClassVar[int] = 1
+    images: ClassVar[int | None] = None
 
     path: Location = key("Checkpoint: a hub id, a folder, or `package:resource`.")
     revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowfactory.builtin import PipelineSpec
@@ -30,18 +31,28 @@ from flowfactory.spec.toml import Node
 
 ACCEPTED: Mapping[str, tuple[Density, ...]] = {"gaussian": ("gaussian",), "any": ("gaussian", "squared-error")}
 """Which densities of a scheduler satisfy what a trainer needs; any at all where it needs none."""
-TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-"""accelerate's own, which cannot be asked without importing torch."""
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")},
+    "tensorboard": ("tensorboard", "tensorboardX"),
+}
+"""accelerate's own, which cannot be asked without importing torch, each with the packages of which it needs one."""
 
 
-def problems(root: Node, parts: Mapping[str, Any], registry: Registry, whole: bool = True) -> list[Problem]:
+Rule = tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]
+"""Names of `Spec`'s attributes, and what yields the problems of these; it is first given a `Where`."""
+
+
+def problems(
+    root: Node, parts: Mapping[str, Any], registry: Registry, whole: bool = True, also: Sequence[Rule] = ()
+) -> list[Problem]:
     """Contradictions between the parts of a spec.
 
     Args:
         parts: what could be structured, by the names of `Spec`'s attributes.
         whole: whether all is sound in itself. What is not lacks attributes, and rules that look for them say nothing.
+        also: further rules.
     """
-    rules: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
+    rules: tuple[Rule, ...] = (
         (("trainer", "scheduler"), _density),
         (("sampling", "scheduler"), _window),
         (("sampling", "scheduler"), _shared_noise),
@@ -58,8 +69,9 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry, whole: bo
         (("data", "eval"), _evaluation),
         (("track",), _trackers),
         (("checkpoint", "data", "eval", "rewards"), _best),
+        *also,
     )
-    where = _Where(root, registry)
+    where = Where(root, registry)
     found: list[Problem] = []
     for names, rule in rules:
         if all(name in parts for name in names):
@@ -71,7 +83,7 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry, whole: bo
     return found
 
 
-class _Where:
+class Where:
     """Finds the places to point at."""
 
     def __init__(self, root: Node, registry: Registry) -> None:
@@ -86,7 +98,7 @@ class _Where:
         return self.root.place
 
 
-def _density(where: _Where, trainer: Component, scheduler: Component) -> Iterator[Problem]:
+def _density(where: Where, trainer: Component, scheduler: Component) -> Iterator[Problem]:
     own: TrainerSpec = trainer.spec
     needs, density = own.needs, scheduler.spec.density
     accepted = ACCEPTED.get(needs.density, ("gaussian", "squared-error", "none"))
@@ -109,19 +121,19 @@ def density_of(spec: type) -> Density:
     return spec.density
 
 
-def _window(where: _Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
+def _window(where: Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
     if isinstance(scheduler.spec, StochasticSpec):
         for key, what in window.problems(scheduler.spec.window, sampling.steps):
             yield Problem("window", f"[scheduler] window `{key}`: {what}", where("scheduler", "window", key))
 
 
-def _shared_noise(where: _Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
+def _shared_noise(where: Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
     if sampling.shared_noise and not isinstance(scheduler.spec, StochasticSpec):
         what = f"scheduler `{scheduler.name}` is deterministic, so shared noise would make all samples of a group equal"
         yield Problem("shared-noise", what, where("sampling", "shared_noise"), "set it to false")
 
 
-def _updates(where: _Where, sampling: Sampling, optimizer: Optimizer) -> Iterator[Problem]:
+def _updates(where: Where, sampling: Sampling, optimizer: Optimizer) -> Iterator[Problem]:
     prompts, updates = sampling.prompts, optimizer.updates
     if prompts % updates:
         near = nearest_divisors(prompts, updates)
@@ -137,7 +149,7 @@ def nearest_divisors(number: int, wanted: int, most: int = 3) -> list[int]:
     return sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:most])
 
 
-def _group(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
+def _group(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
     needs = trainer.spec.needs
     if needs.source == "rollouts" and needs.scores and sampling.group < 2:
         what = f"trainer `{trainer.name}` compares the samples of a prompt, and [sampling] group is {sampling.group}"
@@ -150,21 +162,21 @@ def _group(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Pr
         yield Problem("refill", what, where("sampling", "refill"), "leave it out")
 
 
-def _times(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
+def _times(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
     for name, table in attributes(trainer.spec).items():
         if isinstance(table, Times):
             for key, what in table.problems(sampling.steps):
                 yield Problem("times", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
 
 
-def _decays(where: _Where, trainer: Component) -> Iterator[Problem]:
+def _decays(where: Where, trainer: Component) -> Iterator[Problem]:
     for name, table in attributes(trainer.spec).items():
         if isinstance(table, Decay):
             for key, what in table.problems():
                 yield Problem("decay", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
 
 
-def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Problem]:
+def _warmup(where: Where, run: RunTable, optimizer: Optimizer) -> Iterator[Problem]:
     total = run.epochs * optimizer.updates
     if total and optimizer.warmup >= total:
         made = f"{run.epochs} epochs x {optimizer.updates} updates = {total} steps"
@@ -172,24 +184,28 @@ def _warmup(where: _Where, run: RunTable, optimizer: Optimizer) -> Iterator[Prob
         yield Problem("warmup", what, where("optimizer", "warmup"))
 
 
-def _trackers(where: _Where, track: Track) -> Iterator[Problem]:
+def _trackers(where: Where, track: Track) -> Iterator[Problem]:
     """A plugin that brings trackers knows their names when the run starts, not before."""
     if where.registry.brings_trackers():
         return
     for i, name in enumerate(track.to):
-        if name not in TRACKERS:
+        needed = TRACKERS.get(name, ())
+        if needed and not any(importlib.util.find_spec(package) for package in needed):
+            what = f"tracker `{name}` needs the package {needed[0].replace('_', '-')}, which is not installed"
+            yield Problem("tracker", what, where("track", "to", i), f"try: pip install {needed[0].replace('_', '-')}")
+        elif not needed:
             hint = did_you_mean(name, TRACKERS) or "is the plugin that brings it listed in `plugins`?"
-            what = f"there is no tracker `{name}` (there is: {listed(TRACKERS)})"
+            what = f"there is no tracker `{name}` (there is: {listed(sorted(TRACKERS))})"
             yield Problem("tracker", what, where("track", "to", i), hint)
 
 
-def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
+def _quantize(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
     if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
         what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
         yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
 
 
-def _shard(where: _Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:
+def _shard(where: Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:
     """What goes together with weights that lie in one piece only."""
     excluded = {
         '[run] precision = "fp16"': run.precision == "fp16",
@@ -203,7 +219,7 @@ def _shard(where: _Where, memory: Memory, run: RunTable, optimizer: Optimizer, m
 
 
 def _shard_calls(
-    where: _Where,
+    where: Where,
     memory: Memory,
     model: Component,
     trainer: Component,
@@ -230,7 +246,7 @@ def _shard_calls(
         yield Problem("shard-calls", what, where("memory", "shard"), hint)
 
 
-def _rewards(where: _Where, trainer: Component, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
+def _rewards(where: Where, trainer: Component, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
     yield from _labels(where, rewards, ("reward",))
     if not trainer.spec.needs.scores:
         return
@@ -242,11 +258,11 @@ def _rewards(where: _Where, trainer: Component, rewards: tuple[RewardEntry, ...]
         )
 
 
-def _eval_rewards(where: _Where, table: Eval) -> Iterator[Problem]:
+def _eval_rewards(where: Where, table: Eval) -> Iterator[Problem]:
     yield from _labels(where, table.rewards, ("eval", "reward"))
 
 
-def _labels(where: _Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]) -> Iterator[Problem]:
+def _labels(where: Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]) -> Iterator[Problem]:
     labels = [entry.label for entry in rewards]
     seen = set[str]()
     for i, label in enumerate(labels):
@@ -257,7 +273,7 @@ def _labels(where: _Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]
         seen.add(label)
 
 
-def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:
+def _evaluation(where: Where, data: Data, table: Eval) -> Iterator[Problem]:
     """Without held-out prompts nothing is evaluated; asking for it all the same is a mistake, not asking is not."""
     written = where.root.at("eval")
     if written is not None and table.every > 0 and data.eval_prompts is None:
@@ -266,7 +282,7 @@ def _evaluation(where: _Where, data: Data, table: Eval) -> Iterator[Problem]:
 
 
 def _best(
-    where: _Where, checkpoint: Checkpoint, data: Data, table: Eval, rewards: tuple[RewardEntry, ...]
+    where: Where, checkpoint: Checkpoint, data: Data, table: Eval, rewards: tuple[RewardEntry, ...]
 ) -> Iterator[Problem]:
     """A metric to judge by must be one that evaluations have."""
     if checkpoint.best in ("score", "none"):

@@ -52,17 +52,28 @@ TABLES: Mapping[str, type] = {
 TOP = ("extends", "requires", "plugins", *TABLES, *COMPONENTS, "reward")
 
 
-def load_spec(path: Path, registry: Registry, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Spec:
+def load_spec(
+    path: Path,
+    registry: Registry,
+    sets: Sequence[str] = (),
+    unsets: Sequence[str] = (),
+    also: Sequence[rules.Rule] = (),
+    tell: Callable[[Problem], object] = lambda note: None,
+) -> Spec:
     """Read, merge, structure and check a spec; loads the hook modules of the plugins it uses.
 
     Args:
         sets: `a.b=value` changes, as on the command line. unsets: `a.b` removals, made before them.
+        also: further rules, that look at more than the spec. tell: is given what is worth a note and no mistake.
 
     Raises:
         SpecError: with every problem found.
     """
     root, problems = layers.load_what_fits(path, sets, unsets)
-    return _Loader(path, root, registry, problems).spec()
+    spec, notes = _Loader(path, root, registry, problems, also).spec()
+    for note in notes:
+        tell(note)
+    return spec
 
 
 def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
@@ -75,11 +86,20 @@ def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
 
 
 class _Loader:
-    def __init__(self, path: Path, root: Node, registry: Registry, problems: Sequence[Problem] = ()) -> None:
-        self.path, self.root, self.registry, self.reader = path, root, registry, Reader(_homes())
+    def __init__(
+        self,
+        path: Path,
+        root: Node,
+        registry: Registry,
+        problems: Sequence[Problem] = (),
+        also: Sequence[rules.Rule] = (),
+    ) -> None:
+        self.path, self.root, self.registry, self.also = path, root, registry, also
+        self.reader = Reader(_homes())
         self.reader.problems += problems
 
-    def spec(self) -> Spec:
+    def spec(self) -> tuple[Spec, Sequence[Problem]]:
+        """The spec, and notes on it."""
         self.reader.unknown_keys(self.root, TOP, WHOLE)
         self._requires()
         parts: dict[str, Any] = {"plugins": self._plugins()}
@@ -90,8 +110,8 @@ class _Loader:
         parts["rewards"] = () if reward is None else self._rewards(reward, "[[reward]]")
         parts["eval"] = self._eval()
         sound = {name: part for name, part in parts.items() if part is not None}
-        self._check(sound)
-        return Spec(**sound)
+        notes = self._check(sound)
+        return Spec(**sound), notes
 
     def rewards(self) -> tuple[RewardEntry, ...]:
         self._requires()
@@ -101,11 +121,14 @@ class _Loader:
         assert found is not None, "what is missing is a problem"
         return found
 
-    def _check(self, parts: Mapping[str, Any]) -> None:
-        """What must hold between parts; raises if anything at all is wrong."""
-        self.reader.problems += rules.problems(self.root, parts, self.registry, whole=not self.reader.problems)
-        if self.reader.problems:
-            raise SpecError(sorted(self.reader.problems, key=_reading_order))
+    def _check(self, parts: Mapping[str, Any]) -> Sequence[Problem]:
+        """What must hold between parts; raises if anything at all is wrong, else returns notes."""
+        whole = not self.reader.problems
+        self.reader.problems += rules.problems(self.root, parts, self.registry, whole, self.also)
+        found = sorted(self.reader.problems, key=_reading_order)
+        if wrong := [problem for problem in found if problem.code]:
+            raise SpecError(wrong)
+        return found
 
     # --- plugins
 

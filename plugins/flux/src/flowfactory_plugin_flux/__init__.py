@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 from flowfactory import Calls, PipelineSpec, Provides, hookimpl
@@ -21,6 +21,9 @@ class FluxSpec(PipelineSpec):
     """FLUX.1 dev and schnell. `guidance` is the embedded guidance of dev; schnell has none and ignores it."""
 
     targets: ClassVar[tuple[str, ...]] = TARGETS
+    pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
+    makes: ClassVar[Literal["image", "video", "unknown"]] = "image"
+    patch: ClassVar[int] = 2
 
     @property
     def calls(self) -> Calls:
@@ -32,6 +35,9 @@ class FluxKontextSpec(PipelineSpec):
     """FLUX.1 Kontext: each row has the image to edit. `guidance` is embedded."""
 
     targets: ClassVar[tuple[str, ...]] = TARGETS
+    pipelines: ClassVar[tuple[str, ...]] = ("FluxKontextPipeline",)
+    makes: ClassVar[Literal["image", "video", "unknown"]] = "image"
+    patch: ClassVar[int] = 2
 
 
 @hookimpl

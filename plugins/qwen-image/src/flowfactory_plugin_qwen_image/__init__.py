@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 from flowfactory import Calls, PipelineSpec, Provides, hookimpl
@@ -21,6 +21,8 @@ class QwenImageSpec(PipelineSpec):
     """Qwen-Image. `guidance` is classifier-free; 1 for checkpoints that were distilled to need none."""
 
     targets: ClassVar[tuple[str, ...]] = TARGETS
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    makes: ClassVar[Literal["image", "video", "unknown"]] = "image"
 
     @property
     def calls(self) -> Calls:
@@ -32,6 +34,8 @@ class QwenImageEditSpec(PipelineSpec):
     """Qwen-Image-Edit: each row has the image to edit."""
 
     targets: ClassVar[tuple[str, ...]] = TARGETS
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
+    makes: ClassVar[Literal["image", "video", "unknown"]] = "image"
 
 
 @hookimpl

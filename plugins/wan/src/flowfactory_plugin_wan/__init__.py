@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 from flowfactory import Calls, PipelineSpec, Provides, hookimpl, key
@@ -15,6 +15,9 @@ EXPERTS = {"high": "transformer", "low": "transformer_2"}
 @attrs.frozen(kw_only=True)
 class WanSpec(PipelineSpec):
     """Wan 2.1 and 2.2. `guidance` is classifier-free; where there are two experts, that of the one for high noise."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
+    makes: ClassVar[Literal["image", "video", "unknown"]] = "video"
 
     guidance_low: float | None = key(
         "Wan 2.2: guidance of the expert for low noise; as for high noise when absent.", default=None, ge=0
@@ -34,6 +37,9 @@ class WanSpec(PipelineSpec):
 @attrs.frozen(kw_only=True)
 class WanI2VSpec(WanSpec):
     """Wan 2.1 and 2.2 from an image: each row has the first frame."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("WanImageToVideoPipeline",)
+    images: ClassVar[int | None] = 1
 
 
 @hookimpl

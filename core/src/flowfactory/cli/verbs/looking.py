@@ -9,10 +9,10 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import DONE, as_json, new_registry, report, with_changes
+from flowfactory.cli.verbs.options import as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
-from flowfactory.errors import BAD_SPEC, RunError, SpecError, shown
-from flowfactory.plan import launch
+from flowfactory.errors import BAD_SPEC, DONE, Problem, RunError, SpecError, shown
+from flowfactory.plan import disk, launch
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
 from flowfactory.runs import environment
@@ -38,14 +38,16 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
     for spec in specs:
         registry = new_registry(ui, entries)
         try:
-            make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
+            notes: list[Problem] = []
+            make_plan(load_spec(spec, registry, sets, unsets, disk.RULES, notes.append), registry.versions())
         except SpecError as error:
             code = max(code, error.code)
             found += [problem.as_json() for problem in error.problems]
             if not as_json:
                 ui.error(report(error))
         else:
-            ui.say(f"{shown(spec)}: ok")
+            found += [note.as_json() for note in notes]
+            ui.say("\n".join([*map(str, notes), f"{shown(spec)}: ok"]))
     if as_json:
         ui.json(found)
     return code
@@ -60,7 +62,8 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
-    made = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), launch.world_size() or processes)
+    loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
+    made = make_plan(loaded, registry.versions(), launch.world_size() or processes)
     needed = estimate(made.spec, made.world)
     if as_json:
         ui.json(made.as_json() | {"memory": needed.as_json()})

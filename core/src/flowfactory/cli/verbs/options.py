@@ -15,7 +15,7 @@ from flowfactory.discovery.entries import Entry
 from flowfactory.discovery.registry import Registry, tracing
 from flowfactory.errors import SpecError
 
-DONE, TERMINATED, INTERRUPTED = 0, 75, 130
+TERMINATED, INTERRUPTED = 75, 130
 
 changes = (
     click.option(

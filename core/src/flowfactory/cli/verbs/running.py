@@ -16,7 +16,6 @@ import click
 from flowfactory.cli import completion, launcher
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
-    DONE,
     INTERRUPTED,
     TERMINATED,
     as_json,
@@ -26,8 +25,8 @@ from flowfactory.cli.verbs.options import (
 )
 from flowfactory.discovery.components import Components, components
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import FAILED, PluginError, RunError, SpecError, shown
-from flowfactory.plan import launch
+from flowfactory.errors import DONE, FAILED, PluginError, RunError, SpecError, shown
+from flowfactory.plan import disk, launch
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.runs import archive, environment, resumption
 from flowfactory.runs.files import writing
@@ -50,7 +49,8 @@ def run(
     """Train as SPEC says, into a new folder under --runs."""
     world = launch.world_size()
     registry = new_registry(ui)
-    plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), world or processes)
+    loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
+    plan = make_plan(loaded, registry.versions(), world or processes)
     folder = folder or free_folder(runs, plan.spec.run.name)
     if archive.checkpoints(folder / archive.CHECKPOINTS):
         what = f"{shown(folder)} has checkpoints of a run"
@@ -158,7 +158,7 @@ def bench_spec(
 ) -> int:
     """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
-    plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
+    plan = make_plan(load_spec(spec, registry, sets, unsets, disk.RULES), registry.versions())
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.training.bench import bench

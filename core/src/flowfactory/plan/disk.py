@@ -1,0 +1,255 @@
+"""What this disk says about a spec before anything is loaded: the checkpoint, the data, the cache. No torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.specs import AdapterSpec
+from flowfactory.data.rows import DataError, load_rows, misspelt
+from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
+from flowfactory.plan import headers
+from flowfactory.plan.headers import Part
+from flowfactory.spec.rules import Rule, Where
+from flowfactory.spec.tables import Component, Data, Eval, Full, Lora, Memory, Optimizer, Sampling
+
+POINTER = b"version https://git-lfs"
+"""How a file begins that stands for one git-lfs did not fetch."""
+
+LARGEST_HEADER = 100 << 20
+"""Bytes; what the safetensors library allows too."""
+
+UNUSUAL_LR = 0.1
+
+
+def _checkpoint(where: Where, model: Component) -> Iterator[Problem]:
+    folder, own = _folder(model.spec), model.spec
+    if folder is None:
+        path = Path(own.path)
+        if path.is_file():
+            yield Problem("checkpoint", f"{shown(path)} is a file; a checkpoint is a folder", where("model", "path"))
+        return
+    for file in sorted(folder.glob("*/*")):
+        if wrong := unsound(file):
+            what, hint = wrong
+            yield Problem("checkpoint", f"{shown(file)} {what}", where("model", "path"), hint)
+    kind = _pipeline(folder)
+    if own.pipelines and kind is not None and kind not in own.pipelines:
+        what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {shown(folder)} is a {kind}"
+        yield Problem("pipeline", what, where("model", "path"), "set [model] name to that pipeline's adapter")
+
+
+def unsound(file: Path) -> tuple[str, str] | None:
+    """What is wrong with a file of a checkpoint and what helps; `None` if nothing that its beginning tells."""
+    try:
+        if file.name.endswith(".index.json"):
+            return _incomplete(file)
+        if file.suffix not in (".safetensors", ".bin", ".json", ".model") or not file.is_file():
+            return None
+        size = file.stat().st_size
+        if size == 0:
+            return "is empty", "fetch it again"
+        with file.open("rb") as opened:
+            head = opened.read(len(POINTER))
+        if head == POINTER:
+            return "stands for a file that was not fetched", "fetch it with: git lfs pull"
+        if file.suffix == ".safetensors":
+            length = int.from_bytes(head[:8], "little")
+            if size < 8 or length > min(size - 8, LARGEST_HEADER):
+                return f"is damaged: of {size} bytes, it says that {length} are its header", "fetch it again"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}", ""
+    return None
+
+
+def _incomplete(index: Path) -> tuple[str, str] | None:
+    """Files an index names that are not there."""
+    try:
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "is no index of weights", "fetch it again"
+    missing = sorted(name for name in wanted if not (index.parent / str(name)).is_file())
+    return (f"names {len(missing)} files that are not there, {missing[0]} for one", "fetch them") if missing else None
+
+
+def _sizes(where: Where, model: Component, sampling: Sampling, table: Eval) -> Iterator[Problem]:
+    own, parts = model.spec, _parts(model.spec)
+    step, slower = multiples(own, parts)
+    for size, at in ((sampling.size, ("sampling", "size")), (table.size, ("eval", "size"))):
+        if size is None:
+            continue
+        if size.height % step or size.width % step:
+            near = [_near(side, step) for side in (size.height, size.width)]
+            nearest = " or ".join(dict.fromkeys(f"{a}x{b}" for a, b in zip(*near, strict=True)))
+            what = f"the checkpoint makes sizes that are multiples of {step}, not {size.height}x{size.width}"
+            yield Problem("size", what, where(*at), f"the nearest are {nearest}")
+        yield from _frames(where(*at), own, size, slower)
+
+
+def _frames(place: Place, own: AdapterSpec, size: Size, slower: int) -> Iterator[Problem]:
+    if own.makes == "image" and size.frames > 1:
+        yield Problem("size", f"the adapter makes images, not {size.frames} frames", place)
+    elif own.makes == "video" and (size.frames - 1) % slower:
+        low = (size.frames - 1) // slower * slower + 1
+        what = f"the checkpoint makes 1 frame and multiples of {slower} more, not {size.frames}"
+        yield Problem("size", what, place, f"the nearest are {low} and {low + slower}")
+
+
+def _near(side: int, step: int) -> tuple[int, int]:
+    """The nearest multiples of `step`, below and above; both the same for one of them."""
+    return max(side // step * step, step), max(-(-side // step) * step, step)
+
+
+def multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[int, int]:
+    """What pixels of a side, and frames after the first, are multiples of; 1 where the configs do not tell.
+
+    A VAE's levels each halve a picture; a network makes one token of a patch of latent pixels.
+    """
+    vae = next((part.config for name, part in parts.items() if name == "vae"), None)
+    network = next((part.config for name, part in parts.items() if own.trains(name)), None)
+    if vae is None or network is None:
+        return 1, 1
+    halvings = vae.get("temperal_downsample") or (vae.get("block_out_channels") or [0])[1:]
+    patch = network.get("patch_size")
+    side = patch[-1] if isinstance(patch, list) and patch else patch
+    scale = vae.get("scale_factor_spatial") or 2 ** len(halvings)
+    slower = vae.get("scale_factor_temporal") or 2 ** sum(map(bool, vae.get("temperal_downsample") or ()))
+    return scale * max(own.patch, side if isinstance(side, int) else 1), slower
+
+
+def _targets(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
+    own = model.spec
+    networks = {name: part for name, part in _parts(own).items() if own.trains(name)}
+    if not isinstance(tuning, Lora) or not tuning.targets or not networks:
+        return
+    for i, target in enumerate(tuning.targets):
+        adapted = [name for name, part in networks.items() if part.adapted([target])]
+        if not adapted:
+            names = [layer for part in networks.values() for layer in part.linear()]
+            ends = {".".join(layer.split(".")[-length:]) for layer in names for length in (1, 2, 3)}
+            what = f"no layer of {', '.join(networks)} ends in `{target}`, so nothing would be trained there"
+            hint = did_you_mean(target, ends) or f"ends are, for one: {listed(sorted(ends)[:8])}"
+            yield Problem("target", what, where("lora", "targets", i), hint)
+        elif len(adapted) < len(networks):
+            what = f"`{target}` is in {', '.join(adapted)} only, of {', '.join(networks)}"
+            yield Problem("target", what, where("lora", "targets", i), code=DONE)
+
+
+def _data(where: Where, data: Data) -> Iterator[Problem]:
+    for key, file in (("prompts", data.prompts), ("eval_prompts", data.eval_prompts)):
+        if file is not None:
+            try:
+                rows = _read_rows(file, *_stamp(file))
+            except DataError as error:
+                yield Problem("data", str(error), where("data", key))
+                continue
+            for written, meant in misspelt(rows).items():
+                what = f"{shown(Path(file))}: the column `{written}` is for rewards only; core reads `{meant}`"
+                yield Problem("column", what, where("data", key), code=DONE)
+
+
+def _enough(where: Where, data: Data, sampling: Sampling) -> Iterator[Problem]:
+    count = len(_rows(data.prompts))
+    if 0 < count < sampling.prompts:
+        what = f"an epoch samples {sampling.prompts} prompts and there are {count}, so some are drawn more than once"
+        yield Problem("few-prompts", what, where("sampling", "prompts"), code=DONE)
+
+
+def _images(where: Where, model: Component, data: Data) -> Iterator[Problem]:
+    for key, file in (("prompts", data.prompts), ("eval_prompts", data.eval_prompts)):
+        wanted = model.spec.images
+        wrong = [row for row in _rows(file) if wanted is not None and len(row.images) != wanted] if file else []
+        if wrong:
+            what = f"adapter `{model.name}` wants {wanted} image of each row; {len(wrong)} rows have another number"
+            hint = f"the first is {wrong[0].prompt[:60]!r}; name it in the column `image`"
+            yield Problem("images", what, where("data", key), hint)
+
+
+def _cache(where: Where, memory: Memory) -> Iterator[Problem]:
+    if memory.cache is None:
+        return
+    folder = Path(memory.cache).expanduser()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = f"`cache`: {shown(folder)} cannot be written: {there} is {'not ours' if there.is_dir() else 'a file'}"
+        yield Problem("cache", what, where("memory", "cache"))
+
+
+def _lr(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
+    if optimizer.lr > UNUSUAL_LR:
+        what = f"a learning rate of {optimizer.lr:g} is far above what trains; LoRA takes about 1e-4"
+        yield Problem("unusual-lr", what, where("optimizer", "lr"), code=DONE)
+
+
+RULES: tuple[Rule, ...] = (
+    (("model",), _checkpoint),
+    (("model", "sampling", "eval"), _sizes),
+    (("model", "tuning"), _targets),
+    (("data",), _data),
+    (("data", "sampling"), _enough),
+    (("model", "data"), _images),
+    (("memory",), _cache),
+    (("optimizer",), _lr),
+)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _folder(own: AdapterSpec) -> Path | None:
+    """Where the checkpoint lies, if it does. The hub's library takes longer to import than all the rest of a check."""
+    if Path(own.path).is_absolute() or (_hub() / f"models--{own.path.replace('/', '--')}").is_dir():
+        return headers.on_disk(own.path, own.revision)
+    return None
+
+
+def _hub() -> Path:
+    """Where the hub's library keeps what it fetched."""
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+
+
+def _pipeline(folder: Path) -> str | None:
+    try:
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return str(index["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _parts(own: AdapterSpec) -> Mapping[str, Part]:
+    """The models of the checkpoint; none where it is not here, or damaged, which is told by another rule."""
+    folder = _folder(own)
+    if folder is None or any(unsound(file) for file in folder.glob("*/*")):
+        return {}
+    try:
+        return headers.read(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _rows(file: str) -> Sequence[Any]:
+    """The rows of a file; none where they cannot be read, which is told by another rule."""
+    try:
+        return _read_rows(file, *_stamp(file))
+    except DataError:
+        return ()
+
+
+@functools.lru_cache(maxsize=2)
+def _read_rows(file: str, changed: int, size: int) -> Sequence[Any]:
+    return load_rows(Path(file))
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    """What tells that a file is still the one that was read."""
+    try:
+        facts = Path(file).stat()
+    except OSError:
+        return 0, 0
+    return facts.st_mtime_ns, facts.st_size

@@ -1,0 +1,183 @@
+"""What lies on the disk is looked at before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flowfactory.contracts.specs import AdapterSpec
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import Problem, SpecError
+from flowfactory.plan import disk
+from flowfactory.plan.headers import Part
+from flowfactory.spec.structure import load_spec
+from specs import edited, lay
+
+LAYERS = ("blocks.0.attn.to_q", "blocks.0.attn.to_k", "blocks.0.ff.net.0.proj")
+
+
+def weights(*layers: str) -> bytes:
+    header = {f"{layer}.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} for layer in layers}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(16)
+
+
+def checkpoint(folder: Path, networks: Mapping[str, tuple[str, ...]], pipeline: str = "SomePipeline") -> Path:
+    """A folder that looks like a pipeline to those who read headers."""
+    for name, layers in {**networks, "vae": ("conv",)}.items():
+        (folder / name).mkdir(parents=True)
+        config: Any = {"block_out_channels": [4, 4, 4]} if name == "vae" else {"patch_size": 2}
+        (folder / name / "config.json").write_text(json.dumps(config))
+        (folder / name / "model.safetensors").write_bytes(weights(*layers))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    return folder
+
+
+def found(folder: Path, *edits: tuple[str, str], sets: tuple[str, ...] = ()) -> list[Problem]:
+    """Problems, or else notes."""
+    notes: list[Problem] = []
+    try:
+        load_spec(lay(folder, edited(*edits)), Registry(), sets, (), disk.RULES, notes.append)
+    except SpecError as error:
+        return list(error.problems)
+    return [note for note in notes if note.kind != "few-prompts"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return checkpoint(tmp_path / "m", {"transformer": LAYERS})
+
+
+HERE = ("some-org/some-model", "./m")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("vae/model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("transformer/model.safetensors", b"", "is empty"),
+        ("transformer/model.safetensors", b"abc", "is damaged"),
+        ("transformer/model.safetensors", weights(*LAYERS)[:40], "is damaged"),
+        ("transformer/model.safetensors", b"\xff" * 100, "is damaged"),
+        ("text_encoder/pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("tokenizer/vocab.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("tokenizer/spiece.model", b"", "is empty"),
+        ("transformer/model.safetensors.index.json", b'{"weight_map": {"a": "model-1-of-2.safetensors"}}', "not there"),
+        ("transformer/model.safetensors.index.json", b"[]", "is no index"),
+        ("transformer/model.safetensors.index.json", b"{", "is no index"),
+    ],
+)
+def test_a_file_at_fault_is_named(tmp_path: Path, model: Path, name: str, content: bytes, said: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(content)
+    (problem,) = found(tmp_path, HERE)
+    assert problem.kind == "checkpoint"
+    assert str(model / name) in problem.what
+    assert said in f"{problem.what} {problem.hint}"
+
+
+def test_a_sound_checkpoint_is_accepted_and_so_are_links(tmp_path: Path, model: Path) -> None:
+    stored = tmp_path / "blob"
+    (model / "vae" / "model.safetensors").rename(stored)
+    (model / "vae" / "model.safetensors").symlink_to(stored)
+    assert found(tmp_path, HERE, ("rank = 4", 'targets = ["to_q", "attn.to_k", "proj", "blocks.0.attn.to_q"]')) == []
+
+
+@pytest.mark.parametrize("target", ["to_kk", "attn", "o_q", "blocks", "net.0", "transformer.blocks.0.attn.to_q"])
+def test_a_target_that_ends_no_layers_name_is_refused(tmp_path: Path, model: Path, target: str) -> None:
+    (problem,) = found(tmp_path, HERE, ("rank = 4", f'targets = ["to_q", "{target}"]'))
+    assert (problem.kind, problem.place.column) == ("target", 19)  # type: ignore[union-attr]
+    assert f"`{target}`" in problem.what
+
+
+def test_a_target_in_one_of_two_networks_is_worth_a_note(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "m", {"transformer": LAYERS, "transformer_2": LAYERS[:1]})
+    (note,) = found(tmp_path, HERE, ("rank = 4", 'targets = ["to_q", "to_k"]'))
+    assert note.code == 0
+    assert "`to_k` is in transformer only" in note.what
+
+
+@pytest.mark.parametrize(
+    ("size", "near"),
+    [("500", "496x496 or 504x504"), ("[32, 31]", "32x24 or 32x32"), ("[7, 32, 5]", "8x32"), ("1", "8x8")],
+)
+@pytest.mark.parametrize("table", ["sampling", "eval"])
+def test_a_size_that_cannot_be_made_is_refused(tmp_path: Path, model: Path, size: str, near: str, table: str) -> None:
+    (problem,) = found(tmp_path, HERE, sets=(f"{table}.size={size}",))
+    assert (problem.kind, problem.hint) == ("size", f"the nearest are {near}")
+
+
+def test_what_sizes_are_multiples_of() -> None:
+    def of(vae: Any, network: Any, own: type[AdapterSpec] = AdapterSpec) -> tuple[int, int]:
+        return disk.multiples(own(path="x"), {"vae": Part({}, vae), "transformer": Part({}, network)})  # type: ignore[arg-type]
+
+    class Packing(AdapterSpec):
+        patch = 2
+
+    eight = {"block_out_channels": [1, 2, 3, 4]}
+    wan = {"temperal_downsample": [False, True, True]}
+    assert of(eight, {"patch_size": 2}) == (16, 1)  # Stable Diffusion 3
+    assert of(eight, {"patch_size": 1}, Packing) == (16, 1)  # FLUX
+    assert of(wan, {"patch_size": [1, 2, 2]}) == (16, 4)  # Wan 2.1
+    assert of(wan | {"scale_factor_spatial": 16}, {"patch_size": [1, 2, 2]}) == (32, 4)  # Wan 2.2, 5B
+    assert of({}, {}) == (1, 1)
+    assert disk.multiples(AdapterSpec(path="x"), {}) == (1, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("frames", "near"), [(4, "1 and 5"), (2, "1 and 5"), (80, "77 and 81")])
+def test_frames_that_cannot_be_made_are_refused(tmp_path: Path, frames: int, near: str) -> None:
+    model = checkpoint(tmp_path / "m", {"transformer": LAYERS}, "WanPipeline")
+    (model / "vae" / "config.json").write_text('{"temperal_downsample": [false, true, true]}')
+    wan = ('name = "diffusers"\npath = "some-org/some-model"', 'name = "wan"\npath = "./m"')
+    (problem,) = found(tmp_path, wan, sets=(f"sampling.size=[32, 32, {frames}]",))
+    assert problem.hint == f"the nearest are {near}"
+    assert found(tmp_path, wan, sets=("sampling.size=[32, 32, 81]",)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "sound"),
+    [
+        ("wan", "FluxPipeline", False),
+        ("wan", "WanPipeline", True),
+        ("flux", "FluxKontextPipeline", False),
+        ("flux", "FluxPipeline", True),
+        ("diffusers", "AnyPipeline", True),
+    ],
+)
+def test_an_adapter_refuses_other_pipelines(tmp_path: Path, name: str, pipeline: str, sound: bool) -> None:
+    checkpoint(tmp_path / "m", {"transformer": LAYERS}, pipeline)
+    problems = found(tmp_path, ('name = "diffusers"\npath = "some-org/some-model"', f'name = "{name}"\npath = "./m"'))
+    assert ([] if sound else ["pipeline"]) == [problem.kind for problem in problems]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "empty", "latin", "ending"])
+@pytest.mark.parametrize("key", ["prompts", "eval_prompts"])
+def test_data_that_cannot_be_read_is_refused(tmp_path: Path, kind: str, key: str) -> None:
+    file = tmp_path / ("p.yaml" if kind == "ending" else "p.txt")
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_bytes(b"" if kind == "empty" else b"caf\xe9")
+    (problem,) = found(tmp_path, sets=(f"data.{key}={file}",))
+    assert problem.kind == "data"
+    assert str(file) in problem.what
+
+
+def test_a_damaged_checkpoint_hides_no_other_mistake(tmp_path: Path, model: Path) -> None:
+    (model / "vae" / "model.safetensors").write_bytes(b"")
+    edits = (HERE, ("updates = 2", "updates = 3"), ("lr = 1e-4", "lr = '1'"))
+    kinds = {problem.kind for problem in found(tmp_path, *edits, sets=("data.prompts=eval.csv",))}
+    assert kinds == {"checkpoint", "updates", "wrong-type", "no-such-location"}
+
+
+def test_a_hub_checkpoint_that_is_not_here_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(disk.headers, "on_disk", lambda *_: pytest.fail("the hub's library was asked"))
+    assert found(tmp_path) == []
