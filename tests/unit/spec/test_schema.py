@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -67,6 +71,68 @@ def test_a_spec_that_extends_need_not_be_complete(validator: Draft202012Validato
     validator.validate({"extends": "base.toml", "run": {"seed": 3}, "trainer": {"beta": 1.0}})
     assert not validator.is_valid({"run": {"seed": 3}})
     assert not validator.is_valid({"extends": "base.toml", "run": {"sede": 3}})
+
+
+FILES = sorted(Path(__file__).parents[3].glob("plugins/*/examples/*.toml"))
+EXAMPLES = [file for file in FILES if tomllib.loads(file.read_text()).keys() & {"run", "extends"}]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The schema with every installed plugin, as `flowfactory schema` prints it."""
+    schema, broken = spec_schema(Registry())
+    assert not broken
+    path = tmp_path_factory.mktemp("schema") / "spec.schema.json"
+    path.write_text(json.dumps(schema))
+    return path
+
+
+def test_the_schema_of_all_plugins_is_one(everything: Path) -> None:
+    schema = json.loads(everything.read_text())
+    Draft202012Validator.check_schema(schema)
+    assert (
+        len({name for entry in schema["properties"]["trainer"]["allOf"] for name in entry["then"]["properties"]}) > 20
+    )
+    for pattern in re.findall(r'"pattern": ("[^"]*(?:\\.[^"]*)*")', everything.read_text()):
+        re.compile(json.loads(pattern))
+
+
+def test_our_examples_are_valid_by_it(everything: Path) -> None:
+    validator = Draft202012Validator(json.loads(everything.read_text()))
+    for example in EXAMPLES:
+        validator.validate(tomllib.loads(example.read_text()))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[scheduler]\nname = 'flow-sde'\nwindow = {rule = 'random', size = 2, range = [0, 3]}",
+        "[sampling]\nsize = [64, 64, 5]",
+        "[optimizer]\nbetas = [0.9, 0.99]",
+    ],
+)
+def test_so_they_are_for_the_editors_that_use_taplo(everything: Path, tmp_path: Path, line: str) -> None:
+    taplo = Path(sys.executable).parent / "taplo"
+    if not taplo.exists():
+        pytest.skip("taplo is not installed")
+    own = tmp_path / "own.toml"
+    own.write_text(f"extends = 'x.toml'\n{line}\n")
+    command = [str(taplo), "check", "--schema", everything.as_uri(), str(own), *map(str, EXAMPLES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:1000]
+    own.write_text(own.read_text().replace("[", "[nonsense", 1))
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("pattern", ["(?s).*", "(?P<a>x)", r"x\Z", "a++", "(?i:x)"])
+def test_patterns_are_of_a_kind_that_editors_read(pattern: str) -> None:
+    with pytest.raises(ValueError, match="JSON Schema"):
+        Key("A key.", pattern=pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"(?:a|b)+", r"(?=x)x", r"(?<!a)b", r"[\s\S]*", r"a\+"])
+def test_other_patterns_are_taken(pattern: str) -> None:
+    assert Key("A key.", pattern=pattern).pattern == pattern
 
 
 def test_every_key_is_documented(validator: Draft202012Validator) -> None:

@@ -23,6 +23,10 @@ any "batch", for any single "sample", or "unknown". `[memory] shard` asks, since
 together. Of several networks that share the noise levels, only the one whose level it is need be called."""
 
 
+_ONLY_PYTHONS = re.compile(r"\(\?(?![:=!]|<[=!])|\\[AZ]|[*+?}]\+")
+"""What Python's regular expressions have and ECMA-262's have not: flags, named groups, possessive quantifiers."""
+
+
 @attrs.frozen
 class Key:
     """What a key's declaration says beyond its type and default; stored in the attribute's metadata."""
@@ -38,6 +42,11 @@ class Key:
     min_length: int | None = None
     pattern: str | None = None
     exists: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.pattern is not None and (odd := _ONLY_PYTHONS.search(self.pattern)):
+            what = f"the pattern {self.pattern!r} has {odd[0]!r}, which JSON Schema's regular expressions have not"
+            raise ValueError(f"{what}; [\\s\\S] is any character at all, and patterns match as a whole as they are")
 
     def check(self, instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         """The attrs validator of this key.
@@ -94,7 +103,7 @@ def key(
         ge, gt, le, lt: bounds of a number, or of each number of a tuple.
         choices: the allowed values, when the type alone does not say.
         min_length: the least number of characters of a string or entries of a tuple.
-        pattern: the regular expression a string must match as a whole.
+        pattern: the regular expression a string must match as a whole, of a kind that JSON Schema has too.
         exists: a `Location` must be a file or folder here, never a hub id.
     """
     declared = Key(doc, ge, gt, le, lt, None if choices is None else tuple(choices), min_length, pattern, exists)

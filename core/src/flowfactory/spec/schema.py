@@ -125,7 +125,9 @@ def _array(kinds: tuple[Any, ...], key: Key) -> Schema:
         schema: Schema = {"type": "array", "items": value_schema(kinds[0], attrs.evolve(key, min_length=None))}
         return schema | ({} if key.min_length is None else {"minItems": key.min_length})
     each = [value_schema(kind, key) for kind in kinds]
-    return {"type": "array", "prefixItems": each, "items": False, "minItems": len(kinds), "maxItems": len(kinds)}
+    items = each[0] if all(one == each[0] for one in each) else {"anyOf": each}
+    # Not `prefixItems`: editors whose validators are older than it take the `items: false` after it for all there is.
+    return {"type": "array", "items": items, "minItems": len(kinds), "maxItems": len(kinds)}
 
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Location: "string"}
