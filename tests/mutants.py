@@ -228,6 +228,26 @@ TRAINERS = (
         "better_scores_better_advantages", "have advantages",
     ),
     Mutant(
+        "equal scores that differ", "trainer", "trainer.py", "    def terms(",
+        "    def advantages(self, scores, groups):\n        found = super().advantages(scores, groups)\n"
+        "        return found + (groups + 1).cumsum(0) * 1e-3\n\n    def terms(",
+        "equal_scores_have_equal_advantages", "have advantages",
+    ),
+    Mutant(
+        "scores that do not count", "trainer", "trainer.py", "    def terms(",
+        "    def advantages(self, scores, groups):\n        return (groups * 0 + 1).double()\n\n"
+        "    def terms(",
+        "better_scores_better_advantages", "all alike",
+    ),
+    Mutant(
+        "missing scores that count", "trainer", "trainer.py", "    def terms(",
+        "    def advantages(self, scores, groups):\n"
+        "        (values,) = scores.values.values()\n"
+        "        return super().advantages(scores, groups).masked_fill(values.isnan(), -1.0)\n\n"
+        "    def terms(",
+        "missing_scores_take_no_part", "without a score",
+    ),
+    Mutant(
         "needs it does not state", "trainer", HOOKS, ", reference=self.kl_beta > 0", "",
         "terms_leave_no_trace", "no weight set 'reference'",
     ),

@@ -51,6 +51,70 @@ def test_nothing_is_found_in_a_sound_plugin(installed: Path, kind: str) -> None:
     assert sum(outcome.result == "passed" for outcome in outcomes.values()) >= 20
 
 
+OTHER_ADVANTAGES = {
+    "best-of-n": "1.0 if rank == last else math.nan",
+    "pairs": "{0: -1.0, last: 1.0}.get(rank, math.nan)",
+    "weighted": "math.exp(score)",
+    "halves": "1.0 if rank > last / 2 else -1.0",
+}
+"""What a sample's advantage is, from its score and its rank in the group, worst first."""
+CODE = """\
+    def advantages(self, scores, groups):
+        import math
+        (values,) = scores.values.values()
+        found = values.double().clone()
+        for group in set(groups.tolist()):
+            own = [i for i in range(len(groups)) if groups[i] == group and not values[i].isnan()]
+            ranks = {i: r for r, i in enumerate(sorted(own, key=lambda i: float(values[i])))}
+            last = len(own) - 1
+            if len({float(values[i]) for i in own}) == 1:
+                ranks = dict.fromkeys(own, last)
+            for i in own:
+                rank, score = ranks[i], float(values[i])
+                found[i] = ADVANTAGE
+        return found
+
+    def terms("""
+
+
+@pytest.mark.parametrize("name", OTHER_ADVANTAGES)
+def test_trainers_with_other_advantages_are_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    code = CODE.replace("ADVANTAGE", OTHER_ADVANTAGES[name])
+    distribution = install(
+        tmp_path, "trainer", f"my-{name}", Mutant(name, "trainer", "trainer.py", "    def terms(", code, "", "")
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    importlib.invalidate_caches()
+    outcomes = {case.id: case.outcome() for case in Kit(distribution).cases}
+    assert {case: outcome.why for case, outcome in outcomes.items() if not outcome.good} == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("[1 / (len(samples) - 1) for _ in samples]", "ZeroDivisionError: division by zero"),
+        ("[1.0] * 4", "asked about a group of 1, it fails"),
+        ("[float(len(samples) > 1 or 1) for _ in samples]", ""),
+        ("[None if len(samples) == 1 else 1.0 for _ in samples]", ""),
+    ],
+)
+def test_group_rewards_are_asked_about_groups_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    name = f"my-group-{abs(hash(body))}"
+    distribution = install(tmp_path, "reward", name)
+    (source,) = (tmp_path / "site").glob("*/reward.py")
+    text = source.read_text().replace("Reward, Sample", "GroupReward, Sample").replace("(Reward)", "(GroupReward)")
+    head, _, _ = text.partition("        wanted = ")
+    source.write_text(f"{head}        return {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    importlib.invalidate_caches()
+    (case,) = (case for case in Kit(distribution).cases if case.check.__name__ == "groups_of_any_size")
+    outcome = case.outcome()
+    assert outcome.result == ("failed" if words else "passed")
+    assert words in outcome.why
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: re.sub(r"\W+", "-", f"{mutant.kind}-{mutant.name}"))
 def test_the_fault_is_found(installed: Path, mutant: Mutant) -> None:
     outcome = case_of(mutant).outcome()

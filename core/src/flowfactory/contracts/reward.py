@@ -60,7 +60,10 @@ class Reward(ABC):
 
 
 class GroupReward(Reward):
-    """Scores the samples of one prompt against each other: `score` gets exactly one whole group."""
+    """Scores the samples of one prompt against each other: `score` gets exactly one whole group.
+
+    In an evaluation, which samples each prompt once, that is a group of one.
+    """
 
 
 class FunctionReward(Reward):

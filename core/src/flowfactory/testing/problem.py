@@ -131,7 +131,7 @@ class Problem:
         return Made(made, conditions)
 
     def batch(
-        self, made: Made, advantages: Tensor, chosen: slice = slice(None), on_policy: bool | None = None
+        self, made: Made, advantages: Tensor, chosen: slice | Tensor = slice(None), on_policy: bool | None = None
     ) -> Batch:
         """Some of the samples as a micro-batch."""
         conditions = {name: tensor[chosen] for name, tensor in made.conditions.items()}
@@ -200,8 +200,11 @@ class Problem:
             reward = -((made.rollout.final.double() - TARGET) ** 2).mean(1)
             distances.append(-float(reward.mean()))
             advantages = self.trainer.advantages(Scores({"near": reward}, {"near": 1.0}), slots)
-            batch = self.batch(made, advantages)
-            loss = self.total(self.losses(batch, self.terms(batch, [epoch * 1000 + i for i in samples])))
+            chosen = (~advantages.isnan()).nonzero().flatten()
+            if not len(chosen):
+                continue  # as in a run: NaN takes no part
+            batch = self.batch(made, advantages, chosen)
+            loss = self.total(self.losses(batch, self.terms(batch, [epoch * 1000 + i for i in chosen.tolist()])))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

@@ -21,7 +21,7 @@ from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import Asked
 from flowfactory.rewards.scoring import build
-from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, expect, offline
+from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, cause, expect, offline
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
@@ -165,6 +165,18 @@ def empty_input(subject: RewardSubject) -> None:
     expect(scores == [], f"of no samples it returns {scores}")
 
 
+def groups_of_any_size(subject: RewardSubject) -> None:
+    """A group reward judges groups of every size, of one sample too as evaluations ask it: in numbers, or with None."""
+    if not subject.asked.is_group:
+        raise NotOwed("it judges each sample on its own")
+    for size in range(1, len(subject.samples()) + 1):
+        try:
+            scores = subject.scores(subject.samples()[:size])
+        except Exception as error:
+            raise Broken(f"asked about a group of {size}, it fails: {cause(error)}") from error
+        expect(len(scores) == size, f"of a group of {size} it returns {len(scores)} scores")
+
+
 def can_be_placed(subject: RewardSubject) -> None:
     """After it is told its place again, it scores as before."""
     expected = subject.expected
@@ -183,6 +195,7 @@ CHECKS = (
     inputs_stay,
     no_side_effects,
     empty_input,
+    groups_of_any_size,
     can_be_placed,
 )
 

@@ -40,26 +40,40 @@ def needs_are_sound(subject: TrainerSubject) -> None:
 
 
 def better_scores_better_advantages(subject: TrainerSubject) -> None:
-    """Advantages are finite, float64, one per sample, and of two samples of a group the better has the greater one."""
+    """Advantages are float64, one per sample, NaN for one that takes no part. Of a group the best takes part, no worse
+    sample has a greater one, and the scores decide: not all take part alike."""
     scores = torch.tensor([0.1, 0.4, 0.2, 0.9, 5.0, 5.5, 7.0, 6.0], dtype=torch.float64)
     groups = torch.tensor([0] * 4 + [1] * 4)
     found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
     expect(found.shape == (8,) and found.dtype == torch.float64, f"they are {tuple(found.shape)}, {found.dtype}")
-    expect(found.isfinite().all(), f"they are {found.tolist()}")
+    expect(not found.isinf().any(), f"they are {found.tolist()}")
     for group in (0, 1):
-        own = groups == group
-        expect(
-            torch.equal(found[own].argsort(), scores[own].argsort()),
-            f"scores {scores[own].tolist()} have advantages {found[own].tolist()}",
-        )
+        own, by_score = found[groups == group], scores[groups == group].argsort()
+        ranked = own[by_score]
+        present = ranked[~ranked.isnan()]
+        said = f"scores {scores[groups == group].tolist()} have advantages {own.tolist()}"
+        expect(not ranked[-1].isnan(), f"{said}: the best takes no part")
+        expect((present.diff() >= 0).all(), said)
+        expect(len(present) < len(ranked) or present[0] < present[-1], f"{said}: all alike")
 
 
-def equal_scores_teach_nothing(subject: TrainerSubject) -> None:
-    """A group whose samples score the same has advantages of 0."""
+def equal_scores_have_equal_advantages(subject: TrainerSubject) -> None:
+    """Samples of a group that score the same and take part have the same advantage."""
     groups = torch.tensor([0] * 4 + [1] * 4)
     scores = torch.tensor([0.7] * 4 + [0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)[:4]
-    expect((found.abs() < 1e-6).all(), f"equal scores have advantages {found.tolist()}")
+    present = found[~found.isnan()]
+    alike = len(present) == 0 or float(present.max() - present.min()) < 1e-6
+    expect(alike, f"equal scores have advantages {found.tolist()}")
+
+
+def missing_scores_take_no_part(subject: TrainerSubject) -> None:
+    """A sample without a score has an advantage of 0, which teaches nothing, or NaN, which takes no part."""
+    groups = torch.tensor([0] * 4)
+    scores = torch.tensor([0.1, torch.nan, 0.3, 0.4], dtype=torch.float64)
+    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
+    expect(found[1].isnan() or found[1] == 0, f"without a score a sample has the advantage {float(found[1])}")
+    expect(not found[[0, 2, 3]].isnan().all(), "one missing score keeps its whole group from taking part")
 
 
 def terms_leave_no_trace(subject: TrainerSubject) -> None:
@@ -194,7 +208,8 @@ def learns(subject: TrainerSubject) -> None:
 CHECKS = (
     needs_are_sound,
     better_scores_better_advantages,
-    equal_scores_teach_nothing,
+    equal_scores_have_equal_advantages,
+    missing_scores_take_no_part,
     terms_leave_no_trace,
     same_seed_same_terms,
     parts_are_numbers,
