@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,5 +129,6 @@ def new(
     except ValueError as error:
         ui.error(str(error))
         return BAD_SPEC
-    ui.say(f"{folder} is ready; next: pip install --editable '{folder}[test]', then pytest {folder}")
+    install = shlex.quote(f"{folder}[test]")
+    ui.say(f"{folder} is ready; next: pip install --editable {install}, then pytest {shlex.quote(str(folder))}")
     return None

@@ -8,7 +8,7 @@ import attrs
 from flowfactory import Provides, hookimpl
 from flowfactory import PipelineSpec
 
-SUMMARY = {{ cookiecutter.summary | jsonify }}
+SUMMARY = {{ cookiecutter.summary | quoted }}
 TARGET = "{{ cookiecutter.__module }}.adapter:{{ cookiecutter.__class }}"
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3: what the pipeline computes, in one call of the transformer however many noise levels there are.
+"""`{{ cookiecutter.name }}`, which begins as Stable Diffusion 3: what the pipeline computes, in one call of the transformer however many noise levels there are.
 
 All that is not here, `PipelineAdapter` does by driving the pipeline itself; the conformance kit compares the two.
 """

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import attrs
 from flowfactory import Provides, StochasticSpec, hookimpl, key
 
-SUMMARY = {{ cookiecutter.summary | jsonify }}
+SUMMARY = {{ cookiecutter.summary | quoted }}
 TARGET = "{{ cookiecutter.__module }}.scheduler:{{ cookiecutter.__class }}"
 
 
