@@ -198,3 +198,18 @@ def test_pytest_is_not_needed() -> None:
         "raise SystemExit(main(['plugins', 'check', 'ode', '--json']))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_local_file_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        'from flowfactory import NoKeys, Provides, hookimpl\n\ndef red(samples):\n    """How red."""\n'
+        "    return [float(s.media[..., 0, :, :].mean()) for s in samples]\n\n@hookimpl\ndef flowfactory_rewards():\n"
+        "    yield Provides('redness', NoKeys, red, 'How red it is.')\n"
+    )
+    assert main(["plugins", "check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "ok          reward redness: permutation" in said
+    file.write_text(file.read_text().replace("for s in samples]", "for s in samples][::-1]"))
+    assert main(["plugins", "check", str(file)]) == 3
+    assert main(["plugins", "check", str(tmp_path / "absent.py")]) == 3

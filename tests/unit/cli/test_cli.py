@@ -368,3 +368,20 @@ def test_check_costs_a_fraction_of_importing_torch(spec: Path) -> None:
     check = min(cpu_seconds(PROGRAM, json.dumps([["check", "spec.toml"]])) for _ in range(2))
     torch = cpu_seconds("import torch")
     assert check < torch / 2, f"check takes {check:.2f} s of CPU, importing torch {torch:.2f} s"
+
+
+def test_a_mistake_of_ours_says_how_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowfactory.cli.verbs import looking
+
+    monkeypatch.setattr(looking, "installed_entries", lambda: 1 / 0)
+    assert main(["check", "x.toml"]) == 1
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert "report it with the lines above and what `flowfactory env` says" in said
+
+
+def test_usage_errors_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "reward\x1b[2J", "x"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -7,6 +7,8 @@ Exit codes: 0 done; 1 the run failed; 2 bad usage or spec; 3 plugin missing, con
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -15,8 +17,10 @@ from flowfactory.cli.commands import Commands
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs import looking, plugins, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, PluginError, RunError, SpecError
+from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, printable
 from flowfactory.plan import launch
+
+BUG = "this is a mistake of flowfactory or a plugin: report it with the lines above and what `flowfactory env` says"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,10 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ui.error(str(error))
         return error.code
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(printable(said.getvalue()), err=True, nl=False)
         return BAD_SPEC
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except Exception:
+        ui.error(f"{traceback.format_exc()}{BUG}")
+        return FAILED
     return int(code or DONE)
 
 

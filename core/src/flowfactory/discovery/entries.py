@@ -71,8 +71,13 @@ class Source:
         """Whether `wanted` in `name@wanted` means this source."""
         return canonicalize_name(self.name) == canonicalize_name(wanted)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a local file."""
+        return self.version.startswith("sha256:")
+
     def __str__(self) -> str:
-        return self.name if self.version.startswith("sha256:") else f"{self.name} {self.version}"
+        return self.name if self.is_file else f"{self.name} {self.version}"
 
 
 @attrs.frozen

@@ -11,7 +11,7 @@ from flowfactory.contracts.key import Key, Location, Size
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.spec import toml
-from flowfactory.spec.kinds import arms_of, declared, hints, is_literal, keys
+from flowfactory.spec.kinds import arms_of, attributes, declared, hints, is_literal, keys
 from flowfactory.spec.tables import plain
 
 _NAMES = {bool: "bool", int: "int", float: "float", str: "string", Location: "path", Size: "size"}
@@ -27,8 +27,12 @@ class KeyDescription:
     doc: str
 
 
-def describe(cls: type) -> Sequence[KeyDescription]:
-    """Every key of an attrs class; those of a nested table follow it as `window.rule`."""
+def describe(cls: type, standing: Any = None) -> Sequence[KeyDescription]:
+    """Every key of an attrs class; those of a nested table follow it as `window.rule`.
+
+    Args:
+        standing: the instance that stands where the table is left out; its values are the defaults then.
+    """
     rows = []
     types = hints(cls)
     for name, field in keys(cls).items():
@@ -37,9 +41,11 @@ def describe(cls: type) -> Sequence[KeyDescription]:
             continue  # read from another table
         if attrs.has(kind) and kind is not Size:
             rows.append(KeyDescription(name, "table", "", key.doc))
-            rows += [attrs.evolve(row, name=f"{name}.{row.name}") for row in describe(kind)]
+            inner = describe(kind, field.default if isinstance(field.default, kind) else None)
+            rows += [attrs.evolve(row, name=f"{name}.{row.name}") for row in inner]
         else:
-            rows.append(KeyDescription(name, type_words(kind, key), _default(field.default), key.doc))
+            default = field.default if standing is None else attributes(standing)[field.name]
+            rows.append(KeyDescription(name, type_words(kind, key), _default(default), key.doc))
     return rows
 
 
@@ -74,7 +80,8 @@ def type_words(kind: Any, key: Key) -> str:
         for sign, bound in ((">=", key.ge), (">", key.gt), ("<=", key.le), ("<", key.lt))
         if bound is not None
     ]
-    return " ".join([" or ".join(map(_type, arms)), ", ".join(bounds)]).strip()
+    choices = [toml.value_text(choice) for choice in key.choices or ()]
+    return " ".join([" or ".join(choices or map(_type, arms)), ", ".join(bounds)]).strip()
 
 
 def _type(kind: Any) -> str:

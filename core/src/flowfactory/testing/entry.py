@@ -21,7 +21,7 @@ from flowfactory.contracts.key import Key
 from flowfactory.discovery.entries import noun
 from flowfactory.spec.kinds import declared, keys
 from flowfactory.spec.tables import plain
-from flowfactory.testing.subject import Broken, Check, Subject, expect, offline
+from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, expect, offline
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "tensorflow", "jax")
 BUDGET = 0.25
@@ -62,12 +62,14 @@ def requirement_is_a_range(subject: Subject) -> None:
 
 def hook_module_is_light(subject: Subject) -> None:
     """Importing its hook module imports no deep-learning library: `check` and `plan` do so."""
+    _is_installed(subject)
     heavy = _probe(subject.entry.module)["heavy"]
     expect(not heavy, f"`import {subject.entry.module}` imports {', '.join(heavy)}; import them where the target is")
 
 
 def hook_module_is_quick(subject: Subject) -> None:
     """Importing its hook module takes little time."""
+    _is_installed(subject)
     spent = min(_probe(subject.entry.module)["spent"], _probe(subject.entry.module, again=True)["spent"])
     expect(
         spent <= BUDGET, f"`import {subject.entry.module}` takes {spent:.2f} s of processor time, more than {BUDGET}"
@@ -161,6 +163,11 @@ CHECKS: Sequence[Check] = (
 )
 PLUGIN_CHECKS: Sequence[Check] = (requirement_is_a_range,)
 """What only entries of other distributions than flowfactory's own owe."""
+
+
+def _is_installed(subject: Subject) -> None:
+    if subject.entry.source.is_file:
+        raise NotOwed("a local file is no module that others import")
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import attrs
@@ -11,7 +12,9 @@ from packaging.utils import canonicalize_name
 
 from flowfactory.contracts.hooks import PROJECT
 from flowfactory.contracts.types import Row
-from flowfactory.discovery.entries import KINDS, Entry, installed_entries, noun
+from flowfactory.data.text import path_of
+from flowfactory.discovery.entries import KINDS, Entry, noun
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, did_you_mean, listed
 from flowfactory.testing import adapter, entry, reward, scheduler, trainer
 from flowfactory.testing.subject import ROWS, Check, Hints, Keys, NotOwed, Subject, cause
@@ -103,7 +106,9 @@ class Kit:
         expected_failures: Mapping[str, str] | None = None,
     ) -> None:
         hints, expected = Hints(keys or {}, rows or ROWS), expected_failures or {}
-        subjects = [SUBJECTS[found.kind](found, hints) for found in entries_of(name)]
+        registry = Registry()
+        found = entries_of(name, registry)
+        subjects = [SUBJECTS[entry.kind](entry, hints, registry) for entry in found]
         cases = [Case(subject, check) for subject in subjects for check in owed(subject)]
         self.cases = [attrs.evolve(case, fails_because=expected.get(case.id, "")) for case in cases]
         if unknown := sorted(expected.keys() - {case.id for case in self.cases}):
@@ -116,7 +121,7 @@ def owed(subject: Subject) -> Sequence[Check]:
 
     Of one whose hook module does not load, that every entry's does: the reason is found there.
     """
-    general = (*entry.CHECKS, *(() if is_own(subject.entry) else entry.PLUGIN_CHECKS))
+    general = (*entry.CHECKS, *(() if is_own(subject.entry) or subject.entry.source.is_file else entry.PLUGIN_CHECKS))
     try:
         return (*general, *subject.checks())
     except PluginError:
@@ -128,13 +133,17 @@ def is_own(found: Entry) -> bool:
     return canonicalize_name(found.source.name) == PROJECT
 
 
-def entries_of(name: str) -> Sequence[Entry]:
-    """The entries that `name` stands for; observers owe nothing and are left out.
+def entries_of(name: str, registry: Registry) -> Sequence[Entry]:
+    """The entries that `name` stands for, which may be a local file; observers owe nothing and are left out.
 
     Raises:
         PluginError: there is none, so that nothing would be checked.
     """
-    entries = [found for found in installed_entries() if found.kind in KINDS]
+    if name.endswith(".py"):
+        before = set(registry.entries())
+        registry.load_file(path_of(name, Path.cwd()))
+        return [found for found in registry.entries() if found not in before and found.kind in KINDS]
+    entries = [found for found in registry.entries() if found.kind in KINDS]
     public, _, chosen = name.partition("@")
     named = [e for e in entries if e.name == public and (not chosen or e.source.answers_to(chosen))]
     found = [e for e in entries if e.source.answers_to(name)] or named

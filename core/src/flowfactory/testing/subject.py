@@ -68,8 +68,8 @@ class Hints:
 class Subject(ABC):
     """One entry under test."""
 
-    def __init__(self, entry: Entry, hints: Hints) -> None:
-        self.entry, self.hints = entry, hints
+    def __init__(self, entry: Entry, hints: Hints, registry: Registry) -> None:
+        self.entry, self.hints, self.registry = entry, hints, registry
         self.wanted = f"{entry.name}@{entry.source.name}"
 
     @cached_property
@@ -90,12 +90,12 @@ class Subject(ABC):
     @cached_property
     def contribution(self) -> Contribution:
         """What its hook says; loads the hook module."""
-        return Registry().find(self.entry.kind, self.wanted)
+        return self.registry.find(self.entry.kind, self.wanted)
 
     @cached_property
     def target(self) -> Any:
         """The implementation."""
-        return Registry().target(self.entry.kind, self.wanted)
+        return self.registry.target(self.entry.kind, self.wanted)
 
     @cached_property
     def keys(self) -> Mapping[str, Any]:

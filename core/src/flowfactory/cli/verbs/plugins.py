@@ -14,9 +14,12 @@ from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, noun
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE
+from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, shortened
 from flowfactory.spec.describe import describe, example
 from flowfactory.spec.schema import table_schema
+
+WIDEST = 40
+"""Characters of a default that a table shows."""
 
 
 @click.group()
@@ -65,7 +68,8 @@ def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
     for contribution in found:
         ui.data(f"{contribution.title}\n{contribution.provides.summary}\n")
         keys = describe(contribution.provides.spec)
-        ui.rows(("key", "type", "default", ""), [(k.name, k.type, k.default, k.doc) for k in keys])
+        rows = [(k.name, k.type, shortened(k.default, WIDEST), k.doc) for k in keys]
+        ui.rows(("key", "type", "default", ""), rows)
         ui.data(f"\n{example(contribution)}")
 
 
@@ -82,7 +86,7 @@ def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def check_plugin(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as_json: bool) -> int:
-    """Run every check that NAME's entries owe; NAME is a distribution, or a name it provides."""
+    """Run every check that a plugin owes; NAME is a distribution, a name it provides, or a local file."""
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.cli import checking
