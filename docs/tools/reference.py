@@ -23,7 +23,7 @@ from flowfactory.contracts.specs import (
     TrainerSpec,
     Window,
 )
-from flowfactory.discovery import directory
+from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.describe import describe
@@ -41,7 +41,39 @@ BASES: Mapping[str, Mapping[str, type]] = {
 
 def pages() -> Mapping[str, str]:
     """Every generated page by its file name."""
-    return {"spec.md": spec_page(), "hooks.md": hooks_page(), "cli.md": cli_page(), "plugins.md": plugins_page()}
+    return {
+        "spec.md": spec_page(),
+        "hooks.md": hooks_page(),
+        "cli.md": cli_page(),
+        "plugins.md": plugins_page(),
+        "coming-from.md": coming_from_page(),
+    }
+
+
+# --- other programs -------------------------------------------------------------------------------------------------
+
+COMING_FROM_INTRODUCTION = """
+What other programs call the keys and names of a spec. `flowfactory check` knows the same table: an unknown key or
+plugin that another program calls so is answered with its name here.
+"""
+
+
+def coming_from_page() -> str:
+    """`docs/coming-from.md`."""
+    keys = aliases.aliases("key")
+    lines = ["# Coming from …", COMING_FROM_INTRODUCTION]
+    for program in sorted({program for alias in keys for program in alias.words}, key=str.lower):
+        lines += [f"## {program}", "", "| there | here | |", "|---|---|---|"]
+        for alias in keys:
+            if program in alias.words:
+                there = ", ".join(f"`{word}`" for word in alias.words[program])
+                lines.append(f"| {there} | {f'`{alias.here}`' if alias.here else ''} | {alias.note} |")
+        lines.append("")
+    lines += ["## Names", "", "| also called | here | |", "|---|---|---|"]
+    for alias in aliases.aliases("plugin"):
+        words = ", ".join(f"`{word}`" for word in alias.words[""])
+        lines.append(f"| {words} | {KINDS[alias.kind].name} `{alias.here}` | {alias.note} |")
+    return _page(lines)
 
 
 # --- the spec ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def snippets(language: str, text: str = GUIDE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["spec.md", "hooks.md", "cli.md", "plugins.md"])
+@pytest.mark.parametrize("name", ["spec.md", "hooks.md", "cli.md", "plugins.md", "coming-from.md"])
 def test_pages_are_up_to_date(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == reference.pages()[name], "run: python docs/tools/reference.py"

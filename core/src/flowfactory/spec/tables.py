@@ -49,7 +49,7 @@ class Full:
 class Data:
     """`[data]`"""
 
-    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv.", exists=True)
+    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv; see Data.", exists=True)
     eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None, exists=True)
 
 
@@ -86,7 +86,7 @@ class Optimizer:
     betas: tuple[float, float] = key("Decay of the first and second moments.", default=(0.9, 0.999), ge=0, lt=1)
     eps: float = key("Added to the root of the second moment.", default=1e-8, gt=0)
     weight_decay: float = key("Decoupled weight decay.", default=1e-4, ge=0)
-    clip_norm: float = key("Largest norm of the whole gradient.", default=1.0, gt=0)
+    clip_norm: float = key("Largest norm of the whole gradient; 1e9, say, clips nothing.", default=1.0, gt=0)
     bits: Literal[8, 32] = key("Of each moment; 8 needs `flowfactory[bitsandbytes]`.", default=32)
     updates: int = key("Optimizer steps per epoch; the epoch's groups are divided evenly among them.", default=1, ge=1)
     micro_batch: int = key("Samples that pass the network together, with gradients.", default=8, ge=1)
