@@ -90,9 +90,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_schema_of_all_plugins_is_one(everything: Path) -> None:
     schema = json.loads(everything.read_text())
     Draft202012Validator.check_schema(schema)
-    assert (
-        len({name for entry in schema["properties"]["trainer"]["allOf"] for name in entry["then"]["properties"]}) > 20
-    )
+    assert len(schema["properties"]["trainer"]["allOf"]) > 3
     for pattern in re.findall(r'"pattern": ("[^"]*(?:\\.[^"]*)*")', everything.read_text()):
         re.compile(json.loads(pattern))
 

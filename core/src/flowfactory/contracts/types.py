@@ -151,6 +151,8 @@ class Batch:
 
     @groups.default
     def _each_its_own(self) -> Tensor:
+        import torch
+
         return torch.arange(len(self.advantages))
 
 

@@ -44,6 +44,9 @@ def read(path: str, revision: str | None, dtype: torch.dtype, encoders: bool = T
         return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype, **left_out)
     except OSError as error:
         raise ValueError(f"{path} is not a diffusers pipeline, neither a folder nor on the hub: {error}") from error
+    except Exception as error:  # whatever its parts raise about their own files
+        what = f"{path} cannot be loaded as a diffusers pipeline: {type(error).__name__}: {error}"
+        raise ValueError(what) from error
 
 
 def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:

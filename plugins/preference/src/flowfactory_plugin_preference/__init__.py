@@ -23,7 +23,9 @@ class PreferenceSpec:
     )
     model: str = key("Name of the vision-language model there.", min_length=1)
     question: str = key(
-        "What the judge is asked; `{prompt}` stands for the prompt.", default=QUESTION, pattern=r"[\s\S]*\{prompt\}[\s\S]*"
+        "What the judge is asked; `{prompt}` stands for the prompt.",
+        default=QUESTION,
+        pattern=r"[\s\S]*\{prompt\}[\s\S]*",
     )
     key_variable: str | None = key("Environment variable that holds the server's API key.", default=None)
     concurrency: int = key("Comparisons asked at the same time.", default=8, ge=1)
