@@ -140,11 +140,15 @@ CASES = (
     Case(
         "checkpoint",
         edits=(("some-org/some-model", "./weights"),),
-        files={"weights/vae/model.safetensors": "version https://git-lfs.github.com/spec/v1\n"},
+        files={
+            "weights/model_index.json": "{}",
+            "weights/vae/model.safetensors": "version https://git-lfs.github.com/spec/v1\n",
+        },
     ),
     Case(
         "checkpoint", edits=(("some-org/some-model", "./weights/x.safetensors"),), files={"weights/x.safetensors": ""}
     ),
+    Case("checkpoint", edits=(("some-org/some-model", "some--org/some..model"),)),
     Case("pipeline", edits=(('name = "diffusers"\npath = "some-org/some-model"', FLUX),), files=CHECKPOINT),
     Case("size", edits=(("some-org/some-model", "./weights"), ("size = 32", "size = 500")), files=CHECKPOINT),
     Case("target", edits=(("some-org/some-model", "./weights"), ("rank = 4", 'targets = ["to_kk"]')), files=CHECKPOINT),

@@ -288,3 +288,15 @@ def test_a_refused_size_stays_refused(folder):
     for _ in range(2):
         with pytest.raises(ValueError, match="fresh noise"):
             adapter.latent_shape(SIZE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("header too large"), KeyError("config"), ValueError("Expecting value")])
+def test_whatever_a_checkpoint_raises_is_told_with_its_path(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tap.DiffusionPipeline, "load_config", fail)
+    with pytest.raises(
+        ValueError, match=f"some/model cannot be loaded as a diffusers pipeline: {type(error).__name__}"
+    ):
+        tap.read("some/model", None, torch.float32)

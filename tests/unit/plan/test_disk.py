@@ -181,3 +181,22 @@ def test_a_hub_checkpoint_that_is_not_here_is_not_asked_for(tmp_path: Path, monk
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(disk.headers, "on_disk", lambda *_: pytest.fail("the hub's library was asked"))
     assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "x..y/z", "a/b.git", "-x/y", "a" * 97, "a/b-", ".x/y"])
+def test_a_name_the_hub_could_not_have_is_refused(tmp_path: Path, name: str) -> None:
+    (problem,) = found(tmp_path, ("some-org/some-model", name))
+    assert problem.kind in ("checkpoint", "no-such-location")
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "gpt2", "stabilityai/stable-diffusion-3.5-medium", "black-forest-labs/FLUX.1-dev", "_a/b_c"]
+)
+def test_other_names_are_taken(tmp_path: Path, name: str) -> None:
+    assert found(tmp_path, ("some-org/some-model", name)) == []
+
+
+@pytest.mark.parametrize("path", ["/", "..", "/etc"])
+def test_a_folder_that_is_no_pipeline_is_refused_without_looking_through_it(tmp_path: Path, path: str) -> None:
+    (problem,) = found(tmp_path, ("some-org/some-model", path))
+    assert "is not a diffusers pipeline: it has no model_index.json" in problem.what

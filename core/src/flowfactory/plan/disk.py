@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.data.rows import DataError, load_rows, misspelt
@@ -26,6 +28,10 @@ LARGEST_HEADER = 100 << 20
 
 UNUSUAL_LR = 0.1
 
+_NAME = r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?"
+_HUB_ID = re.compile(rf"(?!.*\.git$)(?=.{{1,96}}$)({_NAME}/)?{_NAME}", re.ASCII)
+"""What the hub's library takes for the name of a repository."""
+
 
 def _checkpoint(where: Where, model: Component) -> Iterator[Problem]:
     folder, own = _folder(model.spec), model.spec
@@ -33,6 +39,13 @@ def _checkpoint(where: Where, model: Component) -> Iterator[Problem]:
         path = Path(own.path)
         if path.is_file():
             yield Problem("checkpoint", f"{shown(path)} is a file; a checkpoint is a folder", where("model", "path"))
+        elif not path.is_absolute() and _HUB_ID.fullmatch(own.path) is None:
+            what = f"there is no `{own.path}` here, and the hub allows no such name"
+            yield Problem("checkpoint", what, where("model", "path"))
+        return
+    if isinstance(own, PipelineSpec) and not (folder / "model_index.json").is_file():
+        what = f"{shown(folder)} is not a diffusers pipeline: it has no model_index.json"
+        yield Problem("checkpoint", what, where("model", "path"))
         return
     for file in sorted(folder.glob("*/*")):
         if wrong := unsound(file):

@@ -7,7 +7,6 @@ gradient checkpointing it keeps one of them in each layer, and all in one. Impor
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import AdapterSpec, StochasticSpec
+from flowfactory.data.rows import DataError, load_rows
 from flowfactory.plan import headers
 from flowfactory.plan.headers import Part
 from flowfactory.spec import window
@@ -231,11 +231,11 @@ def _twice(spec: Spec, at: Geometry) -> bool:
 
 
 def _prompts(file: Path) -> int:
-    """About how many prompts a file has."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        if file.suffix == ".csv":
-            return max(0, sum(1 for row in csv.reader(lines) if row) - 1)
-        return sum(1 for line in lines if line.strip())
+    """How many prompts a file has; 0 where it cannot be read."""
+    try:
+        return len(load_rows(file))
+    except DataError:
+        return 0
 
 
 # --- together ------------------------------------------------------------------------------------------------------
