@@ -101,7 +101,7 @@ def test_a_checkpoint_that_is_no_pipeline_is_said_to_be_none(spec: Path, capsys:
     (spec.parent / "empty").mkdir()
     code, _ = run(spec, f"model.path={spec.parent}/empty")
     said = capsys.readouterr().err
-    assert code == 1
+    assert code == 2
     assert "is not a diffusers pipeline" in said
     assert "Traceback" not in said
 

@@ -296,7 +296,5 @@ def test_whatever_a_checkpoint_raises_is_told_with_its_path(monkeypatch: pytest.
         raise error
 
     monkeypatch.setattr(tap.DiffusionPipeline, "load_config", fail)
-    with pytest.raises(
-        ValueError, match=f"some/model cannot be loaded as a diffusers pipeline: {type(error).__name__}"
-    ):
+    with pytest.raises(ValueError, match=f"some/model cannot be loaded .*: {type(error).__name__}"):
         tap.read("some/model", None, torch.float32)

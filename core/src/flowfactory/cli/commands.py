@@ -20,7 +20,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Own commands in order, then those of plugins."""
-        own = super().list_commands(ctx)
+        own = list(self.commands)
         return [*own, *sorted({point.name for point, _ in plugin_points()} - set(own))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -108,7 +108,10 @@ class Kit:
         hints, expected = Hints(keys or {}, rows or ROWS), expected_failures or {}
         registry = Registry()
         found = entries_of(name, registry)
-        subjects = [SUBJECTS[entry.kind](entry, hints, registry) for entry in found]
+        subjects = [
+            SUBJECTS[entry.kind](entry, hints, (lambda: registry) if entry.source.is_file else Registry)
+            for entry in found
+        ]
         cases = [Case(subject, check) for subject in subjects for check in owed(subject)]
         self.cases = [attrs.evolve(case, fails_because=expected.get(case.id, "")) for case in cases]
         if unknown := sorted(expected.keys() - {case.id for case in self.cases}):

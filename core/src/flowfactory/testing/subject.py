@@ -68,7 +68,7 @@ class Hints:
 class Subject(ABC):
     """One entry under test."""
 
-    def __init__(self, entry: Entry, hints: Hints, registry: Registry) -> None:
+    def __init__(self, entry: Entry, hints: Hints, registry: Callable[[], Registry] = Registry) -> None:
         self.entry, self.hints, self.registry = entry, hints, registry
         self.wanted = f"{entry.name}@{entry.source.name}"
 
@@ -90,12 +90,12 @@ class Subject(ABC):
     @cached_property
     def contribution(self) -> Contribution:
         """What its hook says; loads the hook module."""
-        return self.registry.find(self.entry.kind, self.wanted)
+        return self.registry().find(self.entry.kind, self.wanted)
 
     @cached_property
     def target(self) -> Any:
         """The implementation."""
-        return self.registry.target(self.entry.kind, self.wanted)
+        return self.registry().target(self.entry.kind, self.wanted)
 
     @cached_property
     def keys(self) -> Mapping[str, Any]:

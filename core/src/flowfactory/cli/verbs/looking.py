@@ -93,7 +93,7 @@ def schema(ui: Ui) -> None:
 @as_json
 @click.pass_obj
 def env(ui: Ui, devices: bool, as_json: bool) -> None:
-    """Show versions and the machine, for reports."""
+    """Show versions and the machine: what a report of a mistake should contain."""
     facts = environment.metadata(installed_entries())
     if devices:
         facts |= environment.devices()
