@@ -196,3 +196,9 @@ def test_trackers_are_asked_by_name(tmp_path: Path) -> None:
     assert registry.brings_trackers()
     assert Events(*registry.observers()).tracker("mine", None) == "tracker"
     assert Events(*registry.observers()).tracker("other", None) is None
+
+
+def test_a_plugin_that_is_refused_is_refused_again_in_the_same_words(installed: Path) -> None:
+    registry = Registry()
+    first = refusal(lambda: registry.find("rewards", "misnamed"))
+    assert refusal(lambda: registry.find("rewards", "misnamed")) == first

@@ -185,7 +185,12 @@ class Registry:
             raise broken(who, f"importing `{entry.module}` failed: {cause(error)}") from error
         provided = self._register(module, entry.source, who)
         declared = {(e.kind, e.name) for e in self._entries if (e.module, e.source) == (entry.module, entry.source)}
-        check_names(provided, declared, who)
+        try:
+            check_names(provided, declared, who)
+        except PluginError:
+            self._manager.unregister(module)
+            del self._modules[module.__name__]
+            raise
         self._loaded[entry.module, entry.source] = provided
         return provided
 
