@@ -164,7 +164,7 @@ def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need
     prompts = sum(_prompts(Path(file)) for file in (spec.data.prompts, spec.data.eval_prompts) if file)
     why = f"on the disk: {prompts} prompts x {_count(at.caption)} numbers x {size} bytes"
     yield Need("conditions", prompts * at.caption * size, why)
-    samples, kept = s.prompts * s.group // world, _positions(spec)
+    samples, kept = s.prompts * spec.group // world, _positions(spec)
     why = f"{samples} samples x {kept} latents x {_count(at.elements)} numbers x {BYTES[s.storage]} bytes"
     yield Need("trajectories", samples * kept * at.elements * BYTES[s.storage], why)
     calls = 2 if _twice(spec, at) else 1
