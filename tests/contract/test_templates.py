@@ -13,6 +13,8 @@ from flowfactory.cli.main import main
 from flowfactory.discovery.entries import KINDS
 from outside import ROOT, Environment, build_wheel, run
 
+pytestmark = pytest.mark.slow
+
 NAMES = {kind.name: f"my-{kind.name}" for kind in KINDS.values()}
 RUNS = {"adapter": ("--set=model.path=tiny", "--set=sampling.size=64", "--set=run.epochs=1")}
 """What the examples need besides: where the checkpoint is that the plugin's `tiny` wrote."""

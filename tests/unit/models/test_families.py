@@ -25,6 +25,8 @@ from oracle import Run, lora_without_gradient, run
 from PIL import Image
 from trained import train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 PROMPTS = (("a cat", "blurry"), ("two dogs left of a red house", ""))
 LAST = "transformer.transformer_blocks.1.attn"
