@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
@@ -67,9 +66,8 @@ def test_two_processes_drop_what_one_drops(spec: Path, run: Runner, asleep: Path
     changes = ("reward.0.retries=1", "reward.0.retry_pause=0", "optimizer.eps=1e-4", "sampling.micro_batch=3")
     one, two = run("one", *changes), spec.parent / "runs" / "two"
     options = [f"--set={change}" for change in changes]
-    command = [sys.executable, "-m", "flowfactory", "run", str(spec), "--processes", "2", "--folder", str(two)]
-    done = subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    code, said = forks.flowfactory(spec.parent, "run", spec, "--processes", "2", "--folder", two, *options)
+    assert code == 0, said
     dropped = [line["reward/dropped_groups"] for line in metrics(one)[1:]]
     assert sum(dropped) >= 1
     assert [line["reward/dropped_groups"] for line in metrics(two)[1:]] == dropped
