@@ -77,6 +77,11 @@ class Judge:
         """Whether any of the rewards reads a part of samples, e.g. "media"."""
         return any(what in asked.reward.reads for asked in self.rewards)
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Labels of the rewards that only a whole group can be scored by."""
+        return [r.entry.label for r in self.rewards if not r.alone]
+
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load every reward where its table says, or else onto `device` in `dtype`; equal backbones are made once.
 

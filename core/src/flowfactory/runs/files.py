@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import time
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flowfactory.errors import RunError, shown
 
 PARTIAL = ".writing-"
 DAY = 86400.0
+
+_NOT_AS_THEY_ARE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What some programs take for the end of a line, or cannot be written at all."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -27,6 +33,18 @@ def write(path: Path, data: bytes) -> None:
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def line(value: Any) -> str:
+    """A value as a line of JSON, its end included: one line for every program."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _NOT_AS_THEY_ARE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file, which end at line feeds and nowhere else; the last may have been cut within a character."""
+    text = path.read_bytes().decode("utf-8", "replace")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 @contextmanager

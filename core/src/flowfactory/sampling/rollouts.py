@@ -142,7 +142,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
     name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
     with (
         source.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring,
-        recording(scoring, source.run.folder, epoch),
+        recording(processes, scoring, source.run.folder, epoch),
     ):
         with display.phase(name, len(members), "samples") as bar:
             for chunk in [*pieces, *[[]] * surplus]:

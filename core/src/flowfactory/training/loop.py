@@ -19,8 +19,9 @@ from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan
 from flowfactory.processes.distributed import PeerLost
 from flowfactory.processes.stop import Stopped, StopRequest, listening
+from flowfactory.rewards.failures import cut_back
 from flowfactory.rewards.scoring import RewardError
-from flowfactory.runs import archive, checkpoint, resumption
+from flowfactory.runs import archive, checkpoint, files, resumption
 from flowfactory.runs.archive import CHECKPOINTS
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.training.assembly import Parts, assemble
@@ -63,13 +64,16 @@ def train(parts: Parts, stop: StopRequest, resume: bool) -> None:
     if saved:
         with said_once():
             progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer, learner.trainer)
+    if parts.processes.main:
+        cut_back(run.folder, progress.epoch)
     file = MetricsFile(run.folder / METRICS, progress.epoch, write=parts.processes.main)
     best = best_saved(parts, file, saved)
     names = spec.track.to if parts.processes.main else ()
     with tracking(names, spec.track.project, run, parts.events) as trackers:
         trackers.append(file)
         if parts.processes.main:
-            trackers.append(Watch(spec, len(evaluator.conditions.rows) if evaluator else 0, file.lines()))
+            prompts, left_out = (len(evaluator.conditions.rows), evaluator.judge.left_out) if evaluator else (0, ())
+            trackers.append(Watch(spec, prompts, file.lines(), left_out))
         parts.events.run_started(run=run, plan=run.plan)
         if progress.epoch == 0:
             report(parts, trackers, 0, evaluate(evaluator, 0) if evaluator else {})
