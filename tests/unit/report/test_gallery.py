@@ -124,5 +124,5 @@ def test_more_pixels_than_memory_should_hold_are_not_decoded(tmp_path: Path, mon
     Image.new("RGB", (8, 8)).save(tmp_path / "fits.png")
     Image.new("RGB", (8, 9)).save(tmp_path / "large.png")
     assert pictures.opened(tmp_path / "fits.png").size == (8, 8)
-    with pytest.raises(pictures.PictureError, match="large.png is RGB of 8 x 9 pixels"):
+    with pytest.raises(pictures.PictureError, match=r"large\.png is RGB of 8 x 9 pixels"):
         pictures.opened(tmp_path / "large.png")

@@ -75,7 +75,7 @@ def test_a_table_that_another_version_wrote_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "there"),
     [
-        (lambda folder: shutil.rmtree(folder), False),
+        (shutil.rmtree, False),
         (lambda folder: (folder / media.TABLE).unlink(), False),
         (lambda folder: (folder / media.TABLE).write_text('{"slot": 0'), False),
         (lambda folder: (folder / media.TABLE).write_text("[1]\n"), False),

@@ -92,7 +92,7 @@ def assemble(
         judge.load(device, dtype)
         if held_out_judge is not judge:
             held_out_judge.load(device, dtype)
-    if held_out:
+    if held_out_rows:
         say_left_out(spec, held_out_judge, display)
     offload = "vae" in spec.memory.offload
     if offload:
