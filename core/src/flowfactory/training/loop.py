@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowfactory.contracts.hooks import Display, Run, Tracker
 from flowfactory.discovery.components import Components
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, shown
 from flowfactory.metrics import merit
 from flowfactory.metrics.merit import Merit
 from flowfactory.metrics.table import MetricsFile, read_lines
@@ -154,11 +154,12 @@ def closing_words(plan: Plan, folder: Path) -> str:
         if name in lines[0]
     ]
     if (sheet := folder / BEFORE_AFTER).exists():
-        words.append(f"the same prompts and noise before and after: {sheet}")
+        words.append(f"the same prompts and noise before and after: {shown(sheet)}")
     next_step = (
-        f"next: flowfactory report {folder}, to look at it; flowfactory export {folder}, to take the weights along"
+        f"next: flowfactory report {shown(folder)}, to look at it; "
+        f"flowfactory export {shown(folder)}, to take the weights along"
     )
-    return "\n".join([*words, *compared(plan, lines), f"done; the run is in {folder}", next_step])
+    return "\n".join([*words, *compared(plan, lines), f"done; the run is in {shown(folder)}", next_step])
 
 
 def compared(plan: Plan, lines: Sequence[Mapping[str, float]]) -> list[str]:

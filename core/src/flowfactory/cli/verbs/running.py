@@ -14,6 +14,7 @@ from typing import Literal
 import click
 
 from flowfactory.cli import completion, launcher
+from flowfactory.cli.leaving import prints_to_stderr
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     DONE,
@@ -48,10 +49,11 @@ def run(
     ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
 ) -> int:
     """Train as SPEC says, into a new folder under --runs."""
+    spec, runs = spec.absolute(), runs.absolute()  # plugins may go elsewhere
     world = launch.world_size()
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), world or processes)
-    folder = folder or free_folder(runs, plan.spec.run.name)
+    folder = folder.absolute() if folder else free_folder(runs, plan.spec.run.name)
     if archive.checkpoints(folder / archive.CHECKPOINTS):
         what = f"{shown(folder)} has checkpoints of a run"
         raise click.UsageError(f"{what}; go on with: flowfactory resume {shown(folder)}, or choose another --folder")
@@ -72,6 +74,7 @@ def run(
 @click.pass_obj
 def resume(ui: Ui, run: Path, processes: int) -> int:
     """Go on with the run in folder RUN from its last checkpoint."""
+    run = run.absolute()
     if not (run / PLAN_FILE).is_file():
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
     world = launch.world_size()
@@ -122,6 +125,7 @@ def export(
     as_json: bool,
 ) -> int:
     """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
+    run, to = run.absolute(), to.absolute() if to else None
     if not (run / PLAN_FILE).is_file():
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
     with ui.phase("loading torch"):
@@ -162,7 +166,8 @@ def bench_spec(
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.training.bench import bench
-    measured = bench(plan, resolved(plan.spec, registry), ui, warmup, epochs, baseline)
+    with prints_to_stderr():
+        measured = bench(plan, resolved(plan.spec, registry), ui, warmup, epochs, baseline)
     if as_json:
         ui.json(measured.as_json())
         return DONE
@@ -180,9 +185,10 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             from flowfactory.processes.stop import Stopped
             from flowfactory.training import loop
         try:
-            loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
+            with prints_to_stderr():
+                loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
         except Stopped as stopped:
-            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
+            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {shown(folder)}")
             return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
         except PeerLost as lost:
             return lost.code
@@ -194,7 +200,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             raise
         except Exception:
             log.debug("the run failed", exc_info=True)
-            what = f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too"
+            what = f"{traceback.format_exc()}the run failed; this is in {shown(folder / LOG_FILE)} too"
             ui.error("\n".join([what, *resumption.way_on(folder)]))
             return FAILED
         if launch.rank() == 0:
