@@ -54,7 +54,9 @@ class Sample:
     def copy(self) -> Sample:
         """The same sample, of which nothing is shared that could be changed."""
         row = attrs.evolve(self.row, metadata=deepcopy(self.row.metadata))
-        return attrs.evolve(self, row=row, media=self.media.clone())
+        latents = None if self.latents is None else self.latents.clone()
+        conditions = self.conditions and {name: tensor.clone() for name, tensor in self.conditions.items()}
+        return attrs.evolve(self, row=row, media=self.media.clone(), latents=latents, conditions=conditions)
 
 
 @attrs.frozen(eq=False)

@@ -140,7 +140,7 @@ class Asked:
         place = self._places.take(over)
         if place is None:
             raise Failed(f"{self.title} is still busy with calls that timed out")
-        replies: Queue[list[float] | RewardError] = Queue(1)
+        replies: Queue[Reply] = Queue(1)
         own = [sample.copy() for sample in samples]
         try:
             Thread(target=self._work, args=(own, replies, place), name=self.title, daemon=True).start()
@@ -155,7 +155,7 @@ class Asked:
             raise reply
         return reply
 
-    def _work(self, samples: Sequence[Sample], replies: Queue[list[float] | RewardError], place: object) -> None:
+    def _work(self, samples: Sequence[Sample], replies: Queue[Reply], place: object) -> None:
         try:
             reply: list[float] | RewardError = self._answer(samples)
         except RewardError as error:
@@ -166,7 +166,7 @@ class Asked:
             reply = Failed(f"{self.title} failed: {said(error)}")
             reply.__cause__ = error
         self._places.leave(place)
-        replies.put(reply)
+        replies.put(Reply(reply, monotonic()))
 
     def _answer(self, samples: Sequence[Sample]) -> list[float]:
         if self.device.type == "cuda":
@@ -183,6 +183,14 @@ class Asked:
                 count = f"more than {len(samples)}" if len(scores) > len(samples) else len(scores)
                 raise Failed(f"{self.title} returned {count} scores for {len(samples)} samples")
             return [number(self.entry.label, one, sample) for one, sample in zip(scores, samples, strict=True)]
+
+
+@attrs.frozen(eq=False)
+class Reply:
+    """What a call said, and when."""
+
+    said: list[float] | RewardError
+    at: float
 
 
 class Places:
@@ -230,14 +238,13 @@ class Places:
             self._changed.notify()
 
 
-def _reply(
-    replies: Queue[list[float] | RewardError], seconds: float, over: Callable[[], bool]
-) -> list[float] | RewardError | None:
-    """What a call replies, or nothing in so many seconds."""
+def _reply(replies: Queue[Reply], seconds: float, over: Callable[[], bool]) -> list[float] | RewardError | None:
+    """What a call replies, or nothing in so many seconds; however busy the machine is with other things."""
     end = monotonic() + seconds
     while True:
         try:
-            return replies.get(timeout=max(0.0, min(GLANCE, end - monotonic())))
+            reply = replies.get(timeout=max(0.0, min(GLANCE, end - monotonic())))
+            return reply.said if reply.at <= end else None
         except Empty:
             if over():
                 raise Unwanted from None
