@@ -12,7 +12,6 @@ from typing import Any
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE
 from flowfactory.report.curves import HELD_OUT, REWARD, sections
 from flowfactory.report.plots import draw
-from flowfactory.runs import files
 from flowfactory.runs.history import read
 from flowfactory.spec.tables import Lora, Spec
 

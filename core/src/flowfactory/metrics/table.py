@@ -50,7 +50,7 @@ class MetricsFile:
 
 def read_lines(path: Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`; NaN where one says null."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    lines = map(json.loads, files.lines(path))
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 

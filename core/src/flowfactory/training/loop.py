@@ -21,7 +21,7 @@ from flowfactory.processes.distributed import PeerLost
 from flowfactory.processes.stop import Stopped, StopRequest, listening
 from flowfactory.rewards.failures import cut_back
 from flowfactory.rewards.scoring import RewardError
-from flowfactory.runs import archive, checkpoint, files, resumption
+from flowfactory.runs import archive, checkpoint, resumption
 from flowfactory.runs.archive import CHECKPOINTS
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.training.assembly import Parts, assemble
