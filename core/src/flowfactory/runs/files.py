@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,50 @@ def lines(path: Path) -> list[str]:
     """The lines of a file, which end at line feeds and nowhere else; the last may have been cut within a character."""
     text = path.read_bytes().decode("utf-8", "replace")
     return text.removesuffix("\n").split("\n") if text else []
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, beside `folder`, whose place it takes once all is written.
+
+    If anything goes wrong, nothing is left of it and `folder` stays as it was.
+    """
+    folder = folder.resolve()
+    made = [above for above in folder.parents if not above.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        settle(partial)
+        old = partial.with_name(f"{partial.name}-old")
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for above in made:
+            with suppress(OSError):  # something is in it
+                above.rmdir()
+
+
+def settle(folder: Path) -> None:
+    """Give every file and folder in `folder`, and itself, the mode that new ones have here, and flush them.
+
+    Libraries that write through a temporary file leave its mode, 0600, whatever the umask is.
+    """
+    new = folder / f"{PARTIAL}{uuid.uuid4().hex}"
+    new.mkdir()
+    inside = new / "file"
+    inside.touch()
+    mode_of_folders, mode_of_files = new.stat().st_mode & 0o777, inside.stat().st_mode & 0o777
+    shutil.rmtree(new)
+    for path in [*folder.rglob("*"), folder]:
+        mode = mode_of_folders if path.is_dir() else mode_of_files
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+        flush(path)
 
 
 @contextmanager
