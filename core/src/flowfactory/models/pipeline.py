@@ -73,7 +73,7 @@ class PipelineAdapter(Adapter[SpecT]):
         self._timesteps: dict[Size, dict[float, float]] = {}
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
-        pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoders=encoded is None)
+        pipe = tap.read(self.spec, dtype, encoders=encoded is None)
         tap.refuse_unless_flow_matching(pipe)
         self.pipe = self._placed(pipe, device, dtype)
         self.pipe.set_progress_bar_config(disable=True)

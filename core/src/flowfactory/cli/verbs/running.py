@@ -25,6 +25,7 @@ from flowfactory.cli.verbs.options import (
     new_registry,
     with_changes,
 )
+from flowfactory.contracts.key import Precision
 from flowfactory.discovery.components import Components, components
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import FAILED, PluginError, RunError, SpecError, shown
@@ -113,6 +114,12 @@ def _epoch(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
+@click.option(
+    "--dtype",
+    type=click.Choice(("fp32", "bf16", "fp16")),
+    help="Number format to write; when absent fp32 for LoRA, the run's precision for a whole pipeline.",
+)
+@click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
 @as_json
 @click.pass_obj
 def export(
@@ -122,6 +129,8 @@ def export(
     epoch: int | Literal["best"] | None,
     weights: str | None,
     to: Path | None,
+    dtype: Precision | None,
+    base: str | None,
     as_json: bool,
 ) -> int:
     """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
@@ -132,9 +141,10 @@ def export(
         load_libraries()
         from flowfactory.export.export import export as write
     registry = new_registry(ui)
-    spec = load_spec(run / SPEC_FILE, registry)
+    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
+    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
     model, source = registry.target("adapters", spec.model.name), registry.find("adapters", spec.model.name).source
-    done = write(run, spec, model, source, ui, form, epoch, weights, to)
+    done = write(run, spec, model, source, ui, form, epoch, weights, to, dtype)
     if as_json:
         ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
     else:
