@@ -24,7 +24,8 @@ class PipelineSpec(AdapterSpec):
         pattern=r"\w+",
     )
     single_file: Location | None = key(
-        "The network's weights in one .safetensors or .gguf file, as ComfyUI has them, in place of those at `path`.",
+        "The network's weights in one .safetensors or .gguf file, as for ComfyUI, in place of those at `path`; .gguf "
+        "needs `flowfactory[gguf]`.",
         default=None,
         exists=True,
     )

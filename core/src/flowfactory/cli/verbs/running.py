@@ -29,7 +29,7 @@ from flowfactory.contracts.key import Precision
 from flowfactory.discovery.components import Components, components
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import FAILED, PluginError, RunError, SpecError, shown
-from flowfactory.plan import launch
+from flowfactory.plan import faults, launch
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.runs import archive, environment, resumption
 from flowfactory.runs.files import writing
@@ -54,6 +54,7 @@ def run(
     world = launch.world_size()
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), world or processes)
+    faults.refuse(plan.spec)
     folder = folder.absolute() if folder else free_folder(runs, plan.spec.run.name)
     if archive.checkpoints(folder / archive.CHECKPOINTS):
         what = f"{shown(folder)} has checkpoints of a run"
@@ -83,6 +84,7 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
     plan = make_plan(load_spec(run / SPEC_FILE, registry), registry.versions(), world or processes)
     if changed := resumption.changes(run, plan):
         raise click.UsageError(changed)
+    faults.refuse(plan.spec)
     if world is None and processes > 1:
         return launcher.launch(processes, ["resume", str(run)])
     return train(ui, plan, registry, run, resume=True)
@@ -173,6 +175,7 @@ def bench_spec(
     """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
+    faults.refuse(plan.spec)
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.training.bench import bench
