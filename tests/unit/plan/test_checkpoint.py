@@ -152,6 +152,8 @@ def test_gguf_is_counted(spec: Path, model: Path, tmp_path: Path, monkeypatch: p
     whole, small = (load_spec(spec, Registry(), (f"model.path={model}", *s)) for s in ((), sets))
     assert estimate(whole)["trained"] == estimate(small)["trained"] != 0
     assert (estimate(small)["frozen"] or 0) < 0.5 * (estimate(whole)["frozen"] or 0)
+    said = what_is_wrong(spec, model, *sets, "model.quantize=nf4")
+    assert 'stored in fewer bits by gguf, and quantize = "nf4" would round it again; leave that out' in said
     (model / WEIGHTS).unlink()
     assert estimate(small)["trained"] is None
     monkeypatch.setitem(sys.modules, "gguf", None)

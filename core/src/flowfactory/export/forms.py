@@ -209,7 +209,7 @@ class Whole(Form):
         spec = trained.spec
         networks: dict[str, Any] = dict(trained.adapter.networks())
         for network in networks.values():
-            if "quantization_config" in network.config:
+            if not all(parameter.is_floating_point() for parameter in network.parameters()):
                 raise ValueError("its base is quantized, and merging would round it again; write the form lora")
             merge(network)
         pipe = tap.read(spec.model.spec, DTYPES[spec.run.precision])

@@ -58,7 +58,7 @@ class PipelineAdapter(Adapter[SpecT]):
     alone: whether the pipeline takes one row at a time, and so has to be called for each.
     """
 
-    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize"})
+    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize", "single_file"})
     alone: ClassVar[bool] = False
     pipe: DiffusionPipeline
 

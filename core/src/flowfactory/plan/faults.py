@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.errors import Problem, SpecError
@@ -142,7 +143,7 @@ def _precision_faults(spec: Spec, own: PipelineSpec, folder: Folder) -> Iterator
     except (ValueError, OSError):
         return
     for name, config in tables.items():
-        method = Part({}, config).quantized
+        method = _method(own, name, config)
         if not method:
             continue
         library = LIBRARIES.get(method, method.replace("-", "_"))
@@ -158,3 +159,10 @@ def _precision_faults(spec: Spec, own: PipelineSpec, folder: Folder) -> Iterator
         for clash, holds in clashes.items():
             if holds:
                 yield f"path {own.path}: {name} is stored in fewer bits by {method}, and {clash}", "leave that out"
+
+
+def _method(own: PipelineSpec, name: str, config: Mapping[str, Any]) -> str:
+    """By what a model's weights are stored in fewer bits; empty if they are not."""
+    if own.single_file and own.trains(name):
+        return "gguf" if own.single_file.endswith(".gguf") else ""
+    return Part({}, config).quantized
