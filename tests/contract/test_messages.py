@@ -54,7 +54,8 @@ OFFLINE = (
 FLUX = 'name = "flux"\npath = "./weights"'
 HEADER = '{"a.to_k.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}}'
 CHECKPOINT = {
-    "weights/model_index.json": '{"_class_name": "WanPipeline"}',
+    "weights/model_index.json": '{"_class_name": "WanPipeline", '
+    '"transformer": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"]}',
     "weights/transformer/config.json": '{"patch_size": [1, 2, 2]}',
     "weights/transformer/x.safetensors": chr(len(HEADER)) + 7 * chr(0) + HEADER + 64 * chr(0),
     "weights/vae/config.json": '{"block_out_channels": [4, 4, 4, 4]}',
@@ -141,14 +142,11 @@ CASES = (
         "checkpoint",
         edits=(("some-org/some-model", "./weights"),),
         files={
-            "weights/model_index.json": "{}",
+            "weights/model_index.json": '{"vae": ["diffusers", "AutoencoderKL"]}',
+            "weights/vae/config.json": "{}",
             "weights/vae/model.safetensors": "version https://git-lfs.github.com/spec/v1\n",
         },
     ),
-    Case(
-        "checkpoint", edits=(("some-org/some-model", "./weights/x.safetensors"),), files={"weights/x.safetensors": ""}
-    ),
-    Case("checkpoint", edits=(("some-org/some-model", "some--org/some..model"),)),
     Case("pipeline", edits=(('name = "diffusers"\npath = "some-org/some-model"', FLUX),), files=CHECKPOINT),
     Case("size", edits=(("some-org/some-model", "./weights"), ("size = 32", "size = 500")), files=CHECKPOINT),
     Case("target", edits=(("some-org/some-model", "./weights"), ("rank = 4", 'targets = ["to_kk"]')), files=CHECKPOINT),
@@ -172,6 +170,9 @@ CASES = (
     Case("plugin-name-mismatch", sets=("reward[0].name=misnamed",)),
     Case("plugin-name-mismatch", sets=("reward[0].name=extra",)),
     Case("plugin-unknown-hook", sets=("reward[0].name=typo",)),
+    Case("checkpoint", sets=("model.path=a--b/c",)),
+    Case("checkpoint", sets=("model.path=./train.txt",)),
+    Case("checkpoint", sets=("model.path=.",)),
     Case("plugin-target-missing", target="flowfactory.errors:SpecEror"),
 )
 

@@ -46,13 +46,15 @@ from .sampling.times import noise_levels as noise_levels, noised as noised
 
 # Rewards: a number for a sample.
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
+from .rewards.secrets import SecretError as SecretError, secret as secret
 from .contracts.types import Sample as Sample
 from .rewards.retry import retried as retried
 from .runs.media import some_frames as some_frames, to_bytes as to_bytes, to_image as to_image
 
 # Observers, trackers and commands: a run as they see it, rewards outside one, and the command line as a function.
 from .cli.main import main as main
-from .contracts.hooks import Display as Display, Phase as Phase, Plan as Plan, Run as Run, Tracker as Tracker
+from .contracts.hooks import Plan as Plan, Run as Run, Tracker as Tracker
+from .metrics.display import Display as Display, Phase as Phase
 from .rewards.asking import Asked as Asked, RewardError as RewardError
 from .rewards.standalone import open_rewards as open_rewards
 from .spec.tables import Spec as Spec

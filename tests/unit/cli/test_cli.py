@@ -220,7 +220,7 @@ def test_exit_1_when_the_run_fails(spec: Path, loop: Callable[..., None], capsys
 
 def test_exit_1_when_a_reward_fails(spec: Path, loop: Callable[..., None], capsys: Capture) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        from flowfactory.rewards.scoring import RewardError
+        from flowfactory.rewards.asking import RewardError
 
         raise RewardError("reward 'bright' failed")
 

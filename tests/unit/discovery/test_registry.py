@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flowfactory.discovery.components import Events
+from flowfactory.components.resolved import Events
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import BAD_PLUGIN, PluginError
 from specs import TOY

@@ -8,15 +8,12 @@ anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines.flux import pipeline_flux_kontext
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from families import FAMILIES, Family
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.types import Conditions, Row
@@ -24,6 +21,8 @@ from flowfactory.models.pipeline import PipelineAdapter
 from oracle import Run, lora_without_gradient, run
 from PIL import Image
 from trained import train
+
+pytestmark = pytest.mark.slow
 
 STEPS = 3
 PROMPTS = (("a cat", "blurry"), ("two dogs left of a red house", ""))
@@ -62,16 +61,6 @@ class Case:
         assert difference <= rounding * float(theirs.abs().max())
         largest = max(0.0 if rounding else difference, float(measured[self.name].get(column, 0)))
         note(self.name, column, f"{largest:g}")
-
-
-@pytest.fixture(scope="module")
-def small_condition_images() -> Iterator[None]:
-    """Kontext scales condition images to one of these, Qwen-Image-Edit to a 256th of a million pixels."""
-    calculate = pipeline_qwenimage_edit.calculate_dimensions
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: calculate(area >> 8, ratio))
-        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
-        yield
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

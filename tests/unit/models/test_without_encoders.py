@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.pipelines.flux import pipeline_flux_kontext
 from families import FAMILIES
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Location
@@ -19,8 +18,7 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_all_is_the_same_without_encoders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32)])
+def test_all_is_the_same_without_encoders(name: str, tmp_path: Path, small_condition_images: None) -> None:
     family, image = FAMILIES[name], tmp_path / "image.png"
     torch.manual_seed(0)
     family.make().save_pretrained(tmp_path / "model")

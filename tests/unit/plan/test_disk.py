@@ -14,7 +14,7 @@ from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import disk
-from flowfactory.plan.headers import Part
+from flowfactory.plan.checkpoint import Part
 from flowfactory.spec.structure import load_spec
 from specs import edited, lay
 

@@ -22,12 +22,13 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.cli.ui import Phase
-from flowfactory.contracts.advantages import advantages
 from flowfactory.contracts.reward import Score
 from flowfactory.contracts.specs import Needs, RewardEntry
 from flowfactory.contracts.trainer import Scores
 from flowfactory.contracts.types import Rollout, Row, Sample
-from flowfactory.rewards.scoring import Judge, RewardError
+from flowfactory.rewards.advantages import advantages
+from flowfactory.rewards.asking import RewardError
+from flowfactory.rewards.scoring import Judge
 from flowfactory.sampling import rollouts
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Collected, Member
@@ -179,7 +180,7 @@ def epoch(
             scheduler=None,
         )
         try:
-            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None))  # type: ignore[arg-type]
+            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None, received=None))  # type: ignore[arg-type]
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:

@@ -9,11 +9,12 @@ import torch
 from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
-from flowfactory.rewards.scoring import Judge, RewardError
+from flowfactory.rewards.asking import RewardError
+from flowfactory.rewards.scoring import Judge
 
 
 def judge(backbones: dict[str, Any] | None = None, **targets: Any) -> Judge:
-    entries = [RewardEntry(name=name, label=name, weight=1.0, spec=None) for name in targets]
+    entries = [RewardEntry(name=name, label=name, weight=1.0, spec=None, retry_pause=0.0) for name in targets]
     return Judge(entries, targets, {} if backbones is None else backbones)
 
 

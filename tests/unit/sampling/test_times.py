@@ -8,6 +8,7 @@ import torch
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.sampling.times import continuous, noise_levels, noised, shifted, step_strata, strata
+from flowfactory.spec.window import level_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import GRID, Case, close, each
@@ -178,14 +179,14 @@ def test_noised_mixes_per_sample_in_float32() -> None:
     ],
 )
 def test_what_is_wrong_is_said(times: Times, key: str, words: str) -> None:
-    ((found, message),) = times.problems(10)
+    ((found, message),) = level_problems(times, 10)
     assert found == key
     assert words in message
 
 
 def test_nothing_is_wrong_with_defaults() -> None:
     for rule in ("uniform", "logit-normal", "discrete", "discrete-with-first", "discrete-without-first", "subset"):
-        assert Times(rule=rule).problems(2) == []  # type: ignore[arg-type]
+        assert level_problems(Times(rule=rule), 2) == []  # type: ignore[arg-type]
 
 
 def test_a_decay_that_starts_above_its_limit_is_refused() -> None:
@@ -199,7 +200,7 @@ def test_a_decay_that_starts_above_its_limit_is_refused() -> None:
 def test_a_logit_normal_far_from_its_mean_has_its_quantiles(low: float, high: float, std: float) -> None:
     """Up to 35 deviations away; against the integral of its density, on either side of the mean alike."""
     times = Times(rule="logit-normal", range=(low, high), std=std)
-    assert times.problems(10) == []
+    assert level_problems(times, 10) == []
     u = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
     found = continuous(times, u)
     z = torch.linspace(*(logit(end) for end in (low, high)), 400_001, dtype=torch.float64)

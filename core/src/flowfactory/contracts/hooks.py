@@ -7,7 +7,6 @@ Event hooks observe: what they return is ignored, and what they raise is logged 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,34 +77,6 @@ class Tracker(Protocol):
 
     def finish(self) -> None:
         """The run is over."""
-
-
-class Phase(Protocol):
-    """A stretch of work, as it goes on."""
-
-    def advance(self, n: int = 1) -> None:
-        """`n` more items are done."""
-
-    def note(self, **fields: float) -> None:
-        """Numbers to show beside the bar, e.g. the reward so far."""
-
-
-class Display(Protocol):
-    """Whoever shows a person what is going on; commands of plugins are handed one by `click.pass_obj`."""
-
-    def say(self, text: str) -> None:
-        """A line for people."""
-
-    def phase(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Phase]:
-        """Show what is happening while the block runs, how far it is and how fast.
-
-        Args:
-            total: how many items there are; unknown when absent. unit: what they are, e.g. "samples".
-        """
-        ...
-
-    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        """One line on a finished epoch."""
 
 
 @hookspec

@@ -5,7 +5,6 @@ Errors, the JSON Schema and the reference page all come from these declarations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -160,34 +159,6 @@ class Times:
         le=1,
     )
 
-    def problems(self, steps: int) -> list[tuple[str, str]]:
-        """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
-        continuous, discrete = self.rule in ("uniform", "logit-normal"), self.rule.startswith("discrete")
-        normal = self.rule == "logit-normal"
-        applies = {"range": continuous, "shift": continuous, "mean": normal, "std": normal, "fraction": discrete}
-        found = [
-            (name, f"has no meaning for rule {self.rule!r}")
-            for name, meant in applies.items()
-            if getattr(self, name) is not None and not meant
-        ]
-        if self.range is not None and self.range[0] >= self.range[1]:
-            found.append(("range", f"expected [lowest, highest], not {list(self.range)}"))
-        elif normal and not self._mass() > 0:
-            found.append(("std", "no noise level is ever drawn from the range, so far from the mean it lies"))
-        if self.rule == "subset" and (self.count or 1) > steps:
-            found.append(("count", f"expected at most {steps}, the steps of a schedule, not {self.count}"))
-        if discrete and int(steps * (self.fraction or 1)) < 1 + (self.rule != "discrete"):
-            found.append(("fraction", f"too few of {steps} steps are left to draw from"))
-        return found
-
-    def _mass(self) -> float:
-        """The probability of the range under rule `logit-normal` as far as a float can tell."""
-        shift, mean, std = self.shift or 1.0, self.mean or 0.0, self.std or 1.0
-        ends = [s / (s + shift * (1 - s)) for s in self.range or (0.01, 1.0)]
-        logits = [-math.inf if s <= 0 else math.inf if s >= 1 else math.log(s) - math.log1p(-s) for s in ends]
-        low, high = ((logit - mean) / std / math.sqrt(2) for logit in logits)
-        return (math.erfc(low) - math.erfc(high) if low > 0 else math.erfc(-high) - math.erfc(-low)) / 2
-
 
 @attrs.frozen(kw_only=True)
 class Decay:
@@ -242,22 +213,24 @@ class RewardEntry:
 
     name: str = key("Which reward plugin.", min_length=1)
     label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
-    weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0)
+    weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0, ge=-1e6, le=1e6)
     on_error: Literal["retry", "drop-group", "abort"] = key(
         "After a failure: ask again `retries` times and then drop the group; drop it at once; or end the run.",
         default="retry",
     )
-    retries: int = key("How often a failed call is made again, where `on_error` is `retry`.", default=2, ge=0)
-    retry_pause: float = key("Seconds before the first retry; doubled before each further one.", default=1.0, ge=0)
+    retries: int = key("How often a failed call is made again, where `on_error` is `retry`.", default=2, ge=0, le=100)
+    retry_pause: float = key(
+        "Seconds before the first retry; doubled before each further one, up to a minute.", default=1.0, ge=0, le=3600
+    )
     max_dropped: float = key(
         "Largest share of an epoch's groups that may be without its score; past it the run ends, with a checkpoint.",
         default=0.25,
         ge=0,
         le=1,
     )
-    timeout: float = key("Seconds one call may take before it counts as failed.", default=600.0, gt=0)
+    timeout: float = key("Seconds one call may take before it counts as failed.", default=600.0, gt=0, le=86400)
     workers: int = key(
-        "Calls made at the same time; more than one for rewards that wait for a server.", default=1, ge=1
+        "Calls made at the same time; more than one for rewards that wait for a server.", default=1, ge=1, le=256
     )
     micro_batch: int = key("Most samples of one call; a group reward gets its whole group.", default=64, ge=1)
     device: str | None = key(

@@ -10,7 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import attrs
 from torch import Tensor
 
-from flowfactory.contracts import advantages
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs, TrainerSpec
 from flowfactory.contracts.types import Batch, Conditions, Loss, Update
@@ -60,9 +59,12 @@ class Trainer(ABC, Generic[SpecT]):
         """What core must provide."""
         return self.spec.needs
 
-    def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
-        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare. NaN takes no part in the training."""
-        return advantages.advantages(scores.values, scores.weights, groups, self.spec.aggregate, self.spec.std)
+    def advantages(self, scores: Scores, groups: Tensor) -> Tensor | None:
+        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare. NaN takes no part in the training.
+
+        `None`, as here: what the spec's `aggregate` and `std` say.
+        """
+        return None
 
     @abstractmethod
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from flowfactory.contracts.hooks import Display
 from flowfactory.metrics.clock import Clock, Stopwatch
+from flowfactory.metrics.display import Display
 
 
 @attrs.frozen(eq=False)

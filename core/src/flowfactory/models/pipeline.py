@@ -58,7 +58,7 @@ class PipelineAdapter(Adapter[SpecT]):
     alone: whether the pipeline takes one row at a time, and so has to be called for each.
     """
 
-    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize"})
+    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize", "single_file"})
     alone: ClassVar[bool] = False
     pipe: DiffusionPipeline
 
@@ -73,7 +73,7 @@ class PipelineAdapter(Adapter[SpecT]):
         self._timesteps: dict[Size, dict[float, float]] = {}
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
-        pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoders=encoded is None)
+        pipe = tap.read(self.spec, dtype, encoders=encoded is None)
         tap.refuse_unless_flow_matching(pipe)
         self.pipe = self._placed(pipe, device, dtype)
         self.pipe.set_progress_bar_config(disable=True)

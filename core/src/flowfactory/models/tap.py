@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from flowfactory.builtin import PipelineSpec
 
 IMAGE = "image"
 """Among recorded calls: not a method, but the sizes of condition images."""
@@ -32,21 +36,57 @@ class Reached(Stop):
         self.sample = sample
 
 
-def read(path: str, revision: str | None, dtype: torch.dtype, encoders: bool = True) -> DiffusionPipeline:
-    """The pipeline at `path`, a folder or hub id, every weight in `dtype`; with or without text and image encoders.
+def read(spec: PipelineSpec, dtype: torch.dtype, encoders: bool = True) -> DiffusionPipeline:
+    """The pipeline a spec names, every weight in `dtype`; with or without text and image encoders.
 
     Raises:
-        ValueError: there is no pipeline there.
+        ValueError: there is no pipeline there, or it cannot be read.
+    """
+    path, where = spec.path, {"revision": spec.revision}
+    with reading(path):
+        parts = DiffusionPipeline.load_config(path, **where)
+        given: dict[str, Any] = {}
+        if not encoders:
+            given = {name: None for name in parts if re.match("(text|image)_encoder", name)}
+        if spec.single_file is not None:
+            given |= _network_from(spec, parts, dtype)
+        return DiffusionPipeline.from_pretrained(path, variant=spec.variant, dtype=dtype, **where, **given)
+
+
+def _network_from(spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The one network of a pipeline, from `single_file`."""
+    file = str(spec.single_file)
+    names = [name for name, what in parts.items() if name.startswith("transformer") and what[0] is not None]
+    if len(names) != 1:
+        raise ValueError(f"`single_file` holds one network, and the pipeline has {len(names)}: {', '.join(names)}")
+    (name,) = names
+    network: Any = getattr(diffusers, parts[name][1])
+    options: dict[str, Any] = {"config": spec.path, "subfolder": name, "revision": spec.revision, "dtype": dtype}
+    if file.endswith(".gguf"):
+        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    with reading(file):
+        return {name: network.from_single_file(file, **options)}
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What a library says of a checkpoint it cannot read is said with its name.
+
+    Raises:
+        ValueError: naming `path` and the library's reason.
     """
     try:
-        parts = DiffusionPipeline.load_config(path, revision=revision)
-        left_out = {} if encoders else {name: None for name in parts if re.match("(text|image)_encoder", name)}
-        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype, **left_out)
-    except OSError as error:
-        raise ValueError(f"{path} is not a diffusers pipeline, neither a folder nor on the hub: {error}") from error
-    except Exception as error:  # whatever its parts raise about their own files
-        what = f"{path} cannot be loaded as a diffusers pipeline: {type(error).__name__}: {error}"
-        raise ValueError(what) from error
+        yield
+    except Unreadable:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        raise Unreadable(f"{path} cannot be read as a diffusers pipeline: {error}") from error
+    except SafetensorError as error:
+        raise Unreadable(f"{path} has weights that are damaged or are none: {error}") from error
+
+
+class Unreadable(ValueError):
+    """A checkpoint cannot be read; the message names it."""
 
 
 def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,84 +13,34 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.data.rows import DataError, load_rows, misspelt
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
-from flowfactory.plan import headers
-from flowfactory.plan.headers import Part
+from flowfactory.plan import faults
+from flowfactory.plan.checkpoint import INDEX, Folder, Part, on_disk, parts
 from flowfactory.spec.rules import Rule, Where
 from flowfactory.spec.tables import Component, Data, Eval, Full, Lora, Memory, Optimizer, Sampling
 
-POINTER = b"version https://git-lfs"
-"""How a file begins that stands for one git-lfs did not fetch."""
-
-LARGEST_HEADER = 100 << 20
-"""Bytes; what the safetensors library allows too."""
-
 UNUSUAL_LR = 0.1
 
-_NAME = r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?"
-_HUB_ID = re.compile(rf"(?!.*\.git$)(?=.{{1,96}}$)({_NAME}/)?{_NAME}", re.ASCII)
-"""What the hub's library takes for the name of a repository."""
 
-
-def _checkpoint(where: Where, model: Component) -> Iterator[Problem]:
-    folder, own = _folder(model.spec), model.spec
-    if folder is None:
-        path = Path(own.path)
-        if path.is_file():
-            yield Problem("checkpoint", f"{shown(path)} is a file; a checkpoint is a folder", where("model", "path"))
-        elif not path.is_absolute() and _HUB_ID.fullmatch(own.path) is None:
-            what = f"there is no `{own.path}` here, and the hub allows no such name"
-            yield Problem("checkpoint", what, where("model", "path"))
-        return
-    if isinstance(own, PipelineSpec) and not (folder / "model_index.json").is_file():
-        what = f"{shown(folder)} is not a diffusers pipeline: it has no model_index.json"
-        yield Problem("checkpoint", what, where("model", "path"))
-        return
-    for file in sorted(folder.glob("*/*")):
-        if wrong := unsound(file):
-            what, hint = wrong
-            yield Problem("checkpoint", f"{shown(file)} {what}", where("model", "path"), hint)
-    kind = _pipeline(folder)
+def _checkpoint(where: Where, model: Component, tuning: Lora | Full, memory: Memory) -> Iterator[Problem]:
+    own = model.spec
+    if isinstance(own, PipelineSpec):
+        wrong = [*faults.found(own, tuning, memory)]
+        yield from (Problem("checkpoint", f"[model] {what}", where("model", "path"), hint) for what, hint in wrong)
+        if wrong:
+            return
+    elif Path(own.path).is_file():
+        yield Problem(
+            "checkpoint", f"{shown(Path(own.path))} is a file; a checkpoint is a folder", where("model", "path")
+        )
+    kind = _pipeline(own)
     if own.pipelines and kind is not None and kind not in own.pipelines:
-        what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {shown(folder)} is a {kind}"
+        what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {own.path} is a {kind}"
         yield Problem("pipeline", what, where("model", "path"), "set [model] name to that pipeline's adapter")
 
 
-def unsound(file: Path) -> tuple[str, str] | None:
-    """What is wrong with a file of a checkpoint and what helps; `None` if nothing that its beginning tells."""
-    try:
-        if file.name.endswith(".index.json"):
-            return _incomplete(file)
-        if file.suffix not in (".safetensors", ".bin", ".json", ".model") or not file.is_file():
-            return None
-        size = file.stat().st_size
-        if size == 0:
-            return "is empty", "fetch it again"
-        with file.open("rb") as opened:
-            head = opened.read(len(POINTER))
-        if head == POINTER:
-            return "stands for a file that was not fetched", "fetch it with: git lfs pull"
-        if file.suffix == ".safetensors":
-            length = int.from_bytes(head[:8], "little")
-            if size < 8 or length > min(size - 8, LARGEST_HEADER):
-                return f"is damaged: of {size} bytes, it says that {length} are its header", "fetch it again"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}", ""
-    return None
-
-
-def _incomplete(index: Path) -> tuple[str, str] | None:
-    """Files an index names that are not there."""
-    try:
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "is no index of weights", "fetch it again"
-    missing = sorted(name for name in wanted if not (index.parent / str(name)).is_file())
-    return (f"names {len(missing)} files that are not there, {missing[0]} for one", "fetch them") if missing else None
-
-
 def _sizes(where: Where, model: Component, sampling: Sampling, table: Eval) -> Iterator[Problem]:
-    own, parts = model.spec, _parts(model.spec)
-    step, slower = multiples(own, parts)
+    own = model.spec
+    step, slower = multiples(own, _parts(own))
     for size, at in ((sampling.size, ("sampling", "size")), (table.size, ("eval", "size"))):
         if size is None:
             continue
@@ -200,7 +148,7 @@ def _lr(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    (("model",), _checkpoint),
+    (("model", "tuning", "memory"), _checkpoint),
     (("model", "sampling", "eval"), _sizes),
     (("model", "tuning"), _targets),
     (("data",), _data),
@@ -214,10 +162,10 @@ RULES: tuple[Rule, ...] = (
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _folder(own: AdapterSpec) -> Path | None:
+def _folder(own: AdapterSpec) -> Folder | None:
     """Where the checkpoint lies, if it does. The hub's library takes longer to import than all the rest of a check."""
     if Path(own.path).is_absolute() or (_hub() / f"models--{own.path.replace('/', '--')}").is_dir():
-        return headers.on_disk(own.path, own.revision)
+        return on_disk(own)
     return None
 
 
@@ -227,22 +175,21 @@ def _hub() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
-def _pipeline(folder: Path) -> str | None:
+def _pipeline(own: AdapterSpec) -> str | None:
+    """The class of the checkpoint's pipeline; `None` where it is not here or does not say."""
+    folder = _folder(own)
     try:
-        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        return str(index["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None if folder is None else str(folder.table(INDEX)["_class_name"])
+    except (OSError, ValueError, KeyError):
         return None
 
 
 def _parts(own: AdapterSpec) -> Mapping[str, Part]:
     """The models of the checkpoint; none where it is not here, or damaged, which is told by another rule."""
     folder = _folder(own)
-    if folder is None or any(unsound(file) for file in folder.glob("*/*")):
-        return {}
     try:
-        return headers.read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {} if folder is None else parts(folder, own)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

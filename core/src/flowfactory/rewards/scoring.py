@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from queue import SimpleQueue
-from threading import Condition, Thread
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
+from flowfactory.components.calling import Meddled, calling, said
+from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
-from flowfactory.discovery.components import Target
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.rewards.asking import Answer, Asked, RewardError
+from flowfactory.rewards.asking import Asked, RewardError, never
+from flowfactory.rewards.session import Session
 
-__all__ = ["Failure", "Judge", "RewardError", "Scored", "Session", "too_many"]
+log = logging.getLogger("flowfactory")
 
 CPU = torch.device("cpu")
-
-
-@attrs.frozen(eq=False)
-class Failure:
-    """A reward has no scores for a group; `sample` is the group's first."""
-
-    label: str
-    why: str
-    sample: Sample
-
-
-@attrs.frozen(eq=False)
-class Scored:
-    """What the rewards said about `N` samples, in the order they were submitted.
-
-    values: by label `(N,)` float64, NaN where a reward does not apply or failed.
-    failed: by label `(N,)` bool. calls: by label, how many calls failed, those included that succeeded when repeated.
-    failures: those that are left.
-    """
-
-    values: Mapping[str, Tensor]
-    failed: Mapping[str, Tensor]
-    calls: Mapping[str, int]
-    failures: Sequence[Failure]
 
 
 class Judge:
@@ -61,7 +35,7 @@ class Judge:
     def __init__(
         self, entries: Sequence[RewardEntry], targets: Mapping[str, Target], backbones: dict[Any, Any]
     ) -> None:
-        self.rewards = [Asked(e, build(targets[e.name], e.spec)) for e in entries]
+        self.rewards = [Asked(entry, _made(entry, targets[entry.name])) for entry in entries]
         self._backbones = backbones
 
     @property
@@ -73,6 +47,11 @@ class Judge:
         """Whether any of the rewards reads a part of samples, e.g. "media"."""
         return any(what in asked.reward.reads for asked in self.rewards)
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Labels of the rewards that only a whole group can be scored by."""
+        return [r.entry.label for r in self.rewards if not r.alone]
+
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load every reward where its table says, or else onto `device` in `dtype`; equal backbones are made once.
 
@@ -83,24 +62,30 @@ class Judge:
             entry = asked.entry
             asked.device = torch.device(entry.device) if entry.device else device
             own = DTYPES[entry.dtype] if entry.dtype else dtype
-            try:
+            with _told(entry, "loaded"):
                 asked.reward.load(asked.device, own, self._shared(asked.device, own))
-            except Exception as error:
-                what = f"reward {entry.label!r} cannot be loaded: {type(error).__name__}: {error}"
-                raise RewardError(what) from error
         self._rest()
 
     @contextmanager
-    def session(self, groups: int, overlap: bool = True) -> Iterator[Session]:
+    def session(
+        self, groups: int, overlap: bool = True, stopped: Callable[[], bool] = never, single: bool = False
+    ) -> Iterator[Session]:
         """A round of scoring. While it lasts, every reward is on its device.
 
         Args:
             groups: how many will be scored, over all processes.
             overlap: score in other threads, while this one goes on.
+            stopped: whether the run was asked to stop; then nothing is waited for any more.
+            single: samples come one of a prompt, so that rewards which compare those of a group are left out.
+
+        Raises:
+            RewardError: a reward cannot be placed.
         """
         for asked in self.rewards:
-            asked.reward.place(asked.device)  # all: an idle entry may have moved the backbone it shares with others
-        session = Session(self.rewards, groups, overlap)
+            # All: an idle entry may have moved the backbone it shares with others.
+            with _told(asked.entry, f"placed on {asked.device}"):
+                asked.reward.place(asked.device)
+        session = Session([a for a in self.rewards if a.alone or not single], groups, overlap, stopped)
         try:
             yield session
         finally:
@@ -126,7 +111,8 @@ class Judge:
         """Move the backbones of idle rewards to main memory."""
         for asked in self.rewards:
             if asked.entry.offload:
-                asked.reward.place(CPU)
+                with _told(asked.entry, "moved to main memory"):
+                    asked.reward.place(CPU)
 
     def _shared(self, device: torch.device, dtype: torch.dtype) -> Shared:
         def shared(key: str, factory: Callable[[], Any]) -> Any:
@@ -138,131 +124,6 @@ class Judge:
         return shared
 
 
-class Session:
-    """A round of scoring: groups go in, scores come out in the same order, however long each took.
-
-    Every reward has `workers` threads of its own. It is asked about the same samples in the same pieces as without
-    threads, so the scores are the same.
-    """
-
-    def __init__(self, rewards: Sequence[Asked], groups: int, overlap: bool) -> None:
-        self._rewards, self._groups = rewards, groups
-        self._sizes: list[int] = []
-        self._answers: dict[tuple[int, int], Answer] = {}
-        self._failures: dict[tuple[int, int], Failure] = {}
-        self._lost = [0] * len(rewards)
-        self._changed = Condition()
-        self._aborting: str | None = None
-        self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
-        if overlap:
-            for number, asked in enumerate(rewards):
-                self._queues.append(SimpleQueue())
-                for _ in range(asked.entry.workers):
-                    Thread(target=self._work, args=(number,), name=f"score {asked.entry.label}", daemon=True).start()
-
-    @property
-    def aborting(self) -> str | None:
-        """Why the run must end: a reward failed whose `on_error` is `abort`, or failed for too many groups.
-
-        What is not scored by then never will be.
-        """
-        return self._aborting
-
-    @property
-    def scored(self) -> int:
-        """How many submitted units every reward has answered."""
-        with self._changed:
-            answered = Counter(index for _, index in self._answers)
-        return sum(count == len(self._rewards) for count in answered.values())
-
-    @property
-    def means(self) -> dict[str, float]:
-        """The mean of the scores so far, by label; labels without any are left out."""
-        with self._changed:
-            answers = dict(self._answers)
-        means = {}
-        for number, asked in enumerate(self._rewards):
-            scores = [s for (n, _), answer in answers.items() if n == number for s in answer.scores if s == s]
-            if scores:
-                means[asked.entry.label] = math.fsum(scores) / len(scores)
-        return means
-
-    @property
-    def failures(self) -> Sequence[Failure]:
-        """What has no scores so far, by reward and then in the order of submission."""
-        with self._changed:
-            return [self._failures[key] for key in sorted(self._failures)]
-
-    def submit(self, unit: Sequence[Sample]) -> None:
-        """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
-        index = len(self._sizes)
-        self._sizes.append(len(unit))
-        for number in range(len(self._rewards)):
-            if self._queues:
-                self._queues[number].put((index, unit))
-            else:
-                self._ask(number, index, unit)
-
-    def finish(self) -> Scored:
-        """Wait until everything is scored."""
-        count = len(self._sizes)
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._answers) == count * len(self._rewards))
-        labels = [asked.entry.label for asked in self._rewards]
-        rows = [[self._answers[number, index] for index in range(count)] for number in range(len(labels))]
-        sizes = torch.tensor(self._sizes, dtype=torch.long)
-        return Scored(
-            {label: _numbers(row) for label, row in zip(labels, rows, strict=True)},
-            {
-                label: torch.tensor([a.failed for a in row], dtype=torch.bool).repeat_interleave(sizes)
-                for label, row in zip(labels, rows, strict=True)
-            },
-            {label: sum(len(a.failures) for a in row) for label, row in zip(labels, rows, strict=True)},
-            self.failures,
-        )
-
-    def close(self) -> None:
-        """Let the threads end; what is not scored yet never will be."""
-        self._aborting = self._aborting or "the round is over"
-        for asked, queue in zip(self._rewards, self._queues, strict=False):
-            for _ in range(asked.entry.workers):
-                queue.put(None)
-
-    def _work(self, number: int) -> None:
-        while self._next(number):
-            pass
-
-    def _next(self, number: int) -> bool:
-        """Score what is next, and keep nothing of it; false when there will be no more."""
-        task = self._queues[number].get()
-        if task is not None:
-            self._ask(number, *task)
-        return task is not None
-
-    def _ask(self, number: int, index: int, unit: Sequence[Sample]) -> None:
-        asked = self._rewards[number]
-        answer = Answer([math.nan] * len(unit), [], failed=True) if self._aborting else asked.ask(unit)
-        with self._changed:
-            self._answers[number, index] = answer
-            if answer.failed and answer.failures:
-                self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], unit[0])
-                self._lost[number] += len({sample.slot for sample in unit})
-                self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer.failures[-1])
-            self._changed.notify_all()
-
-    def _fatal(self, entry: RewardEntry, lost: int, why: str) -> str | None:
-        """Whether a failure ends the run, and why."""
-        if entry.on_error == "abort":
-            return why
-        return f"{too_many(entry, lost, self._groups)}: {why}" if lost > entry.max_dropped * self._groups else None
-
-
-def too_many(entry: RewardEntry, lost: int, total: int) -> str:
-    """Why a run cannot go on without the scores of `lost` among `total` groups."""
-    allowed = f"its `max_dropped` allows {entry.max_dropped:.0%}"
-    return f"reward {entry.label!r} has no scores for {lost} of {total} groups, and {allowed}"
-
-
 def build(target: Any, spec: Any) -> Reward:
     """A reward from its class, or from a bare function."""
     if isinstance(target, type) and issubclass(target, Reward):
@@ -270,5 +131,25 @@ def build(target: Any, spec: Any) -> Reward:
     return FunctionReward(target)
 
 
-def _numbers(answers: Sequence[Answer]) -> Tensor:
-    return torch.tensor([score for answer in answers for score in answer.scores], dtype=torch.float64)
+def _made(entry: RewardEntry, target: Target) -> Reward:
+    with _told(entry, "made"):
+        return build(target, entry.spec)
+
+
+@contextmanager
+def _told(entry: RewardEntry, what: str) -> Iterator[None]:
+    """What a reward does wrong in this thread, outside of `score`, ends the run in words.
+
+    Raises:
+        RewardError: naming the reward.
+    """
+    title = f"reward {entry.label!r}"
+    try:
+        with calling(title):
+            yield
+    except Meddled as error:
+        log.warning("%s; it is as it was again", error)  # nobody else was computing
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{title} cannot be {what}: {said(error)}") from error

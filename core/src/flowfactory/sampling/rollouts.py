@@ -10,21 +10,23 @@ import attrs
 import torch
 from torch import Tensor
 
+from flowfactory.components.resolved import Events
 from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import RewardEntry, StochasticSpec
 from flowfactory.contracts.trainer import Scores, Trainer
 from flowfactory.contracts.types import Rollout, Sample
-from flowfactory.discovery.components import Events
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, zero_std_groups
 from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import StopRequest
+from flowfactory.rewards.advantages import compared
 from flowfactory.rewards.failures import check_losses, check_rewards, recording, without_failures
-from flowfactory.rewards.scoring import Judge, Scored
+from flowfactory.rewards.scoring import Judge
+from flowfactory.rewards.session import Scored
 from flowfactory.runs.media import save_samples
 from flowfactory.sampling.epochs import Group, plan_epoch, refilled, share
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
@@ -124,7 +126,7 @@ class Rollouts:
         """Advantages `(N,)` float64 of all samples; 0 where the trainer compares none."""
         if not self.trainer.needs.scores:
             return torch.zeros(len(slots), dtype=torch.float64)
-        return self.trainer.advantages(Scores(values, self.judge.weights), slots)
+        return compared(self.trainer, Scores(values, self.judge.weights), slots)
 
 
 def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequence[Group], number: int = 0) -> Round:
@@ -141,8 +143,10 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
     spreads: list[float] = []
     name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
     with (
-        source.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring,
-        recording(scoring, source.run.folder, epoch),
+        source.judge.session(
+            spec.sampling.prompts, spec.sampling.overlap, lambda: stop.received is not None
+        ) as scoring,
+        recording(processes, scoring, source.run.folder, epoch),
     ):
         with display.phase(name, len(members), "samples") as bar:
             for chunk in [*pieces, *[[]] * surplus]:
@@ -172,6 +176,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
                 bar.note(**scoring.means)
         with display.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), clock("score"):
             scored = scoring.finish()
+        stop.check(processes)
         check_rewards(processes, scoring)
     return Round(members, Rollout.cat(rollouts), scored, gallery, spreads)
 

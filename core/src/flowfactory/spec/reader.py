@@ -41,11 +41,12 @@ class Reader:
 
     Args:
         homes: which tables have a key, by its name: for keys in the wrong table.
+        moved: whether files and folders that are gone do no harm.
     """
 
-    def __init__(self, homes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+    def __init__(self, homes: Mapping[str, Sequence[str]] = MappingProxyType({}), moved: bool = False) -> None:
         self.problems: list[Problem] = []
-        self._homes = homes
+        self._homes, self._moved = homes, moved
         self._listed: set[str] = set()
 
     def note(self, kind: str, what: str, place: Place | None, hint: str = "") -> None:
@@ -220,6 +221,8 @@ class Reader:
         try:
             return locate(value, node.place.folder, key.exists)
         except ValueError as error:
+            if self._moved:
+                return value
             self.note("no-such-location", f"`{name}`: {error}", node.place)
             return FAILED
 

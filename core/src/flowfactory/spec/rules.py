@@ -165,7 +165,7 @@ def _group(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Pro
 def _times(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
     for name, table in attributes(trainer.spec).items():
         if isinstance(table, Times):
-            for key, what in table.problems(sampling.steps):
+            for key, what in window.level_problems(table, sampling.steps):
                 yield Problem("times", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
 
 

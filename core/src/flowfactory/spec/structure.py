@@ -59,18 +59,20 @@ def load_spec(
     unsets: Sequence[str] = (),
     also: Sequence[rules.Rule] = (),
     tell: Callable[[Problem], object] = lambda note: None,
+    moved: bool = False,
 ) -> Spec:
     """Read, merge, structure and check a spec; loads the hook modules of the plugins it uses.
 
     Args:
         sets: `a.b=value` changes, as on the command line. unsets: `a.b` removals, made before them.
         also: further rules, that look at more than the spec. tell: is given what is worth a note and no mistake.
+        moved: whether files and folders that are gone do no harm, as where a run was copied to.
 
     Raises:
         SpecError: with every problem found.
     """
     root, problems = layers.load_what_fits(path, sets, unsets)
-    spec, notes = _Loader(path, root, registry, problems, also).spec()
+    spec, notes = _Loader(path, root, registry, problems, also, moved).spec()
     for note in notes:
         tell(note)
     return spec
@@ -93,9 +95,10 @@ class _Loader:
         registry: Registry,
         problems: Sequence[Problem] = (),
         also: Sequence[rules.Rule] = (),
+        moved: bool = False,
     ) -> None:
         self.path, self.root, self.registry, self.also = path, root, registry, also
-        self.reader = Reader(_homes())
+        self.reader = Reader(_homes(), moved)
         self.reader.problems += problems
 
     def spec(self) -> tuple[Spec, Sequence[Problem]]:

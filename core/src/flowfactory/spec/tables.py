@@ -189,6 +189,11 @@ class Spec:
     track: Track
     plugins: tuple[str, ...] = ()
 
+    @property
+    def group(self) -> int:
+        """How many samples a group has: a pair has two."""
+        return 2 if self.trainer.spec.needs.source == "pairs" else self.sampling.group
+
 
 COMPONENTS: Mapping[str, str] = {"model": "adapters", "scheduler": "schedulers", "trainer": "trainers"}
 """Tables that name a plugin, and of which kind."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from flowfactory.contracts.digest import seed_of
-from flowfactory.contracts.specs import Window
+from flowfactory.contracts.specs import Times, Window
 
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
 _MOVES = {"every", "stride", "restart", "pace"}
@@ -114,3 +114,33 @@ def _misfits(window: Window, steps: int) -> list[tuple[str, str]]:
     if window.least is not None and window.every is not None and window.least > window.every:
         return [("least", f"expected at most `every`, {window.every}, which shrinks to it, not {window.least}")]
     return []
+
+
+def level_problems(times: Times, steps: int) -> list[tuple[str, str]]:
+    """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
+    continuous, discrete = times.rule in ("uniform", "logit-normal"), times.rule.startswith("discrete")
+    normal = times.rule == "logit-normal"
+    applies = {"range": continuous, "shift": continuous, "mean": normal, "std": normal, "fraction": discrete}
+    found = [
+        (name, f"has no meaning for rule {times.rule!r}")
+        for name, meant in applies.items()
+        if getattr(times, name) is not None and not meant
+    ]
+    if times.range is not None and times.range[0] >= times.range[1]:
+        found.append(("range", f"expected [lowest, highest], not {list(times.range)}"))
+    elif normal and not _mass(times) > 0:
+        found.append(("std", "no noise level is ever drawn from the range, so far from the mean it lies"))
+    if times.rule == "subset" and (times.count or 1) > steps:
+        found.append(("count", f"expected at most {steps}, the steps of a schedule, not {times.count}"))
+    if discrete and int(steps * (times.fraction or 1)) < 1 + (times.rule != "discrete"):
+        found.append(("fraction", f"too few of {steps} steps are left to draw from"))
+    return found
+
+
+def _mass(times: Times) -> float:
+    """The probability of the range under rule `logit-normal` as far as a float can tell."""
+    shift, mean, std = times.shift or 1.0, times.mean or 0.0, times.std or 1.0
+    ends = [s / (s + shift * (1 - s)) for s in times.range or (0.01, 1.0)]
+    logits = [-math.inf if s <= 0 else math.inf if s >= 1 else math.log(s) - math.log1p(-s) for s in ends]
+    low, high = ((logit - mean) / std / math.sqrt(2) for logit in logits)
+    return (math.erfc(low) - math.erfc(high) if low > 0 else math.erfc(-high) - math.erfc(-low)) / 2

@@ -22,6 +22,7 @@ from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.trainer import Scores, Trainer
 from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
 from flowfactory.policy.weights import Weights
+from flowfactory.rewards.advantages import compared
 from flowfactory.sampling.rollout import draw_noise, rollout
 from flowfactory.sampling.times import noised
 from flowfactory.schedulers.flow_sde import FlowSDE
@@ -199,7 +200,7 @@ class Problem:
             made = self.sample(samples, epoch)
             reward = -((made.rollout.final.double() - TARGET) ** 2).mean(1)
             distances.append(-float(reward.mean()))
-            advantages = self.trainer.advantages(Scores({"near": reward}, {"near": 1.0}), slots)
+            advantages = compared(self.trainer, Scores({"near": reward}, {"near": 1.0}), slots)
             chosen = (~advantages.isnan()).nonzero().flatten()
             if not len(chosen):
                 continue  # as in a run: NaN takes no part

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.contracts.trainer import Scores
+from flowfactory.rewards.advantages import compared
 from flowfactory.testing.problem import Problem, parts_of
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
 
@@ -44,7 +45,7 @@ def better_scores_better_advantages(subject: TrainerSubject) -> None:
     sample has a greater one, and the scores decide: not all take part alike."""
     scores = torch.tensor([0.1, 0.4, 0.2, 0.9, 5.0, 5.5, 7.0, 6.0], dtype=torch.float64)
     groups = torch.tensor([0] * 4 + [1] * 4)
-    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
+    found = compared(subject.make(), Scores({"one": scores}, {"one": 1.0}), groups)
     expect(found.shape == (8,) and found.dtype == torch.float64, f"they are {tuple(found.shape)}, {found.dtype}")
     expect(not found.isinf().any(), f"they are {found.tolist()}")
     for group in (0, 1):
@@ -61,7 +62,7 @@ def equal_scores_have_equal_advantages(subject: TrainerSubject) -> None:
     """Samples of a group that score the same and take part have the same advantage."""
     groups = torch.tensor([0] * 4 + [1] * 4)
     scores = torch.tensor([0.7] * 4 + [0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)[:4]
+    found = compared(subject.make(), Scores({"one": scores}, {"one": 1.0}), groups)[:4]
     present = found[~found.isnan()]
     alike = len(present) == 0 or float(present.max() - present.min()) < 1e-6
     expect(alike, f"equal scores have advantages {found.tolist()}")
@@ -71,7 +72,7 @@ def missing_scores_take_no_part(subject: TrainerSubject) -> None:
     """A sample without a score has an advantage of 0, which teaches nothing, or NaN, which takes no part."""
     groups = torch.tensor([0] * 4)
     scores = torch.tensor([0.1, torch.nan, 0.3, 0.4], dtype=torch.float64)
-    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
+    found = compared(subject.make(), Scores({"one": scores}, {"one": 1.0}), groups)
     expect(found[1].isnan() or found[1] == 0, f"without a score a sample has the advantage {float(found[1])}")
     expect(not found[[0, 2, 3]].isnan().all(), "one missing score keeps its whole group from taking part")
 

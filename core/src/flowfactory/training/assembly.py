@@ -10,20 +10,22 @@ from typing import Any
 import attrs
 import torch
 
+from flowfactory.components.resolved import Components, Events, Target
 from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder
 from flowfactory.conditions.cache import Source as Encoded
 from flowfactory.conditions.identity import encoder_identity
 from flowfactory.contracts.adapter import Adapter
-from flowfactory.contracts.hooks import Display, Run
+from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
-from flowfactory.discovery.components import Components, Events, Target
 from flowfactory.discovery.entries import Source as Distribution
 from flowfactory.errors import RunError
+from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock, Stopwatch
+from flowfactory.metrics.display import Display
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.models.quantized import adamw
 from flowfactory.plan.plan import Plan
@@ -89,7 +91,10 @@ def assemble(
     judge, held_out_judge = _judges(spec, components.rewards)
     with display.phase("loading the rewards"), clock("load"), _refusals(processes):
         judge.load(device, dtype)
-        held_out_judge.load(device, dtype)
+        if held_out_judge is not judge:
+            held_out_judge.load(device, dtype)
+    if held_out_rows:
+        say_left_out(spec, held_out_judge, display)
     offload = "vae" in spec.memory.offload
     if offload:
         adapter.place(torch.device("cpu"))
@@ -111,6 +116,14 @@ def assemble(
         if held_out_rows
         else None,
     )
+
+
+def say_left_out(spec: Spec, judge: Judge, display: Display) -> None:
+    """Say which rewards evaluation does not ask, and what follows."""
+    for label in judge.left_out:
+        why = f"reward {label!r} compares the samples of a group, and evaluation makes one sample of each prompt"
+        best = "; [checkpoint] best counts it, so no evaluation is the best" if label in merit.weights(spec) else ""
+        display.say(f"{why}: it is left out there{best}")
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from typing import Any
 import attrs
 import torch
 
+from flowfactory.components.resolved import Components
 from flowfactory.conditions.cache import row_key
 from flowfactory.contracts.adapter import Adapter
-from flowfactory.contracts.hooks import Display
 from flowfactory.contracts.types import Conditions, Row
-from flowfactory.discovery.components import Components
 from flowfactory.discovery.entries import Source
 from flowfactory.metrics.clock import Clock
+from flowfactory.metrics.display import Display
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan, make_plan
 from flowfactory.processes.distributed import DTYPES

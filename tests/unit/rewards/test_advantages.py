@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from flowfactory.contracts.advantages import Scale, advantages, scaled
+from flowfactory.rewards.advantages import Scale, advantages, scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Case, close, each

@@ -13,10 +13,13 @@ gets NaN. Rewards of weight 0 are only watched. GDPO's `P` has mean 0 already, s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
+
+from flowfactory.contracts.trainer import Scores, Trainer
 
 
 @attrs.frozen
@@ -36,6 +39,12 @@ class Scale:
 
 WITHIN = Scale(eps=1e-4)
 ACROSS = Scale(floor=1e-6)
+
+
+def compared(trainer: Trainer[Any], scores: Scores, groups: Tensor) -> Tensor:
+    """A trainer's own advantages `(N,)` float64, or those its spec's `aggregate` and `std` ask for."""
+    own, spec = trainer.advantages(scores, groups), trainer.spec
+    return advantages(scores.values, scores.weights, groups, spec.aggregate, spec.std) if own is None else own
 
 
 def advantages(

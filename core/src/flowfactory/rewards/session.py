@@ -1,0 +1,199 @@
+"""A round of scoring: samples go in while others are made, scores come out in order."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from threading import Condition, Thread
+
+import attrs
+import torch
+from torch import Tensor
+
+from flowfactory.components.calling import said
+from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.types import Sample
+from flowfactory.rewards.asking import GLANCE, Answer, Asked, RewardError, never
+
+log = logging.getLogger("flowfactory")
+
+CPU = torch.device("cpu")
+
+
+@attrs.frozen(eq=False)
+class Failure:
+    """A reward has no scores for a group; `sample` is the group's first."""
+
+    label: str
+    why: str
+    sample: Sample
+
+
+@attrs.frozen(eq=False)
+class Scored:
+    """What the rewards said about `N` samples, in the order they were submitted.
+
+    values: by label `(N,)` float64, NaN where a reward does not apply or failed.
+    failed: by label `(N,)` bool. calls: by label, how many calls failed, those included that succeeded when repeated.
+    failures: those that are left.
+    """
+
+    values: Mapping[str, Tensor]
+    failed: Mapping[str, Tensor]
+    calls: Mapping[str, int]
+    failures: Sequence[Failure]
+
+
+class Session:
+    """A round of scoring: groups go in, scores come out in the same order, however long each took.
+
+    Every reward has `workers` threads of its own. It is asked about the same samples in the same pieces as without
+    threads, so the scores are the same.
+    """
+
+    def __init__(
+        self, rewards: Sequence[Asked], groups: int, overlap: bool, stopped: Callable[[], bool] = never
+    ) -> None:
+        self._rewards, self._groups, self._stopped = rewards, groups, stopped
+        self._sizes: list[int] = []
+        self._answers: dict[tuple[int, int], Answer] = {}
+        self._failures: dict[tuple[int, int], Failure] = {}
+        self._lost = [0] * len(rewards)
+        self._changed = Condition()
+        self._aborting: str | None = None
+        self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
+        self._threads: list[Thread] = []
+        for number, asked in enumerate(rewards if overlap else ()):
+            self._queues.append(SimpleQueue())
+            name = f"score {asked.entry.label}"
+            for _ in range(asked.entry.workers):
+                self._threads.append(Thread(target=self._work, args=(number,), name=name, daemon=True))
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            self.close()
+            raise RewardError(f"the rewards cannot be asked: {said(error)}") from error
+
+    @property
+    def aborting(self) -> str | None:
+        """Why the run must end: a reward failed whose `on_error` is `abort`, or failed for too many groups.
+
+        What is not scored by then never will be.
+        """
+        return self._aborting
+
+    @property
+    def scored(self) -> int:
+        """How many submitted units every reward has answered."""
+        with self._changed:
+            answered = Counter(index for _, index in self._answers)
+        return sum(count == len(self._rewards) for count in answered.values())
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of the scores so far, by label; labels without any are left out."""
+        with self._changed:
+            answers = dict(self._answers)
+        means = {}
+        for number, asked in enumerate(self._rewards):
+            scores = [s for (n, _), answer in answers.items() if n == number for s in answer.scores if s == s]
+            if scores:
+                means[asked.entry.label] = math.fsum(scores) / len(scores)
+        return means
+
+    @property
+    def failures(self) -> Sequence[Failure]:
+        """What has no scores so far, by reward and then in the order of submission."""
+        with self._changed:
+            return [self._failures[key] for key in sorted(self._failures)]
+
+    def submit(self, unit: Sequence[Sample]) -> None:
+        """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
+        index = len(self._sizes)
+        self._sizes.append(len(unit))
+        for number in range(len(self._rewards)):
+            if self._queues:
+                self._queues[number].put((index, unit))
+            else:
+                self._ask(number, index, unit)
+
+    def finish(self) -> Scored:
+        """Wait until everything is scored, or the round is over before: what is missing then counts as failed."""
+        with self._changed:
+            while len(self._answers) < len(self._sizes) * len(self._rewards) and not self._over():
+                self._changed.wait(GLANCE)
+                if self._threads and not all(thread.is_alive() for thread in self._threads):
+                    self._aborting = self._aborting or "a thread that asks rewards has ended; see above"
+            answers = dict(self._answers)
+        labels = [asked.entry.label for asked in self._rewards]
+        rows = [
+            [answers.get((number, index)) or Answer.none(size) for index, size in enumerate(self._sizes)]
+            for number in range(len(labels))
+        ]
+        sizes = torch.tensor(self._sizes, dtype=torch.long)
+        return Scored(
+            {label: _numbers(row) for label, row in zip(labels, rows, strict=True)},
+            {
+                label: torch.tensor([a.failed for a in row], dtype=torch.bool).repeat_interleave(sizes)
+                for label, row in zip(labels, rows, strict=True)
+            },
+            {label: sum(len(a.failures) for a in row) for label, row in zip(labels, rows, strict=True)},
+            self.failures,
+        )
+
+    def close(self) -> None:
+        """Let the threads end; what is not scored yet never will be."""
+        self._aborting = self._aborting or "the round is over"
+        for asked, queue in zip(self._rewards, self._queues, strict=False):
+            for _ in range(asked.entry.workers):
+                queue.put(None)
+
+    def _over(self) -> bool:
+        """Whether nobody waits for scores any more."""
+        return self._aborting is not None or self._stopped()
+
+    def _work(self, number: int) -> None:
+        while self._next(number):
+            pass
+
+    def _next(self, number: int) -> bool:
+        """Score what is next, and keep nothing of it; false when there will be no more."""
+        task = self._queues[number].get()
+        if task is not None:
+            self._ask(number, *task)
+        return task is not None
+
+    def _ask(self, number: int, index: int, unit: Sequence[Sample]) -> None:
+        asked = self._rewards[number]
+        try:
+            answer = Answer.none(len(unit)) if self._over() else asked.ask(unit, self._over)
+        except Exception as error:  # nothing may end a thread that others wait for
+            answer = Answer.none(len(unit), [f"{asked.title} cannot be asked: {said(error)}"], fatal=True)
+        with self._changed:
+            self._answers[number, index] = answer
+            if answer.failed and answer.failures:
+                self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], unit[0])
+                self._lost[number] += len({sample.slot for sample in unit})
+                self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer)
+            self._changed.notify_all()
+
+    def _fatal(self, entry: RewardEntry, lost: int, answer: Answer) -> str | None:
+        """Whether a failure ends the run, and why."""
+        why = answer.failures[-1]
+        if entry.on_error == "abort" or answer.fatal:
+            return why
+        return f"{too_many(entry, lost, self._groups)}: {why}" if lost > entry.max_dropped * self._groups else None
+
+
+def too_many(entry: RewardEntry, lost: int, total: int) -> str:
+    """Why a run cannot go on without the scores of `lost` among `total` groups."""
+    allowed = f"its `max_dropped` allows {entry.max_dropped:.0%}"
+    return f"reward {entry.label!r} has no scores for {lost} of {total} groups, and {allowed}"
+
+
+def _numbers(answers: Sequence[Answer]) -> Tensor:
+    return torch.tensor([score for answer in answers for score in answer.scores], dtype=torch.float64)
