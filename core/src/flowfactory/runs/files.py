@@ -93,6 +93,13 @@ def settle(folder: Path) -> None:
         flush(path)
 
 
+def mode(wanted: int) -> int:
+    """What the umask leaves of a mode."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return wanted & ~mask
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What hinders writing `path`, a file or a folder, ends the run in words.
@@ -112,7 +119,7 @@ def sweep(folder: Path) -> None:
         try:
             if time.time() - partial.stat().st_mtime > DAY:
                 partial.unlink()
-        except FileNotFoundError:
+        except OSError:  # somebody else has, or it is somebody else's
             continue
 
 

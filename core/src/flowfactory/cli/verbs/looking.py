@@ -60,7 +60,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
-    made = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), launch.world_size() or processes)
+    made = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), launch.count(processes))
     faults.refuse(made.spec)
     needed = estimate(made.spec, made.world, fetch=True)
     if as_json:
