@@ -49,6 +49,16 @@ def redness(samples):
     time.sleep(120)
 """
 
+CANNOT_BE_LOADED = """
+from flowfactory import Reward
+class Redness(Reward):
+    def load(self, device, dtype, shared):
+        raise ValueError("no such weights")
+
+    def score(self, samples):
+        return redness(samples)
+"""
+
 DELETES = """
 import shutil
 def redness(samples):
@@ -143,9 +153,10 @@ def test_a_folder_that_was_deleted_is_said(tmp_path: Path, checkpoint: Path) -> 
 
 
 def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, checkpoint: Path) -> None:
-    spec = lay(tmp_path / "a spec", checkpoint)
-    code, said = flowfactory(tmp_path, "run", spec, "--runs", tmp_path / "runs", '--set=track.to=["nobody"]')
-    assert (code, "there is no tracker `nobody`" in said) == (1, True), said
+    rewards = REWARDS.replace("NoKeys, redness,", "NoKeys, Redness,")
+    spec = lay(tmp_path / "a spec", checkpoint, CANNOT_BE_LOADED, rewards)
+    code, said = flowfactory(tmp_path, "run", spec, "--runs", tmp_path / "runs", *QUICK)
+    assert (code, "no such weights" in said) == (1, True), said
     assert list((tmp_path / "runs").iterdir()) == []
 
 

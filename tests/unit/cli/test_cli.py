@@ -203,7 +203,7 @@ def test_exit_0_when_done(spec: Path, loop: Callable[..., None], capsys: Capture
     written = {path.name for path in Path("runs/test").iterdir()}
     assert {"spec.toml", "plan.json", "env.json"} <= written
     assert main(["resume", "runs/test"]) == 0
-    assert seen[-1] == (seen[0][0], Path("runs/test"), True)
+    assert seen[-1] == (seen[0][0], Path("runs/test").absolute(), True)
 
 
 def test_exit_1_when_the_run_fails(spec: Path, loop: Callable[..., None], capsys: Capture) -> None:

@@ -100,6 +100,11 @@ def mode(wanted: int) -> int:
     return wanted & ~mask
 
 
+def inside(folder: Path, file: Path) -> bool:
+    """Whether there is such a file in a folder, and no link leads out of it."""
+    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What hinders writing `path`, a file or a folder, ends the run in words.
