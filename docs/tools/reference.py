@@ -244,7 +244,8 @@ Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `ex
 | 1 | the run failed |
 | 2 | bad usage or spec |
 | 3 | a plugin is missing, conflicting or broken |
-| 75 | stopped by SIGTERM, with a checkpoint |
+| 75 | stopped by SIGTERM or SIGHUP, with a checkpoint |
+| 143, 129 | the same without one: nothing had begun that could be saved |
 | 130 | interrupted |
 
 | environment variable | meaning |

@@ -195,7 +195,7 @@ def test_a_disk_that_can_only_be_read_ends_the_run_in_words(spec: Path, disk: Di
     disk.mount("remount", "ro")
     code, said = flowfactory(spec.parent, "resume", folder)
     assert code == 1
-    assert said == f"{folder}/log.txt cannot be written: Read-only file system\n"
+    assert said == f"{folder}/.lock cannot be written: Read-only file system\n"
     code, said = flowfactory(spec.parent, "run", spec, "--folder", disk.folder / "other")
     assert code == 1
     assert said == f"{disk.folder}/other cannot be written: Read-only file system\n"

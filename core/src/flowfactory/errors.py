@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -149,6 +150,12 @@ def shown(file: Path) -> str:
     """A path as messages show it: relative when it lies under the current folder."""
     path, here = os.path.abspath(file), os.getcwd()
     return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
+
+
+def typed(file: Path) -> str:
+    """A path as a command takes it: quoted for a shell, and never an option."""
+    path = shown(file)
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def did_you_mean(wrong: str, known: Iterable[str], cutoff: float = 0.65) -> str:

@@ -197,13 +197,13 @@ def test_exit_0_when_done(spec: Path, loop: Callable[..., None], capsys: Capture
     assert main(["run", "spec.toml", "--set", "run.epochs=1"]) == 0
     assert main(["run", "spec.toml", "--set", "run.epochs=1"]) == 0
     assert [(folder, resume) for _, folder, resume in seen] == [
-        (Path("runs/test"), False),
-        (Path("runs/test-2"), False),
+        (Path("runs/test").absolute(), False),
+        (Path("runs/test-2").absolute(), False),
     ]
     written = {path.name for path in Path("runs/test").iterdir()}
     assert {"spec.toml", "plan.json", "env.json"} <= written
     assert main(["resume", "runs/test"]) == 0
-    assert seen[-1] == (seen[0][0], Path("runs/test"), True)
+    assert seen[-1] == (seen[0][0], Path("runs/test").absolute(), True)
 
 
 def test_exit_1_when_the_run_fails(spec: Path, loop: Callable[..., None], capsys: Capture) -> None:
@@ -307,7 +307,7 @@ def test_several_processes_start_the_launcher(spec: Path, monkeypatch: pytest.Mo
     assert started == [
         (2, ["run", "spec.toml", "--set=run.name=two", "--unset=trainer.beta", "--folder", "runs/two"]),
     ]
-    assert launcher.command(2, ["run"])[1:] == ["-m", "flowfactory.cli.launcher", "2", "run"]
+    assert list(Path("runs").iterdir()) == [], "nothing is left of a start that wrote nothing"
 
 
 def test_inside_a_launcher_nothing_is_started(

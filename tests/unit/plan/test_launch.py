@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 
-import attrs
 import pytest
-from flowfactory.cli.launcher import GRACE, _tell_lost
-from flowfactory.plan.launch import first_host, rank, rendezvous, world_size
+from flowfactory.plan.launch import LaunchError, count, first_host, rank, rendezvous, settle, world_size
 
 TASK = {
     "SLURM_JOB_ID": "1234",
@@ -75,29 +72,92 @@ def test_the_first_machine_of_a_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
-@attrs.frozen
-class Failure:
-    """What torchrun knows of a process that has ended."""
+# --- one rule for what a launcher says -------------------------------------------------------------------------------
 
-    exitcode: int
-    timestamp: int = 1000
+PAIR = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
+OMPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}
 
-    def signal_name(self) -> str:
-        return signal.Signals(-self.exitcode).name
+
+def settled(environment: Mapping[str, str]) -> dict[str, str]:
+    changed = dict(environment)
+    settle(changed)
+    return changed
 
 
 @pytest.mark.parametrize(
-    ("failures", "named"),
+    "environment",
     [
-        ({0: Failure(1), 1: Failure(-9)}, [1]),  # 0 could not go on without 1
-        ({1: Failure(-11), 0: Failure(-15)}, [1]),  # 0 was stopped by torchrun
-        ({1: Failure(1), 0: Failure(-9, 1000 + GRACE)}, []),  # 1 has said why; 0 did not stop in time
-        ({1: Failure(3)}, []),
+        {"RANK": ""},
+        {"WORLD_SIZE": " ", "RANK": "", "MASTER_ADDR": ""},
+        {"LOCAL_RANK": "0"},
+        {"NODE_RANK": "1", "LOCAL_RANK": "3"},
+        {"RANK": "3", "MASTER_ADDR": "first"},
+        {"SLURM_STEP_NUM_TASKS": ""},
     ],
 )
-def test_only_processes_that_could_not_say_why_they_ended_are_named(
-    failures: Mapping[int, Failure], named: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    _tell_lost(failures)
-    said = capsys.readouterr().err.splitlines()
-    assert [int(line.split()[1]) for line in said] == named
+def test_without_a_number_of_processes_there_is_no_launcher(environment: Mapping[str, str]) -> None:
+    assert (world_size(environment), rank(environment)) == (None, 0)
+    assert not settled(environment).keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, "RANK is 'x'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "WORLD_SIZE=2 and RANK=2 cannot be"),
+        ({"PMI_SIZE": "2"}, "PMI_RANK is not set"),
+        ({**TASK, "SLURM_PROCID": ""}, "SLURM_PROCID is not set"),
+        ({**TASK, "SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x'"),
+    ],
+)
+def test_what_is_partial_is_named(environment: Mapping[str, str], named: str) -> None:
+    for ask in (world_size, rank):
+        with pytest.raises(LaunchError, match=named):
+            ask(environment)
+
+
+@pytest.mark.parametrize(
+    ("without", "named"), [("LOCAL_RANK", "LOCAL_RANK is not set"), ("MASTER_ADDR", "MASTER_ADDR is not set")]
+)
+def test_what_several_processes_need_to_meet_is_named(without: str, named: str) -> None:
+    with pytest.raises(LaunchError, match=named):
+        settle({name: value for name, value in PAIR.items() if name != without})
+
+
+def test_torch_and_accelerate_are_left_what_decides_nothing() -> None:
+    strangers = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "FSDP_OFFLOAD_PARAMS": "true",
+        "OMPI_COMM_WORLD_SIZE": "8",
+        "PATH": "/bin",
+    }
+    assert settled({**PAIR, **strangers, "TORCHELASTIC_RUN_ID": "1"}) == {
+        **PAIR,
+        "PATH": "/bin",
+        "TORCHELASTIC_RUN_ID": "1",
+    }
+    assert settled({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}) == {}
+
+
+def test_mpi_is_translated_and_meets_here_where_all_are_on_one_machine() -> None:
+    with pytest.raises(LaunchError, match="MASTER_ADDR"):
+        settle(dict(OMPI))
+    assert settled({**OMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}) == {
+        "WORLD_SIZE": "4",
+        "RANK": "2",
+        "LOCAL_RANK": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    assert settled(TASK)["MASTER_ADDR"] == "gpu007"
+
+
+def test_a_launcher_of_one_starts_nobody_and_another_number_than_asked_for_is_refused() -> None:
+    assert count(2, {}) == 2
+    assert count(2, {"WORLD_SIZE": "1", "RANK": "0"}) == 2
+    assert (count(1, PAIR), count(2, PAIR)) == (2, 2)
+    with pytest.raises(LaunchError, match=r"--processes asks for 4, but a launcher has started 2 \(WORLD_SIZE=2\)"):
+        count(4, PAIR)

@@ -156,6 +156,24 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
         saved(tmp_path / "checkpoints", 1)
 
 
+def test_a_checkpoint_that_is_read_is_not_tidied_away(tmp_path: Path) -> None:
+    first, *_ = saved(tmp_path, 1, 2, 3)
+    with archive.reading(first):
+        tidy(tmp_path, keep=1, best=None)
+        assert [archive.epoch_of(path) for path in checkpoints(tmp_path)] == [1, 3]
+    tidy(tmp_path, keep=1, best=None)
+    assert [archive.epoch_of(path) for path in checkpoints(tmp_path)] == [3]
+    with pytest.raises(RunError, match="is being removed"), archive.reading(first):
+        pass
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs0001", "._ema.safetensors"])
+def test_what_systems_leave_is_no_damage(tmp_path: Path, name: str) -> None:
+    (path,) = saved(tmp_path, 1)
+    (path / name).write_bytes(b"x")
+    assert damage(path) == ""
+
+
 @pytest.mark.parametrize("file", ["current", "ema", "optimizer"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, file: str, value: float) -> None:

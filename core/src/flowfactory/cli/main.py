@@ -1,7 +1,7 @@
 """The command line. Imports torch only to run.
 
 Exit codes: 0 done; 1 the run failed; 2 bad usage or spec; 3 plugin missing, conflicting or broken;
-75 stopped by SIGTERM with a checkpoint; 130 interrupted.
+75 stopped by SIGTERM or SIGHUP with a checkpoint, 143 and 129 without one; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flowfactory.cli.verbs import looking, plugins, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, printable
 from flowfactory.plan import launch
+from flowfactory.processes.stop import Stopped
 
 BUG = "this is a mistake of flowfactory or a plugin: report it with the lines above and what `flowfactory env` says"
 
@@ -30,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    ui = Ui(quiet=launch.rank() > 0)
+    ui = Ui()
     try:
+        ui = Ui(quiet=launch.rank() > 0)
         code = cli.main(arguments, "flowfactory", standalone_mode=False, obj=ui)
     except SpecError as error:
         ui.error(report(error))
@@ -47,6 +49,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         error.show(said)
         click.echo(printable(said.getvalue()), err=True, nl=False)
         return BAD_SPEC
+    except Stopped as stopped:
+        ui.say(f"stopped by {stopped}")
+        return 128 + stopped.signal
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception:

@@ -11,8 +11,9 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowfactory.conditions.claims import Claims
-from flowfactory.conditions.identity import user_folder
+from flowfactory.conditions.identity import ELSEWHERE, user_folder
 from flowfactory.contracts.types import Conditions, Row, moved
+from flowfactory.errors import RunError, shown
 from flowfactory.runs import files
 
 SHARD = 32
@@ -33,13 +35,21 @@ SHARD = 32
 WAIT = 0.2
 """Seconds between looks at what other processes are encoding."""
 
+MAPS = 256
+"""Most files of a cache that are open at a time."""
+
 Names = Mapping[str, str]
 """For each condition of a row, the tensor of the shard that holds it; equal tensors are stored once."""
 
 
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 def cache_folder(chosen: str | None) -> Path:
     """Where conditions are kept: the folder `[memory] cache` names, or else the user's."""
-    return Path(chosen).expanduser() if chosen else user_folder() / "conditions"
+    return Path(chosen).expanduser().absolute() if chosen else user_folder() / "conditions"
 
 
 def row_key(row: Row) -> str:
@@ -55,24 +65,25 @@ def _row_key(prompt: str, negative_prompt: str | None, images: tuple[Path, ...])
 
 @attrs.frozen(eq=False)
 class Shard:
-    """An open shard: memory-mapped tensors, and which of them make up each row."""
+    """What a file holds: for each row that is wanted, the tensors that make it up."""
 
-    tensors: Any
+    path: Path
     rows: Mapping[str, Names]
 
     @classmethod
     def read(cls, path: Path, wanted: Mapping[str, Any]) -> Shard | None:
         """The shard in a file; `None` if it is damaged. The content of one without wanted rows is not looked at."""
         try:
-            tensors: Any = safe_open(path, framework="pt")
-            shard = cls(tensors, json.loads(tensors.metadata()["rows"]))
-            return shard if shard.rows.keys().isdisjoint(wanted) or whole(path) else None
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+            rows: dict[str, Names] = json.loads(opened(path).metadata()["rows"])
+            mine = {key: dict(names) for key, names in rows.items() if key in wanted}
+            return cls(path, mine) if not mine or whole(path) else None
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
-    def row(self, key: str) -> Conditions:
-        """One row's conditions `(1, …)`, on the CPU, backed by the file."""
-        return {name: self.tensors.get_tensor(tensor) for name, tensor in self.rows[key].items()}
+
+def opened(path: Path) -> Any:
+    """A memory-mapped file of tensors."""
+    return safe_open(path, framework="pt")
 
 
 def whole(path: Path) -> bool:
@@ -98,62 +109,126 @@ class ConditionCache:
         self._claims = Claims(self.folder / "claims")
         self._rows = {row_key(row): row for row in rows}
         self._say = say
-        self._seen: set[Path] = set()
+        self._seen: set[str] = set()
         self._holders: dict[str, Shard] = {}
-        files.sweep(self.folder)
-        if not (self.folder / "identity.json").exists():
-            files.write(self.folder / "identity.json", text.encode())
+        self._left = dict.fromkeys(self._rows)
+        self._opened = functools.lru_cache(MAPS)(opened)
+        with self._reached():
+            files.sweep(self.folder)
+            if not (self.folder / "identity.json").exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                files.write(self.folder / "identity.json", text.encode())
 
     def __getitem__(self, row: Row) -> Conditions:
         """A row's conditions `(1, …)`, on the CPU, backed by a memory-mapped file."""
         key = row_key(row)
-        return self._holders[key].row(key)
+        shard = self._holders[key]
+        with self._reached():
+            tensors = self._opened(shard.path)
+        return {name: tensors.get_tensor(tensor) for name, tensor in shard.rows[key].items()}
 
     def missing(self) -> list[str]:
-        """Keys of the rows that nobody has encoded yet; damaged shards are named, removed, and so are missing."""
-        paths = [path for path in sorted(self.folder.glob("*.safetensors")) if path not in self._seen]
-        if paths:
-            with ThreadPoolExecutor() as pool:
-                shards = list(pool.map(lambda path: Shard.read(path, self._rows), paths))
-            for path, shard in zip(paths, shards, strict=True):
-                if shard is None:
-                    self._discard(path)
-                else:
-                    self._seen.add(path)
-                    self._holders |= dict.fromkeys(shard.rows.keys() & self._rows.keys(), shard)
-        return [key for key in self._rows if key not in self._holders]
+        """Keys of the rows that nobody has encoded yet; damaged shards are named, removed, and so are missing.
 
-    def fill(self, encode: Callable[[Sequence[Row]], Conditions], advance: Callable[[int], None]) -> None:
+        Raises:
+            RunError: the folder cannot be read.
+        """
+        with self._reached():
+            self._look(sorted(path.name for path in self.folder.glob("*.safetensors")))
+        return list(self._left)
+
+    def fill(
+        self,
+        encode: Callable[[Sequence[Row]], Conditions],
+        advance: Callable[[int], None],
+        stopped: Callable[[], bool] = never,
+    ) -> None:
         """Encode what is missing, sharing the work with every process that does the same; returns when all is there.
 
         Args:
             encode: asked for one row at a time, so that its answer does not depend on a row's neighbours.
             advance: told of every further row that is there, whoever encoded it.
+            stopped: asked before every row; who is stopped keeps what it has, and returns before all is there.
+
+        Raises:
+            RunError: the cache cannot be written.
         """
-        left = self.missing()
-        with self._claims.holder() as claim:
-            while left:
-                mine = claim.take(self.missing, SHARD)
-                encoded = {}
+        if not self.missing():
+            return
+        with ExitStack() as stack:
+            with self._reached():
+                claim = stack.enter_context(self._claims.holder())
+            self.missing()
+            finished: list[str] = []
+            while self._left and not stopped():
+                left = len(self._left)
+                with self._reached():
+                    mine = claim.take(self._wanted, SHARD, finished)
+                encoded: dict[str, Conditions] = {}
                 for key in mine:
+                    if stopped():
+                        break
                     encoded[key] = encode([self._rows[key]])
                     advance(1)
-                if mine:
-                    self._write(encoded)
-                else:
+                finished = [self._write(encoded)] if encoded else []
+                if not mine and self._left:
                     time.sleep(WAIT)
-                still = self.missing()
-                advance(len(left) - len(still) - len(mine))
-                left = still
+                advance(left - len(self._left) - len(encoded))
+            with self._reached():
+                claim.give_up(finished)
 
-    def _write(self, encoded: Mapping[str, Conditions]) -> None:
+    def _wanted(self, others: Sequence[str] | None) -> Iterator[str]:
+        """What is left after others have finished some shards; after nobody knows what, where one has died."""
+        found = [path.name for path in self.folder.glob("*.safetensors")] if others is None else others
+        self._look(sorted(found))
+        return iter(self._left)
+
+    def _look(self, names: Sequence[str]) -> None:
+        """Take note of shards that were not seen so far."""
+        paths = [self.folder / name for name in names if name not in self._seen]
+        if not paths:
+            return
+        with ThreadPoolExecutor() as pool:
+            shards = list(pool.map(lambda path: Shard.read(path, self._rows), paths))
+        for path, shard in zip(paths, shards, strict=True):
+            if shard is None:
+                self._discard(path)
+            else:
+                self._keep(shard)
+
+    def _keep(self, shard: Shard) -> None:
+        self._seen.add(shard.path.name)
+        for key in shard.rows:
+            self._holders[key] = shard
+            self._left.pop(key, None)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What hinders the cache's folder ends the run in words.
+
+        Raises:
+            RunError: naming the file, the reason, and what else could be done.
+        """
+        try:
+            yield
+        except OSError as error:
+            place = shown(Path(error.filename or self.folder))
+            why = f"encoded prompts cannot be kept in {shown(self.folder)}: {place}: {error.strerror or error}"
+            raise RunError(f"{why}; {ELSEWHERE}") from error
+
+    def _write(self, encoded: Mapping[str, Conditions]) -> str:
+        """Write a shard; returns its name."""
         tensors: dict[str, Tensor] = {}
         rows = {
             key: {name: _place(tensor, tensors) for name, tensor in conditions.items()}
             for key, conditions in encoded.items()
         }
         data = safetensors.torch.save(tensors, {"rows": json.dumps(rows)})
-        files.write(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+        path = self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors"
+        with self._reached():
+            files.write(path, data)
+        self._keep(Shard(path, rows))
+        return path.name
 
     def _discard(self, path: Path) -> None:
         # Another process may have done so and encoded the rows anew, under the same name since they are the same.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
@@ -13,27 +14,41 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
+from flowfactory.errors import RunError
 from flowfactory.runs import files
 from flowfactory.spec.kinds import attributes
 from flowfactory.spec.tables import plain
 
+log = logging.getLogger("flowfactory")
+
 LIBRARIES = ("diffusers", "transformers")
 MEMORY = "fingerprints.json"
+ELSEWHERE = "FLOWFACTORY_CACHE in the environment, or [memory] cache in the spec, names another folder"
 
 
 def user_folder() -> Path:
-    """Where caches are kept: `$FLOWFACTORY_CACHE`, or `flowfactory` in `$XDG_CACHE_HOME` or in `~/.cache`."""
-    if chosen := os.environ.get("FLOWFACTORY_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowfactory"
+    """Where caches are kept: `$FLOWFACTORY_CACHE`, or `flowfactory` in `$XDG_CACHE_HOME` or in `~/.cache`.
+
+    Raises:
+        RunError: none of these is known, as where a user has no home.
+    """
+    try:
+        if chosen := os.environ.get("FLOWFACTORY_CACHE"):
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowfactory"
+    except RuntimeError as error:
+        raise RunError(f"there is no home to keep encoded prompts in: {error}; {ELSEWHERE}") from error
 
 
-def encoder_identity(adapter: Adapter[Any], dtype: str, versions: Mapping[str, str]) -> dict[str, Any]:
+def encoder_identity(
+    adapter: Adapter[Any], dtype: str, versions: Mapping[str, str], folder: Path | None = None
+) -> dict[str, Any]:
     """The identity of an adapter's encoders, as JSON; the adapter need not be loaded.
 
     Args:
         dtype: what the weights are loaded in.
         versions: of the adapter's plugin.
+        folder: where the hashes of files are kept; the user's when absent.
 
     Raises:
         ValueError: there is no checkpoint at the spec's `path`.
@@ -49,11 +64,11 @@ def encoder_identity(adapter: Adapter[Any], dtype: str, versions: Mapping[str, s
         },
         "dtype": dtype,
         "spec": {name: value for name, value in spec.items() if name not in apart},
-        "checkpoint": fingerprint(adapter.spec.path, adapter.spec.revision, adapter.encodes_with),
+        "checkpoint": fingerprint(adapter.spec.path, adapter.spec.revision, adapter.encodes_with, folder),
     }
 
 
-def fingerprint(path: str, revision: str | None, counts: Callable[[PurePath], bool]) -> str:
+def fingerprint(path: str, revision: str | None, counts: Callable[[PurePath], bool], folder: Path | None = None) -> str:
     """A checkpoint by content: a hash over the files that count, or the commit of a hub checkpoint.
 
     Args:
@@ -67,7 +82,8 @@ def fingerprint(path: str, revision: str | None, counts: Callable[[PurePath], bo
         return _commit(path, revision)
     found = sorted(file for file in here.rglob("*") if file.is_file()) if here.is_dir() else [here]
     parts = {str(file.relative_to(here)): file for file in found if _visible(file.relative_to(here))}
-    return _hash({name: file for name, file in parts.items() if counts(PurePath(name))})
+    memory = (folder or user_folder()) / MEMORY
+    return _hash({name: file for name, file in parts.items() if counts(PurePath(name))}, memory)
 
 
 def _visible(path: PurePath) -> bool:
@@ -83,9 +99,11 @@ def _commit(path: str, revision: str | None) -> str:
     return f"commit {Path(folder).name}"
 
 
-def _hash(found: Mapping[str, Path]) -> str:
-    """Over names and contents. Files read before are not read again while their size and time stay as they were."""
-    memory = user_folder() / MEMORY
+def _hash(found: Mapping[str, Path], memory: Path) -> str:
+    """Over names and contents. Files read before are not read again while their size and time stay as they were.
+
+    A memory that is damaged, or cannot be written, costs nothing but time.
+    """
     known = _remembered(memory)
     new = {}
     for file in found.values():
@@ -95,18 +113,22 @@ def _hash(found: Mapping[str, Path]) -> str:
             new[str(file.resolve())] = [*look, files.sha256(file)]
     if new:
         known = _remembered(memory) | new
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        files.write(memory, json.dumps(known).encode())
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            files.write(memory, json.dumps(known).encode())
+        except OSError as error:
+            log.debug("%s cannot be written: %s", memory, error)
     lines = [f"{name} {known[str(file.resolve())][-1]}" for name, file in sorted(found.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _remembered(memory: Path) -> dict[str, Any]:
+def _remembered(memory: Path) -> dict[str, list[Any]]:
     try:
-        remembered: dict[str, Any] = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return remembered
+    entries = remembered.items() if isinstance(remembered, dict) else ()
+    return {file: look for file, look in entries if isinstance(look, list) and [*map(type, look)] == [int, int, str]}
 
 
 def _series(version: str) -> str:

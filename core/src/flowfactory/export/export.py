@@ -35,6 +35,7 @@ from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import archive, history
 from flowfactory.runs.files import replacing, writing
+from flowfactory.sampling.epochs import rows_used
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.training.assembly import load_model
 
@@ -94,7 +95,7 @@ def export(
     place = folder or run / "export" / form
     _refuse_what_is_not_ours(place, run)
     number = archive.epoch_of(saved.parent)
-    with writing(place), replacing(place) as partial:
+    with writing(place), archive.reading(saved.parent), replacing(place) as partial:
         try:
             done, loading, note = _write(
                 spec, model, source, display, saved, form, partial, place, run, dtype or "fp32"
@@ -234,7 +235,7 @@ def load(
 
 
 def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[PipelineAdapter[Any], Conditions]:
-    """The loaded adapter, and the conditions of a row to compare with: of the first prompt, or of one of our own.
+    """The loaded adapter, and the conditions of a row to compare with: of the run's first prompt, or of one of our own.
 
     A run can be exported where its prompts are not. Whether a model wants an image is seen when it is asked without.
     """
@@ -246,7 +247,8 @@ def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[
         Image.new("RGB", (64, 64)).save(blank)
         rows = [Row(PROMPT, "", (blank,)), *([] if model.edits else [Row(PROMPT, "")])]
         with suppress(ValueError, OSError, RunError):
-            rows.append(load_rows(Path(spec.data.prompts))[0])
+            known = load_rows(Path(spec.data.prompts))
+            rows.append(known[rows_used(spec.run.seed, range(1, 2), len(known), spec.sampling.prompts)[0]])
         while True:
             row, adapter = rows.pop(), model(spec.model.spec)
             if not isinstance(adapter, PipelineAdapter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,20 @@ class Plan:
             "spec": unstructure(self.spec),
         }
 
+    def text(self) -> str:
+        """`plan.json`."""
+        return json.dumps(self.as_json(), indent=2) + "\n"
+
     def write(self, folder: Path) -> None:
-        """`spec.toml`, complete and independent of where it came from, and `plan.json`."""
+        """`spec.toml`, complete and independent of where it came from, and `plan.json`; each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC_FILE).write_text(toml.dumps(unstructure(self.spec)), encoding="utf-8")
-        (folder / PLAN_FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+        for name, text in ((SPEC_FILE, toml.dumps(unstructure(self.spec))), (PLAN_FILE, self.text())):
+            partial = folder / f".writing-{name}"
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(folder / name)
 
 
 def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
@@ -208,13 +218,20 @@ def _by_content(table: Any) -> dict[str, Any]:
 
 
 def fingerprint(location: str) -> str:
-    """A location's content: a hash for files and folders, a hub id as it is."""
+    """A location's content: a hash for files and folders, a hub id as it is.
+
+    What is hidden in a folder is not of the model: systems, git and the hub's client leave it there.
+    """
     path = Path(location)
     if not path.is_absolute():
         return location
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files]
+    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files if not _hidden(p.relative_to(path))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _sketch(path: Path, most: int = 1 << 16) -> str:

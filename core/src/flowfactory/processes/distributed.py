@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -24,6 +23,10 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 PATIENCE = timedelta(hours=1)
 """How long processes wait for each other: long enough for slow rewards, since a lost process is noticed otherwise."""
+
+
+STOP = "flowfactory-stop"
+"""Where a process leaves word that it was asked to stop, for those that wait elsewhere."""
 
 
 class PeerLost(RunError):
@@ -49,7 +52,7 @@ class Processes:
             raise RunError('[run] precision = "fp16" needs a CUDA device; "bf16" and "fp32" run anywhere')
         # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
         on_cpu = not torch.accelerator.is_available()
-        os.environ.update(launch.rendezvous(os.environ))
+        launch.settle()
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
@@ -192,6 +195,15 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
         return bool(self.gather(torch.tensor([flag])).any()) if self.world > 1 else flag
+
+    def told(self, flag: bool) -> bool:
+        """Whether any process has said yes so far. Unlike `any` it waits for nobody, and may be asked from a thread."""
+        if self.world == 1:
+            return flag
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if flag:
+            store.set(STOP, "asked")
+        return flag or bool(store.check([STOP]))
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with accelerate's loss scaling around its steps."""

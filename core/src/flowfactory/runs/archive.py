@@ -8,18 +8,20 @@ It guards against disks, not against people. Imports no torch.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from flowfactory.errors import shown
+from flowfactory.errors import RunError, shown
 from flowfactory.runs.files import PARTIAL, crc32
 
 CHECKPOINTS, STATE = "checkpoints", "state.json"
@@ -71,9 +73,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=epoch_of)
 
 
+def hidden(name: str) -> bool:
+    """Whether a file is none of ours: what systems, tools and network disks leave in any folder begins with a dot."""
+    return name.startswith(".")
+
+
 def seal(folder: Path, epoch: int, step: int, origin: Origin) -> None:
     """Write `state.json` about the files in `folder`."""
-    state = State(epoch, step, origin, _files(sorted(folder.iterdir())))
+    state = State(epoch, step, origin, _files(sorted(f for f in folder.iterdir() if not hidden(f.name))))
     record = attrs.asdict(state)
     text = json.dumps({**record, "crc32": _crc32(record)}, indent=2)
     (folder / STATE).write_text(text + "\n", encoding="utf-8")
@@ -111,7 +118,7 @@ def damage(path: Path) -> str:
                 raise ValueError(f"{shown(path / file)} has another content than what was written")
     except (OSError, ValueError) as error:
         return _reason(error)
-    unknown = sorted({file.name for file in path.iterdir()} - {STATE, *state.files})
+    unknown = sorted({f.name for f in path.iterdir() if not hidden(f.name)} - {STATE, *state.files})
     return f"{shown(path / unknown[0])} was not written with this checkpoint" if unknown else ""
 
 
@@ -125,7 +132,36 @@ def tidy(folder: Path, keep: int, best: int | None) -> None:
     for left in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True)
     for path in old:
-        shutil.rmtree(path.rename(folder / f"{PARTIAL}{path.name}"), ignore_errors=True)
+        with _locked(path, "rb+", fcntl.LOCK_EX) as mine:
+            if mine:
+                shutil.rmtree(path.rename(folder / f"{PARTIAL}{path.name}"), ignore_errors=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While active, `tidy` leaves a checkpoint where it is.
+
+    Raises:
+        RunError: it is not there any more.
+    """
+    with _locked(path, "rb", fcntl.LOCK_SH) as mine:
+        if not mine or not path.is_dir():
+            raise RunError(f"{shown(path)} is being removed, since there are newer ones; try again")
+        yield
+
+
+@contextmanager
+def _locked(path: Path, how: Literal["rb", "rb+"], kind: int) -> Iterator[bool]:
+    """Whether nobody has a checkpoint who excludes this one. Without locks, or without the file, nobody does."""
+    with ExitStack() as stack:
+        try:
+            fcntl.flock(stack.enter_context((path / STATE).open(how)), kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
 
 
 def _files(paths: list[Path]) -> dict[str, File]:

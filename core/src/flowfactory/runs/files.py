@@ -93,6 +93,18 @@ def settle(folder: Path) -> None:
         flush(path)
 
 
+def mode(wanted: int) -> int:
+    """What the umask leaves of a mode."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return wanted & ~mask
+
+
+def inside(folder: Path, file: Path) -> bool:
+    """Whether there is such a file in a folder, and no link leads out of it."""
+    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What hinders writing `path`, a file or a folder, ends the run in words.
@@ -112,7 +124,7 @@ def sweep(folder: Path) -> None:
         try:
             if time.time() - partial.stat().st_mtime > DAY:
                 partial.unlink()
-        except FileNotFoundError:
+        except OSError:  # somebody else has, or it is somebody else's
             continue
 
 

@@ -14,7 +14,7 @@ import attrs
 from flowfactory.errors import RunError, shown
 from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.runs import files
-from flowfactory.runs.pictures import inside
+from flowfactory.runs.files import inside
 
 METRICS, ENVIRONMENT, SAMPLES, TABLE = "metrics.jsonl", "env.json", "samples", "samples.jsonl"
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flowfactory.contracts.types import Sample
 from flowfactory.runs import files
-from flowfactory.runs.files import writing
-from flowfactory.runs.pictures import PictureError, inside, opened
+from flowfactory.runs.files import inside, writing
+from flowfactory.runs.pictures import PictureError, opened
 
 log = logging.getLogger("flowfactory")
 

@@ -15,11 +15,6 @@ class PictureError(Exception):
     """A file is not a picture as runs write them."""
 
 
-def inside(folder: Path, file: Path) -> bool:
-    """Whether there is such a file in a folder, and no link leads out of it."""
-    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
-
-
 def opened(path: Path) -> Image.Image:
     """A picture, decoded.
 

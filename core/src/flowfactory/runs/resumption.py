@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowfactory.errors import RunError, shown
+from flowfactory.errors import RunError, shown, typed
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan
-from flowfactory.runs import archive, environment
+from flowfactory.runs import archive, environment, files
 from flowfactory.runs.archive import CHECKPOINTS, State
+from flowfactory.runs.files import writing
 from flowfactory.runs.history import METRICS
 from flowfactory.spec.tables import unstructure
 
+log = logging.getLogger("flowfactory")
+
 
 def changes(run: Path, plan: Plan) -> str:
-    """How a spec differs from the one the run began with, in words; empty if it is the same experiment."""
-    before = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
+    """How a spec differs from the one the run began with, in words; empty if it is the same experiment.
+
+    Raises:
+        RunError: what it began with cannot be read, and no checkpoint says it either.
+    """
+    before = _begun_with(run, plan)
     if before["digest"] == plan.digest:
         return ""
     now = json.loads(json.dumps(unstructure(plan.spec)))
@@ -62,7 +71,7 @@ def way_on(run: Path, repeats: bool = False) -> list[str]:
             return []
         if repeats:
             return [f"the last checkpoint is {shown(saved[-1])}"]
-        return [f"the last checkpoint is {shown(saved[-1])}; go on from there with: flowfactory resume {shown(run)}"]
+        return [f"the last checkpoint is {shown(saved[-1])}; go on from there with: flowfactory resume {typed(run)}"]
     return ["no checkpoint had been saved"] if (run / METRICS).exists() else []
 
 
@@ -72,13 +81,41 @@ def versions(plan: Plan) -> dict[str, str]:
     return {**libraries, **plan.versions}
 
 
+def _begun_with(run: Path, plan: Plan) -> Mapping[str, Any]:
+    """The content of `plan.json`. Where that is damaged, a checkpoint of the same experiment vouches for it."""
+    file = run / PLAN_FILE
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(before, dict) or not isinstance(before.get("spec"), dict) or "digest" not in before:
+            raise ValueError("it is not what `run` has written")
+        return before
+    except (OSError, ValueError, RecursionError) as error:
+        why = f"{shown(file)} cannot be read: {error if file.stat().st_size else 'it is empty'}"
+        if plan.digest in _digests(run):
+            log.warning("%s; the checkpoints are of this experiment, so it is written anew", why)
+            with writing(file):
+                files.write(file, plan.text().encode())
+            return plan.as_json()
+        what = f"no intact checkpoint was made by the experiment that {shown(run / SPEC_FILE)} describes"
+        raise RunError(f"{why}; {what}: begin anew with: flowfactory run {typed(run / SPEC_FILE)}") from error
+
+
+def _digests(run: Path) -> set[str]:
+    """Of the experiments that made the run's checkpoints, as far as those can be read."""
+    found = set()
+    for path in archive.checkpoints(run / CHECKPOINTS):
+        with suppress(ValueError):
+            found.add(archive.read(path).origin.digest)
+    return found
+
+
 def _way_round(run: Path, saved: list[Path]) -> str:
     """What to do about a damaged last checkpoint."""
     sound = next((path for path in reversed(saved[:-1]) if not archive.damage(path)), None)
     if sound is None:
-        return f"No other one is intact; begin anew with: flowfactory run {shown(run / SPEC_FILE)}"
-    rest = " ".join(shown(path) for path in saved[saved.index(sound) + 1 :])
-    return f"{shown(sound)} is intact; go on from there with: rm -r {rest} && flowfactory resume {shown(run)}"
+        return f"No other one is intact; begin anew with: flowfactory run {typed(run / SPEC_FILE)}"
+    rest = " ".join(typed(path) for path in saved[saved.index(sound) + 1 :])
+    return f"{shown(sound)} is intact; go on from there with: rm -r {rest} && flowfactory resume {typed(run)}"
 
 
 def _versions(checkpoint: str, state: State, plan: Plan) -> Iterator[str]:

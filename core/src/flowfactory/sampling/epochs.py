@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 import attrs
 
@@ -35,6 +35,27 @@ def plan_epoch(seed: int, epoch: int, rows: int, prompts: int, updates: int) -> 
     groups = [Group(slot, row) for slot, row in enumerate(order)]
     size = prompts // updates
     return tuple(tuple(groups[u * size : (u + 1) * size]) for u in range(updates))
+
+
+def rows_used(seed: int, epochs: range, rows: int, prompts: int, refill: int = 0) -> list[int]:
+    """The rows that some successive epochs may draw, each once, in the order in which they are first needed.
+
+    Args:
+        refill: in how many further rounds of an epoch groups may be replaced.
+    """
+    drawn = islice(_order(seed, rows, (epochs.start - 1) * prompts), len(epochs) * prompts)
+    again = (
+        refilled(seed, epoch, rows, Group(slot, 0), number).row
+        for epoch in epochs
+        for number in range(1, refill + 1)
+        for slot in range(prompts)
+    )
+    found: dict[int, None] = {}
+    for row in chain(drawn, again):
+        found[row] = None
+        if len(found) == rows:
+            break
+    return list(found)
 
 
 def share(plan: Share, rank: int, world: int) -> Share:

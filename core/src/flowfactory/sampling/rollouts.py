@@ -28,7 +28,7 @@ from flowfactory.rewards.failures import check_losses, check_rewards, recording,
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.session import Scored
 from flowfactory.runs.media import save_samples
-from flowfactory.sampling.epochs import Group, plan_epoch, refilled, share
+from flowfactory.sampling.epochs import Group, Share, plan_epoch, refilled, share
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
 from flowfactory.sampling.source import Collected, Member, chunks, members_of, places
 from flowfactory.spec.tables import Spec
@@ -88,7 +88,7 @@ class Rollouts:
         """Sample and score this process's share of an epoch; see `Source`."""
         spec, processes, size = self.spec, self.processes, self.spec.sampling.group
         rows = len(self.conditions.rows)
-        everything = plan_epoch(spec.run.seed, epoch, rows, spec.sampling.prompts, spec.optimizer.updates)
+        everything = planned(self, epoch)
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
         made = sample_round(self, epoch, stop, mine)
         report_samples(self, epoch, made.gallery, made.scored)
@@ -129,6 +129,12 @@ class Rollouts:
         return compared(self.trainer, Scores(values, self.judge.weights), slots)
 
 
+def planned(source: Rollouts, epoch: int) -> Share:
+    """The groups of an epoch, over all processes."""
+    spec, rows = source.spec, len(source.conditions.rows)
+    return plan_epoch(spec.run.seed, epoch, rows, spec.sampling.prompts, spec.optimizer.updates)
+
+
 def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequence[Group], number: int = 0) -> Round:
     """Sample and score some groups. In further rounds (`number` > 0) processes may have different numbers of them."""
     spec, processes = source.spec, source.processes
@@ -143,9 +149,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
     spreads: list[float] = []
     name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
     with (
-        source.judge.session(
-            spec.sampling.prompts, spec.sampling.overlap, lambda: stop.received is not None
-        ) as scoring,
+        source.judge.session(spec.sampling.prompts, spec.sampling.overlap, lambda: stop.asked(processes)) as scoring,
         recording(processes, scoring, source.run.folder, epoch),
     ):
         with display.phase(name, len(members), "samples") as bar:
@@ -157,7 +161,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
                     continue
                 looked_at = source.judge.reads("media") or len(gallery) < kept
                 # Where weights are divided, all processes sample together; what is too much is thrown away.
-                part, samples = sample(source, epoch, chunk or [Member(Group(0, 0), 0)], looked_at)
+                part, samples = sample(source, epoch, chunk or [Member(planned(source, epoch)[0][0], 0)], looked_at)
                 sound = bool(part.final.isfinite().all()), all(bool(one.media.isfinite().all()) for one in samples)
                 check_samples(processes, name, *sound, trained=epoch > 1)
                 if not chunk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import attrs
 import torch
 
 from flowfactory.components.resolved import Components, Events, Target
-from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder
+from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder, never
 from flowfactory.conditions.cache import Source as Encoded
-from flowfactory.conditions.identity import encoder_identity
+from flowfactory.conditions.identity import encoder_identity, user_folder
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
@@ -32,9 +32,11 @@ from flowfactory.plan.plan import Plan
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights, check_targets, masters
 from flowfactory.processes.distributed import DTYPES, Processes
+from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.scoring import Judge
 from flowfactory.runs import resumption
 from flowfactory.runs.archive import Origin
+from flowfactory.sampling.epochs import rows_used
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
 from flowfactory.spec.tables import Full, Lora, Memory, Spec
@@ -57,12 +59,20 @@ class Parts:
 
 
 def assemble(
-    plan: Plan, components: Components, folder: Path, display: Display, load: Callable[..., Encoded] | None = None
+    plan: Plan,
+    components: Components,
+    folder: Path,
+    display: Display,
+    load: Callable[..., Encoded] | None = None,
+    stop: StopRequest | None = None,
+    done: int = 0,
 ) -> Parts:
     """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards.
 
     Args:
         load: does what `load_model` does when absent.
+        stop: asked while prompts are encoded; who is stopped then gets parts without them, to save what there is.
+        done: epochs that are over; only the rows of later ones are encoded.
     """
     spec = plan.spec
     processes = Processes(spec.run.precision, spec.memory.shard)
@@ -76,8 +86,11 @@ def assemble(
     scheduler: Scheduler[Any] = components.scheduler(spec.scheduler.spec)
     adapter: Adapter[Any] = components.adapter(spec.model.spec)
     with _refusals(processes):
-        everything = [*rows, *held_out_rows]
-        source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock)
+        epochs = range(min(done + 1, max(spec.run.epochs, 1)), max(spec.run.epochs, 1) + 1)
+        used = rows_used(spec.run.seed, epochs, len(rows), spec.sampling.prompts, spec.sampling.refill)
+        everything = [*(rows[row] for row in used), *held_out_rows]
+        asking = nullcontext(never) if stop is None else encoding(stop, processes)
+        source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock, asking)
     eval_size = spec.eval.size or spec.sampling.size
     with display.phase("looking at the model"), clock("load"), _refusals(processes):
         # Here, where an impossible size is told at once, and before weights are cast to float32.
@@ -89,10 +102,11 @@ def assemble(
             check_targets(adapter.networks(), spec.tuning, adapter.lora_targets())
     weights = _weights(spec, adapter, trainer, processes)
     judge, held_out_judge = _judges(spec, components.rewards)
-    with display.phase("loading the rewards"), clock("load"), _refusals(processes):
-        judge.load(device, dtype)
-        if held_out_judge is not judge:
-            held_out_judge.load(device, dtype)
+    if not processes.any(stop is not None and stop.asked(processes)):
+        with display.phase("loading the rewards"), clock("load"), _refusals(processes):
+            judge.load(device, dtype)
+            if held_out_judge is not judge:
+                held_out_judge.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
     offload = "vae" in spec.memory.offload
@@ -148,25 +162,41 @@ def load_model(
     device: torch.device,
     display: Display,
     clock: Clock,
+    asking: AbstractContextManager[Callable[[], bool]] | None = None,
 ) -> ConditionCache:
     """Load the model and encode what the cache lacks; where it lacks nothing, the encoders are not even read.
 
     Args:
         source: the distribution of the adapter: what another version has encoded is not used.
+        asking: active while prompts are encoded; gives what says whether to stop. Then not all of them are there.
     """
     precision = spec.run.precision
     with display.phase("looking for encoded prompts"), clock("encode"):
-        identity = encoder_identity(adapter, precision, {source.name: source.version})
-        cache = ConditionCache(cache_folder(spec.memory.cache), identity, rows, display.say)
+        folder = cache_folder(spec.memory.cache)
+        memory = folder if spec.memory.cache else user_folder()
+        identity = encoder_identity(adapter, precision, {source.name: source.version}, memory)
+        cache = ConditionCache(folder, identity, rows, display.say)
         missing = cache.missing()
     with display.phase("loading the model"), clock("load"):
         adapter.load(device, DTYPES[precision], None if missing else cache[rows[0]])
-    with display.phase("encoding prompts", len(missing), "prompts") as bar, clock("encode"), torch.no_grad():
-        cache.fill(adapter.encode, bar.advance)
+    with (
+        display.phase("encoding prompts", len(missing), "prompts") as bar,
+        clock("encode"),
+        torch.no_grad(),
+        asking or nullcontext(never) as stopped,
+    ):
+        cache.fill(adapter.encode, bar.advance, stopped)
         if missing:
             say_cut(adapter, rows, display)
         adapter.drop_encoders()
     return cache
+
+
+@contextmanager
+def encoding(stop: StopRequest, processes: Processes) -> Iterator[Callable[[], bool]]:
+    """While active, a signal ends nothing by itself; says whether any process has had one."""
+    with stop.deferred():
+        yield lambda: stop.asked(processes)
 
 
 def say_cut(adapter: Adapter[Any], rows: Sequence[Row], display: Display) -> None:

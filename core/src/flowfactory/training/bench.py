@@ -132,6 +132,7 @@ def encode_always(
     device: torch.device,
     display: Display,
     clock: Clock,
+    asking: Any = None,
 ) -> Encoding:
     """In the place of `load_model`: nothing is cached and no encoder dropped."""
     with display.phase("loading the model"), clock("load"):

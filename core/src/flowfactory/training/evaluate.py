@@ -19,6 +19,7 @@ from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
+from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.failures import check_losses, check_rewards, recording
 from flowfactory.rewards.scoring import Judge
 from flowfactory.runs.files import writing
@@ -45,20 +46,22 @@ class Evaluator:
     judge: Judge
 
 
-def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
+def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, float]:
     """Sample every held-out prompt once and score it.
 
     Each process takes every `world`-th prompt; the metrics are exact whatever their number. Where weights are divided
     every process makes as many micro-batches, and what is too much is thrown away.
 
     Raises:
+        Stopped: a signal arrived; nothing has changed.
         RewardError: a reward failed past what its table allows.
         Diverged: the weights give samples that are not finite.
     """
     spec, processes, total = evaluator.spec, evaluator.processes, len(evaluator.conditions.rows)
     mine = range(processes.rank, total, processes.world)
-    pieces = list(chunks(mine, spec.eval.micro_batch or spec.sampling.micro_batch))
-    surplus = processes.most(len(pieces)) - len(pieces)
+    size = spec.eval.micro_batch or spec.sampling.micro_batch
+    pieces = list(chunks(mine, size))
+    most = math.ceil(math.ceil(total / processes.world) / size)  # of any process: all ask as often whether to stop
     kept = spec.run.save_samples if processes.main else 0
     gallery: list[Sample] = []
     sound = True, True
@@ -66,11 +69,17 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
     with (
         evaluator.instruments.clock("evaluate"),
         evaluator.instruments.display.phase("evaluating", len(mine), "samples") as bar,
-        evaluator.judge.session(total, spec.sampling.overlap, single=True) as scoring,
+        evaluator.judge.session(total, spec.sampling.overlap, lambda: stop.asked(processes), single=True) as scoring,
         recording(processes, scoring, evaluator.run.folder, epoch),
     ):
         with evaluator.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
-            for numbers in pieces:
+            for number in range(most):
+                stop.check(processes)
+                if number >= len(pieces):
+                    if processes.sharded:
+                        _sample(evaluator, range(1))
+                    continue
+                numbers = pieces[number]
                 samples, final, drift = _sample(evaluator, numbers)
                 drifts.append(drift)
                 gallery += samples[: max(0, kept - len(gallery))]
@@ -79,10 +88,9 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
                 if all(sound):
                     scoring.submit(samples)
                 bar.advance(len(numbers))
-            for _ in range(surplus):
-                _sample(evaluator, range(1))
         check_samples(processes, f"the evaluation after epoch {epoch}", *sound, trained=epoch > 0)
         scored = scoring.finish()
+        stop.check(processes)
         check_rewards(processes, scoring)
     everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
     failed = {label: _gathered(processes, total, column, False) for label, column in scored.failed.items()}

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.processes.distributed import DTYPES
+from flowfactory.sampling.epochs import rows_used
 from flowfactory.training.optimise import Learner
 
 
@@ -59,7 +60,9 @@ def _count(learner: Learner) -> int:
     device, policy = learner.processes.device, learner.policy
     x = torch.zeros(1, *policy.latent_shape(), device=device)
     level = policy.sigmas(learner.spec.sampling.steps)[1].to(device).expand(1)
-    conditions = learner.conditions.batch([0], device)
+    spec = learner.spec
+    (row, *_) = rows_used(spec.run.seed, range(1, 2), len(learner.conditions.rows), spec.sampling.prompts)
+    conditions = learner.conditions.batch([row], device)
     with FlopCounterMode(display=False) as counter:
         v = policy.velocity(x, level, conditions)
         if torch.is_grad_enabled():

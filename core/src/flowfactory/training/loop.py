@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from flowfactory.components.resolved import Components
 from flowfactory.contracts.hooks import Run, Tracker
-from flowfactory.errors import RunError, shown
+from flowfactory.errors import RunError, shown, typed
 from flowfactory.metrics import merit
 from flowfactory.metrics.display import Display
 from flowfactory.metrics.merit import Merit
@@ -23,9 +25,11 @@ from flowfactory.processes.stop import Stopped, StopRequest, listening
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.failures import cut_back
 from flowfactory.runs import archive, checkpoint, resumption
+from flowfactory.runs import folder as folders
 from flowfactory.runs.archive import CHECKPOINTS
 from flowfactory.runs.checkpoint import Progress
-from flowfactory.training.assembly import Parts, assemble
+from flowfactory.spec.tables import Spec
+from flowfactory.training.assembly import Parts, assemble, load_model
 from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
 from flowfactory.training.optimise import optimise
 
@@ -47,8 +51,12 @@ def run(plan: Plan, components: Components, folder: Path, display: Display, resu
             with said_once():
                 for difference in resumption.differences(folder, plan):
                     display.say(difference)
-        with listening() as stop:
-            train(assemble(plan, components, folder, display), stop, resume)
+        with listening() as stop, trackers_of(plan, told, components) as trackers:
+            saved = archive.checkpoints(folder / CHECKPOINTS) if resume else []
+            done = archive.epoch_of(saved[-1]) if saved else 0
+            parts = assemble(plan, components, folder, display, load_model, stop, done)
+            with stop.deferred():
+                train(parts, stop, saved, trackers)
         outcome = "done"
     except Stopped as stopped:
         outcome = stopped.outcome
@@ -57,50 +65,96 @@ def run(plan: Plan, components: Components, folder: Path, display: Display, resu
         components.events.run_finished(run=told, outcome=outcome)
 
 
-def train(parts: Parts, stop: StopRequest, resume: bool) -> None:
+@contextmanager
+def trackers_of(plan: Plan, run: Run, components: Components) -> Iterator[list[Tracker]]:
+    """The trackers of the main process. They start before the model is loaded: what is wrong with one is said then."""
+    names = plan.spec.track.to if launch.rank() == 0 else ()
+    with tracking(names, plan.spec.track.project, run, components.events) as trackers:
+        yield trackers
+
+
+def train(parts: Parts, stop: StopRequest, saved: Sequence[Path], trackers: list[Tracker]) -> None:
     """Every epoch still to be done."""
     run, progress, learner, evaluator = parts.run, Progress(), parts.learner, parts.evaluator
-    spec = learner.spec
-    saved = archive.checkpoints(run.folder / CHECKPOINTS) if resume else []
+    spec, processes = learner.spec, parts.processes
     if saved:
         with said_once():
             progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer, learner.trainer)
-    if parts.processes.main:
-        cut_back(run.folder, progress.epoch)
-    file = MetricsFile(run.folder / METRICS, progress.epoch, write=parts.processes.main)
-    best = best_saved(parts, file, saved)
-    names = spec.track.to if parts.processes.main else ()
-    with tracking(names, spec.track.project, run, parts.events) as trackers:
-        trackers.append(file)
-        if parts.processes.main:
-            prompts, left_out = (len(evaluator.conditions.rows), evaluator.judge.left_out) if evaluator else (0, ())
-            trackers.append(Watch(spec, prompts, file.lines(), left_out))
-        parts.events.run_started(run=run, plan=run.plan)
-        if progress.epoch == 0:
-            report(parts, trackers, 0, evaluate(evaluator, 0) if evaluator else {})
-        for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
-            try:
-                made = parts.source.collect(epoch, stop)
-            except (Stopped, RewardError):
-                # No weight has changed since the last epoch ended: this is its checkpoint.
-                save(parts, progress, best)
-                raise
-            progress, metrics = optimise(learner, progress, epoch, made)
-            last = epoch == spec.run.epochs
-            if evaluator and (last or (spec.eval.every and epoch % spec.eval.every == 0)):
-                try:
-                    metrics |= evaluate(evaluator, epoch)
-                except RewardError:
-                    report(parts, trackers, epoch, made.metrics | metrics)
-                    save(parts, progress, best)
-                    raise
-            now = merit.judge(spec, epoch, metrics)
-            if improved := now is not None and now.exceeds(best):
-                best = now
-            # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
-            report(parts, trackers, epoch, made.metrics | metrics)
-            if last or improved or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0):
-                save(parts, progress, best)
+    with said_once():
+        file = MetricsFile(run.folder / METRICS, progress.epoch, write=processes.main)
+        best = best_saved(parts, file, saved)
+        if processes.main:
+            cut_back(run.folder, progress.epoch)
+    half = take_back(parts, file, progress)
+    trackers.append(file)
+    if processes.main:
+        prompts, left_out = (len(evaluator.conditions.rows), evaluator.judge.left_out) if evaluator else (0, ())
+        trackers.append(Watch(spec, prompts, file.lines(), left_out))
+    parts.events.run_started(run=run, plan=run.plan)
+    if progress.epoch == 0 or half:
+        best = conclude(parts, trackers, progress, half, best, stop)
+    for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
+        try:
+            made = parts.source.collect(epoch, stop)
+        except (Stopped, RewardError):
+            # No weight has changed since the last epoch ended: this is its checkpoint.
+            save(parts, progress, best)
+            raise
+        progress, metrics = optimise(learner, progress, epoch, made)
+        best = conclude(parts, trackers, progress, made.metrics | metrics, best, stop)
+
+
+def conclude(
+    parts: Parts,
+    trackers: Sequence[Tracker],
+    progress: Progress,
+    metrics: dict[str, float],
+    best: Merit | None,
+    stop: StopRequest,
+) -> Merit | None:
+    """The end of an epoch: evaluate, report, save where it is time for it; returns the best evaluation so far.
+
+    Whoever is stopped while evaluating leaves the checkpoint of this epoch, and its line without the evaluation, which
+    is made when the run goes on.
+    """
+    spec, epoch = parts.learner.spec, progress.epoch
+    last = epoch == spec.run.epochs
+    with said_of_all(parts):
+        folders.still(parts.run.folder)
+    try:
+        own = evaluate(parts.evaluator, epoch, stop) if parts.evaluator and due(spec, epoch) else {}
+    except Stopped:
+        if epoch:
+            file = next(tracker for tracker in trackers if isinstance(tracker, MetricsFile))
+            file.log(measured(parts, metrics), epoch)
+        save(parts, progress, best)
+        raise
+    except RewardError:
+        if epoch:
+            report(parts, trackers, epoch, metrics)
+            save(parts, progress, best)
+        raise
+    now = merit.judge(spec, epoch, own) if epoch else None
+    if improved := now is not None and now.exceeds(best):
+        best = now
+    # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
+    report(parts, trackers, epoch, metrics | own)
+    if epoch and (last or improved or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0)):
+        save(parts, progress, best)
+    return best
+
+
+def due(spec: Spec, epoch: int) -> bool:
+    """Whether an epoch is evaluated: the start, the end, and as often as `[eval]` says."""
+    return epoch in (0, spec.run.epochs) or (spec.eval.every > 0 and epoch % spec.eval.every == 0)
+
+
+def take_back(parts: Parts, file: MetricsFile, progress: Progress) -> dict[str, float]:
+    """The line of the last epoch where it lacks its evaluation, taken out of the file; the same on every process."""
+    spec, epoch = parts.learner.spec, progress.epoch
+    line = file.take_back(epoch) if epoch and parts.evaluator and due(spec, epoch) and parts.processes.main else None
+    found: dict[str, float] = parts.processes.gather_objects([line or {}])[0]
+    return found
 
 
 @contextmanager
@@ -110,6 +164,17 @@ def said_once() -> Iterator[None]:
         yield
     except RunError as error:
         raise error if launch.rank() == 0 else PeerLost(str(error)) from error
+
+
+@contextmanager
+def said_of_all(parts: Parts) -> Iterator[None]:
+    """What the main process finds wrong ends all."""
+    error: RunError | None = None
+    try:
+        yield
+    except RunError as own:
+        error = own
+    parts.processes.go_on_unless(error if parts.processes.main else None)
 
 
 def best_saved(parts: Parts, file: MetricsFile, saved: Sequence[Path]) -> Merit | None:
@@ -123,12 +188,16 @@ def best_saved(parts: Parts, file: MetricsFile, saved: Sequence[Path]) -> Merit 
 
 def report(parts: Parts, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float]) -> None:
     """Put the metrics of an epoch where people look."""
-    instruments = parts.instruments
-    metrics = metrics | instruments.clock.read() | instruments.stopwatch.read()
+    metrics = measured(parts, metrics)
     for tracker in trackers:
         tracker.log(metrics, epoch)
-    instruments.display.epoch_line(epoch, parts.learner.spec.run.epochs, metrics)
+    parts.instruments.display.epoch_line(epoch, parts.learner.spec.run.epochs, metrics)
     parts.events.epoch_finished(run=parts.run, epoch=epoch, metrics=metrics)
+
+
+def measured(parts: Parts, metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of an epoch with what it took."""
+    return metrics | parts.instruments.clock.read() | parts.instruments.stopwatch.read()
 
 
 def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
@@ -140,32 +209,35 @@ def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
             kept = learner.weights, learner.optimizer, learner.trainer
             path = checkpoint.save(folder, progress, *kept, parts.origin, write=main)
         if main:
-            archive.tidy(folder, learner.spec.checkpoint.keep, best.epoch if best else None)
             parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)
+    if main:
+        archive.tidy(folder, learner.spec.checkpoint.keep, best.epoch if best else None)
     parts.processes.wait()
 
 
 def closing_words(plan: Plan, folder: Path) -> str:
     """What became of a finished run, and what to do next."""
     lines = read_lines(folder / METRICS)
-    means = [name for name in lines[-1] if name.startswith("eval/") and name.endswith("/mean")]
+    first, last = (lines[0], lines[-1]) if lines else ({}, {})
+    means = [name for name in last if name.startswith("eval/") and name.endswith("/mean")]
     words = [
-        f"held-out {name.split('/')[1]}: {lines[0][name]:.3f} before, {lines[-1][name]:.3f} after"
+        f"held-out {name.split('/')[1]}: {first[name]:.3f} before, {last[name]:.3f} after"
         for name in means
-        if name in lines[0]
+        if name in first
     ]
     if (sheet := folder / BEFORE_AFTER).exists():
         words.append(f"the same prompts and noise before and after: {shown(sheet)}")
-    next_step = (
-        f"next: flowfactory report {shown(folder)}, to look at it; "
-        f"flowfactory export {shown(folder)}, to take the weights along"
-    )
+    at = typed(folder)
+    next_step = f"next: flowfactory report {at}, to look at it; flowfactory export {at}, to take the weights along"
     return "\n".join([*words, *compared(plan, lines), f"done; the run is in {shown(folder)}", next_step])
 
 
 def compared(plan: Plan, lines: Sequence[Mapping[str, float]]) -> list[str]:
-    """Memory by phase as planned and as measured at its peak, in a line; none where nothing could be planned."""
-    pairs = []
+    """Memory by phase as planned and as measured at its peak, in a line; none where nothing could be planned, and on
+    CPUs, whose main memory holds much else that no plan counts."""
+    pairs: list[str] = []
+    if not torch.accelerator.is_available():
+        return pairs
     for need in estimate(plan.spec, plan.world).phases:
         peak = max((line[name] for line in lines if (name := f"memory/{need.name}") in line), default=None)
         if peak is not None:

@@ -63,7 +63,7 @@ def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], process
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
     loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
-    made = make_plan(loaded, registry.versions(), launch.world_size() or processes)
+    made = make_plan(loaded, registry.versions(), launch.count(processes))
     needed = estimate(made.spec, made.world, fetch=True)
     if as_json:
         ui.json(made.as_json() | {"memory": needed.as_json()})

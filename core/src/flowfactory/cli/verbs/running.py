@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +28,16 @@ from flowfactory.cli.verbs.options import (
 from flowfactory.components.resolved import Components, components
 from flowfactory.contracts.key import Precision
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import DONE, FAILED, PluginError, RunError, SpecError, shown
+from flowfactory.errors import DONE, FAILED, PluginError, RunError, SpecError, shown, typed
 from flowfactory.plan import disk, faults, launch
-from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
-from flowfactory.runs import archive, environment, resumption
+from flowfactory.plan.plan import SPEC_FILE, Plan, make_plan
+from flowfactory.processes.parent import watch
+from flowfactory.processes.stop import Stopped, listening
+from flowfactory.runs import archive, resumption
+from flowfactory.runs import folder as folders
 from flowfactory.runs.files import writing
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
-
-LOG_FILE = "log.txt"
 
 
 @click.command()
@@ -50,23 +52,28 @@ def run(
 ) -> int:
     """Train as SPEC says, into a new folder under --runs."""
     spec, runs = spec.absolute(), runs.absolute()  # plugins may go elsewhere
-    world = launch.world_size()
-    registry = new_registry(ui)
-    loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
-    plan = make_plan(loaded, registry.versions(), world or processes)
-    folder = folder.absolute() if folder else free_folder(runs, plan.spec.run.name)
-    if archive.checkpoints(folder / archive.CHECKPOINTS):
-        what = f"{shown(folder)} has checkpoints of a run"
-        raise click.UsageError(f"{what}; go on with: flowfactory resume {shown(folder)}, or choose another --folder")
-    if world is None and processes > 1:
-        options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
-        return launcher.launch(processes, ["run", str(spec), *options, "--folder", str(folder)])
-    if launch.rank() == 0:
-        with writing(folder):
-            plan.write(folder)
-            text = json.dumps(environment.metadata(registry.entries()), indent=2)
-            (folder / "env.json").write_text(text + "\n", encoding="utf-8")
-    return train(ui, plan, registry, folder, resume=False)
+    folder = folder.absolute() if folder else None
+    with listening():
+        world, main = launch.count(processes), launch.rank() == 0
+        registry = new_registry(ui)
+        loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
+        plan = make_plan(loaded, registry.versions(), world)
+        chosen = folder or runs / plan.spec.run.name
+        if main and folder is None:
+            chosen = folders.new(runs, plan.spec.run.name)
+        elif main:
+            folders.vacant(chosen)
+        if world > (launch.world_size() or 1):
+            options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
+            try:
+                return launcher.launch(world, ["run", shown(spec), *options, "--folder", shown(chosen)])
+            finally:
+                folders.forget(chosen, having=set())
+        with folders.owned(chosen) if main else nullcontext():
+            if main:
+                folders.vacant(chosen)  # whoever had it a moment ago may have left something
+                folders.begin(chosen, plan, registry.entries())
+            return train(ui, plan, registry, chosen, resume=False)
 
 
 @click.command()
@@ -75,18 +82,18 @@ def run(
 @click.pass_obj
 def resume(ui: Ui, run: Path, processes: int) -> int:
     """Go on with the run in folder RUN from its last checkpoint."""
-    run = run.absolute()
-    if not (run / PLAN_FILE).is_file():
-        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
-    world = launch.world_size()
-    registry = new_registry(ui)
-    plan = make_plan(load_spec(run / SPEC_FILE, registry), registry.versions(), world or processes)
-    if changed := resumption.changes(run, plan):
-        raise click.UsageError(changed)
-    faults.refuse(plan.spec)
-    if world is None and processes > 1:
-        return launcher.launch(processes, ["resume", str(run)])
-    return train(ui, plan, registry, run, resume=True)
+    with listening():
+        run, world = run.absolute(), launch.count(processes)
+        folders.see(run)
+        registry = new_registry(ui)
+        plan = make_plan(load_spec(run / SPEC_FILE, registry), registry.versions(), world)
+        if changed := resumption.changes(run, plan):
+            raise click.UsageError(changed)
+        faults.refuse(plan.spec)
+        if world > (launch.world_size() or 1):
+            return launcher.launch(world, ["resume", "--", shown(run)])
+        with folders.owned(run) if launch.rank() == 0 else nullcontext():
+            return train(ui, plan, registry, run, resume=True)
 
 
 def _epoch(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
@@ -136,8 +143,7 @@ def export(
 ) -> int:
     """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
     run, to = run.absolute(), to.absolute() if to else None
-    if not (run / PLAN_FILE).is_file():
-        raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
+    folders.see(run)
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.export.export import export as write
@@ -188,35 +194,61 @@ def bench_spec(
 
 
 def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) -> int:
-    """Run the loop; what goes wrong there is told here."""
+    """Run the loop; what goes wrong there is told here. Nothing is left of a run that did not come to its first epoch,
+    unless it was stopped: then it can be resumed."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        watch(os.getppid())
     with _logging_to(folder, quiet=launch.rank() > 0) as log:
-        with ui.phase("loading torch"):
-            load_libraries()
-            from flowfactory.processes.distributed import PeerLost
-            from flowfactory.processes.stop import Stopped
-            from flowfactory.training import loop
         try:
-            with prints_to_stderr():
-                loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
+            code = _train(ui, plan, registry, folder, resume, log)
         except Stopped as stopped:
-            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {shown(folder)}")
-            return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
-        except PeerLost as lost:
-            return lost.code
-        except RunError as error:
-            log.debug("the run failed", exc_info=True)
-            ui.error("\n".join([str(error), *resumption.way_on(folder, error.repeats)]))
-            return error.code
+            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {typed(folder)}")
+            return code_of(stopped, folder)
         except (PluginError, SpecError):
+            _given_up(folder, resume)
             raise
-        except Exception:
-            log.debug("the run failed", exc_info=True)
-            what = f"{traceback.format_exc()}the run failed; this is in {shown(folder / LOG_FILE)} too"
-            ui.error("\n".join([what, *resumption.way_on(folder)]))
-            return FAILED
-        if launch.rank() == 0:
-            ui.say(loop.closing_words(plan, folder))
+    return code
+
+
+def _train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool, log: logging.Logger) -> int:
+    with ui.phase("loading torch"):
+        load_libraries()
+        from flowfactory.processes.distributed import PeerLost
+        from flowfactory.training import loop
+    try:
+        with prints_to_stderr():
+            loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
+    except PeerLost as lost:
+        _given_up(folder, resume)
+        return lost.code
+    except RunError as error:
+        log.debug("the run failed", exc_info=True)
+        ui.error("\n".join([str(error), *resumption.way_on(folder, error.repeats)]))
+        _given_up(folder, resume)
+        return error.code
+    except (PluginError, SpecError):
+        raise
+    except Exception:
+        log.debug("the run failed", exc_info=True)
+        what = f"{traceback.format_exc()}the run failed; this is in {shown(folder / folders.LOG)} too"
+        ui.error("\n".join([what, *resumption.way_on(folder)]))
+        return FAILED
+    if launch.rank() == 0:
+        ui.say(loop.closing_words(plan, folder))
     return DONE
+
+
+def code_of(stopped: Stopped, folder: Path) -> int:
+    """75 promises a checkpoint; without one, it is what shells say of a process that a signal has ended."""
+    if stopped.outcome == "interrupted":
+        return INTERRUPTED
+    saved = stopped.saved or archive.checkpoints(folder / archive.CHECKPOINTS)
+    return TERMINATED if saved else 128 + stopped.signal
+
+
+def _given_up(folder: Path, resume: bool) -> None:
+    if launch.rank() == 0 and not resume:
+        folders.forget(folder)
 
 
 def resolved(spec: Spec, registry: Registry) -> Components:
@@ -225,19 +257,13 @@ def resolved(spec: Spec, registry: Registry) -> Components:
     return components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, rewards)
 
 
-def free_folder(runs: Path, name: str) -> Path:
-    """`runs/name`, or the first of `name-2`, `name-3`, … that does not exist yet."""
-    numbered = (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 1_000_000))
-    return next(folder for folder in numbered if not folder.exists())
-
-
 @contextmanager
 def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
     """Everything to the run's log, warnings to stderr as well."""
     log = logging.getLogger("flowfactory")
     log.setLevel(logging.DEBUG)
-    with writing(folder / LOG_FILE):
-        to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=quiet)
+    with writing(folder / folders.LOG):
+        to_file = logging.FileHandler(folder / folders.LOG, encoding="utf-8", delay=quiet)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_stderr = logging.StreamHandler()
     to_stderr.setLevel(logging.WARNING)
