@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusion3Pipeline
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Row
-from flowfactory.models import tap
+from flowfactory.models import stepping, tap
 from flowfactory.models.pipeline import PipelineAdapter
 from oracle import conditions_of, lora_without_gradient, rollout, run
 from PIL import Image
@@ -227,16 +227,25 @@ class FreshNoise(StableDiffusion3Pipeline):
 
     @property
     def joint_attention_kwargs(self):
+        self.transformer._forward_hooks.clear()
         self.transformer.register_forward_hook(lambda module, inputs, output: (output[0] + self.noise,))
         return None
 
 
+class NeverTheSame(FreshNoise):
+    """Adds noise of which no seed decides."""
+
+    def prepare_latents(self, *arguments):
+        torch.seed()
+        return super().prepare_latents(*arguments)
+
+
 class CountsSteps(StableDiffusion3Pipeline):
-    """Guides less after its first step."""
+    """Guides a little less from step `late` on."""
 
     @property
     def guidance_scale(self):
-        return 1.5 if self.scheduler.step_index else self._guidance_scale
+        return self._guidance_scale - (0.2 if (self.scheduler.step_index or 0) >= self.late else 0)
 
 
 class OwnSampler(StableDiffusion3Pipeline):
@@ -247,8 +256,8 @@ class OwnSampler(StableDiffusion3Pipeline):
         return True
 
 
-def changed(folder, pipeline) -> PipelineAdapter:
-    adapter = load(folder)
+def changed(folder, pipeline, dtype=torch.float32) -> PipelineAdapter:
+    adapter = load(folder, dtype)
     adapter.pipe.__class__ = pipeline
     return adapter
 
@@ -263,7 +272,7 @@ def test_a_pipeline_that_steps_from_elsewhere_is_refused(folder, monkeypatch):
 
     def elsewhere(*arguments):
         outcome = original(*arguments)
-        if isinstance(outcome, tap.Reached):
+        if isinstance(outcome, stepping.Reached):
             outcome.sample = outcome.sample * 2
         return outcome
 
@@ -273,9 +282,20 @@ def test_a_pipeline_that_steps_from_elsewhere_is_refused(folder, monkeypatch):
         adapter.latent_shape(SIZE)
 
 
-def test_a_pipeline_that_counts_its_steps_is_refused(folder):
-    with pytest.raises(ValueError, match="depends on the number of the step"):
-        changed(folder, CountsSteps).latent_shape(SIZE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("late", [1, 5, 9])
+def test_a_pipeline_that_counts_its_steps_is_refused(folder, late, dtype):
+    """Whichever step it changes at, by however little, in every precision; a run without that step is right."""
+    adapter = changed(folder, CountsSteps, dtype)
+    adapter.pipe.late = late
+    with pytest.raises(ValueError, match=r"depends on the number of the step.*at step \d+ of 10 it is"):
+        adapter.sigmas(10, SIZE)
+    assert len(adapter.sigmas(late, SIZE)) == late + 1
+
+
+def test_a_pipeline_that_answers_at_random_is_refused(folder):
+    with pytest.raises(ValueError, match="asked the same twice, its answers are"):
+        changed(folder, NeverTheSame).latent_shape(SIZE)
 
 
 def test_a_pipeline_with_a_sampler_of_its_own_is_refused(folder):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,7 +19,16 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Row
 from flowfactory.models import tap
 from flowfactory.models.quantized import quantize, tell_peft
-from flowfactory.models.recording import SHAPES, Call, Recorder, Replay, flatten, suffixes
+from flowfactory.models.recording import (
+    SHAPES,
+    Call,
+    Recorder,
+    Replay,
+    as_one_row,
+    flatten,
+    one_row_a_call,
+    suffixes,
+)
 
 SpecT = TypeVar("SpecT", bound=PipelineSpec)
 
@@ -27,8 +37,12 @@ GUIDED = 5.0
 
 
 class CalledPipeline(Adapter[SpecT]):
-    """An adapter whose calls of its pipeline end where the tap stops them."""
+    """An adapter whose calls of its pipeline end where the tap stops them.
 
+    alone: whether the pipeline takes one row at a time, and so has to be called for each.
+    """
+
+    alone: ClassVar[bool] = False
     pipe: DiffusionPipeline
     _parameters: Mapping[str, Any]
 
@@ -37,6 +51,7 @@ class CalledPipeline(Adapter[SpecT]):
         self._networks: dict[str, nn.Module] = {}
         self._suffixes: dict[tuple[str, ...], dict[str, str]] = {}
         self._sample: Conditions | None = None
+        self._alone: set[int] = set()
 
     def guidance_scales(self, guidance: float) -> dict[str, float]:
         """The pipeline's own names for `guidance` and the spec's `true_cfg`."""
@@ -73,6 +88,7 @@ class CalledPipeline(Adapter[SpecT]):
         arguments = arguments | scales | {"output_type": "pt", "return_dict": False, "use_resolution_binning": False}
         if size is not None:
             arguments |= {"height": size.height, "width": size.width, "num_frames": size.frames}
+            arguments |= {"frames": size.frames}  # as some name it
             arguments |= {"max_area": size.height * size.width}
         if self.spec.max_sequence_length is not None:
             arguments |= {"max_sequence_length": self.spec.max_sequence_length}
@@ -83,33 +99,52 @@ class CalledPipeline(Adapter[SpecT]):
     def _record(
         self, row: Row, images: Sequence[Image.Image], times: int, replaced: Mapping[str, Any] = MappingProxyType({})
     ) -> list[Call]:
-        """What the `encode_*` methods return for a batch of one row, before the network is first called.
+        """What the `encode_*` methods return, before the network is first called.
 
         Args:
+            times: how often the row is in the batch; 0: it is handed over by itself, as no batch.
             replaced: stand-ins for parts of the pipeline.
         """
         if self.edits and not images:
             raise self._refusal(f"it edits images, and the prompt {row.prompt!r} has none; give its row an `image`")
         default = self._parameters["negative_prompt"].default if "negative_prompt" in self._parameters else None
         negative = default or "" if row.negative_prompt is None else row.negative_prompt
-        arguments: dict[str, Any] = {"prompt": [row.prompt] * times, "negative_prompt": [negative] * times}
         recorder = Recorder()
-        if images:
-            arguments["image"] = images[0] if len(images) == times == 1 else [*images] * times
-            recorder.calls += [(tap.IMAGE, tap.outline(image, times)) for image in images]
+        recorder.calls += [(tap.IMAGE, tap.outline(image, max(1, times))) for image in images]
+        arguments = _batch(row.prompt, negative, images, times)
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
         with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
-            tap.run(self.pipe, {**members, **replaced}, self._arguments(GUIDED, None, arguments))
+            self._call({**members, **replaced}, self._arguments(GUIDED, None, arguments))
         return recorder.calls
 
     def _encode(self, row: Row, images: Sequence[Image.Image]) -> Conditions:
-        calls = self._record(row, images, 1)
-        if images and not any("image" in name for name, _ in calls[len(images) :]):
-            raise self._refusal("it does not encode condition images, or not where that can be kept")
+        """In a batch where the pipeline can tell rows apart there; otherwise as one row that stays alone."""
+        if not self.alone and len(images) not in self._alone:
+            try:
+                return self._encode_in_batch(row, images)
+            except torch.OutOfMemoryError:
+                raise
+            except ValueError:
+                self._alone.add(len(images))
+        calls = self._recorded(row, images, 0)
+        with self._in_words():
+            return flatten(calls, as_one_row(calls))
+
+    def _encode_in_batch(self, row: Row, images: Sequence[Image.Image]) -> Conditions:
+        calls = self._recorded(row, images, 1)
         methods = tuple(name for name, _ in calls)
         if methods not in self._suffixes:
             self._suffixes[methods] = suffixes(calls, self._record(row, images, 2))
         return flatten(calls, self._suffixes[methods])
+
+    def _recorded(self, row: Row, images: Sequence[Image.Image], times: int) -> list[Call]:
+        calls = self._record(row, images, times)
+        if images and not any("image" in name for name, _ in calls[len(images) :]):
+            raise self._refusal("it does not encode condition images, or not where that can be kept")
+        return calls
+
+    def _one_by_one(self, conditions: Conditions) -> bool:
+        return self.alone or one_row_a_call(conditions)
 
     def _stand_in(self) -> Conditions:
         """Conditions of any one row, whose prompt is not its negative prompt."""
@@ -130,28 +165,53 @@ class CalledPipeline(Adapter[SpecT]):
     ) -> Any:
         """What the pipeline returns, or the `tap.Stop` that ends it, from latents `x` or from its own."""
         replay = Replay(conditions)
-        batch = len(conditions[SHAPES])
+        batch = 0 if one_row_a_call(conditions) else len(conditions[SHAPES])
         members: dict[str, Any] = {name: replay.method(name) for name in tap.encode_methods(self.pipe)}
         members["scheduler"] = scheduler
-        arguments: dict[str, Any] = {
-            "prompt": [""] * batch,
-            "negative_prompt": [""] * batch,
-            "num_inference_steps": steps,
-        }
-        if images := [
-            tap.picture(replay.method(tap.IMAGE)()) for name in conditions if name.startswith(f"{tap.IMAGE}.")
-        ]:
-            arguments["image"] = images[0] if len(images) == batch == 1 else images * batch
+        kept = [name for name in conditions if name.startswith(f"{tap.IMAGE}.")]
+        images = [tap.picture(replay.method(tap.IMAGE)()) for _ in kept]
+        arguments = _batch("", "", images, batch) | {"num_inference_steps": steps}
         if x is not None and self._handed(size):
             arguments["latents"] = x
+        elif x is not None and not tap.prepares_latents(self.pipe):
+            raise self._refusal("it takes no latents in place of its own")
         elif x is not None:
             members["prepare_latents"] = tap.replacing_latents(self.pipe, x)
         with tap.seeded(self.pipe, seed):
-            return tap.run(self.pipe, members, self._arguments(guidance, size, arguments))
+            return self._call(members, self._arguments(guidance, size, arguments))
 
-    def _refusal(self, why: str) -> ValueError:
-        return ValueError(f"{self.spec.path} ({type(self.pipe).__name__}) cannot be trained here: {why}")
+    def _call(self, members: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+        with self._in_words():
+            return tap.run(self.pipe, members, arguments)
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Whatever a pipeline raises becomes a refusal, but for what it can do nothing about.
+
+        Raises:
+            Refused: with the pipeline's own words, or with the place in its code that failed.
+        """
+        try:
+            yield
+        except (tap.Refused, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise self._refusal(tap.words(error)) from error
+
+    def _refusal(self, why: str) -> tap.Refused:
+        return tap.refusal(self.spec.path, type(self.pipe).__name__, why)
 
     @abstractmethod
     def _handed(self, size: Size) -> bool:
         """Whether the pipeline takes latents in the shape in which its scheduler sees them."""
+
+
+def _batch(prompt: str, negative: str, images: Sequence[Image.Image], times: int) -> dict[str, Any]:
+    """A row `times` over, as a pipeline takes batches; 0: the row by itself."""
+    if times == 0:
+        given: Any = images[0] if len(images) == 1 else [*images]
+        arguments: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
+    else:
+        given = images[0] if len(images) == times == 1 else [*images] * times
+        arguments = {"prompt": [prompt] * times, "negative_prompt": [negative] * times}
+    return arguments | ({"image": given} if images else {})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Cut, Row
-from flowfactory.models import lengths, tap, targets
+from flowfactory.models import lengths, stepping, tap, targets
 from flowfactory.models.recording import SHAPES, together
 from flowfactory.models.survey import SurveyedPipeline
 
@@ -33,19 +33,20 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     network is distilled to embed guidance: there `true_cfg_scale` is the spec's `true_cfg`. A row without a negative
     prompt has the pipeline's own default, or else the empty one.
 
-    alone: whether the pipeline takes one row at a time, and so has to be called for each.
+    pipeline: what the checkpoint has to be; none: any that can be trained.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize"})
-    alone: ClassVar[bool] = False
+    pipeline: ClassVar[type[Any] | None] = None
 
     def __init__(self, spec: SpecT) -> None:
         super().__init__(spec)
         self._inverses: dict[Size, targets.Inverse] = {}
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
-        pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoders=encoded is None)
-        tap.refuse_unless_flow_matching(pipe)
+        pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoded is None, self.pipeline)
+        for reason in tap.reasons_against(pipe):
+            raise tap.refusal(self.spec.path, type(pipe).__name__, reason)
         self.pipe = self._placed(pipe, device, dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self._parameters = tap.parameters(self.pipe)
@@ -74,7 +75,8 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     @torch.no_grad()
     def encode(self, rows: Sequence[Row]) -> Conditions:
         """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
-        encoded = [self._encode(row, [load_image(str(path)) for path in row.images]) for row in rows]
+        with self._in_words():
+            encoded = [self._encode(row, [load_image(str(path)) for path in row.images]) for row in rows]
         self._sample = self._sample or encoded[0]
         return self.collate(encoded)
 
@@ -84,7 +86,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
         @torch.no_grad()
         def encode(prompt: str, replaced: Mapping[str, Any]) -> None:
-            self._record(Row(prompt), images, 1, replaced)
+            self._record(Row(prompt), images, 0 if self.alone or len(images) in self._alone else 1, replaced)
 
         return lengths.cut(lengths.tokenizers(self.pipe), encode, prompts)
 
@@ -107,9 +109,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
     def sigmas(self, steps: int, size: Size) -> Tensor:
         if (steps, size) not in self._schedules:
-            sigmas, timesteps = self._schedule(steps, size)
-            self._schedules[steps, size] = sigmas
-            self._timesteps.setdefault(size, {}).update(zip(sigmas.tolist(), timesteps.tolist(), strict=False))
+            self._schedules[steps, size] = self._learn(steps, size)
         return self._schedules[steps, size]
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
@@ -126,18 +126,26 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
             own = conditions if len(rows) == len(x) else {name: tensor[rows] for name, tensor in conditions.items()}
             return self._reach(x[rows], levels[rows[0]], own, guidance, size).model_output
 
-        places = range(len(x)) if self.alone else [0] * len(x)
+        places = range(len(x)) if self._one_by_one(conditions) else [0] * len(x)
         return together(list(zip(levels, shapes, places, strict=True)), ask)
 
     @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:
-        """By the pipeline, which is given a schedule without steps."""
-        if self.alone and len(x) > 1:
+        """By the pipeline, which is given a schedule without steps, or else one step that changes nothing."""
+        conditions = self._stand_in()
+        if self._one_by_one(conditions) and len(x) > 1:
             return torch.cat([PipelineAdapter.decode(self, one, size) for one in x.split(1)])  # type: ignore[no-untyped-call]
-        conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in self._stand_in().items()}
-        finished = tap.scheduler(self.pipe.scheduler, [0.0], [])
-        media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
-        return media[:, 0] if media.dim() == 5 and size.frames == 1 else media
+        conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in conditions.items()}
+        finished = stepping.scheduler(self.pipe.scheduler, [0.0], [])
+        try:
+            media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()
+        except tap.Refused:
+            level = float(self._survey(size).sigmas[-2])
+            still = stepping.scheduler(
+                self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)], wanted=(1,), still=True
+            )
+            media = self._run(conditions, 1.0, size, still, x)[0].float()
+        return media[:, 0] if media.dim() == 5 and size.frames == media.shape[1] == 1 else media
 
     @torch.no_grad()
     def encode_media(self, media: Tensor, size: Size) -> Tensor:

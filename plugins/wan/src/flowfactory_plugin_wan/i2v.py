@@ -37,7 +37,7 @@ class WanI2V(Wan[WanI2VSpec]):
 
     edits: ClassVar[bool] = True
     alone: ClassVar[bool] = True
-    pipeline: ClassVar[type[Any]] = WanImageToVideoPipeline
+    pipeline: ClassVar[type[Any] | None] = WanImageToVideoPipeline
 
     def __init__(self, spec: WanI2VSpec) -> None:
         super().__init__(spec)

@@ -29,13 +29,10 @@ class Wan(PipelineAdapter[SpecT]):
     """
 
     not_encoded: ClassVar[frozenset[str]] = PipelineAdapter.not_encoded | {"guidance_low", "experts"}
-    pipeline: ClassVar[type[Any]] = WanPipeline
-    """What the checkpoint has to be."""
+    pipeline: ClassVar[type[Any] | None] = WanPipeline
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
         super().load(device, dtype, encoded)
-        if not isinstance(self.pipe, self.pipeline):
-            raise self._refusal(f"it is no {self.pipeline.__name__}; the adapter `diffusers` may serve it")
         if self._boundary() is None and (self.spec.experts != "both" or self.spec.guidance_low is not None):
             raise self._refusal("it has one expert; leave out `experts` and `guidance_low`")
         for name in self._networks.keys() - self.networks().keys():
