@@ -92,6 +92,8 @@ class CalledPipeline(Adapter[SpecT]):
             arguments |= {"max_area": size.height * size.width}
         if self.spec.max_sequence_length is not None:
             arguments |= {"max_sequence_length": self.spec.max_sequence_length}
+        if "last_image" in self._parameters and isinstance(images := arguments.get("image"), list) and len(images) == 2:
+            arguments |= {"image": images[0], "last_image": images[1]}
         if scales.get("true_cfg_scale", GUIDED) <= 1:
             del arguments["negative_prompt"]
         return {name: value for name, value in arguments.items() if name in self._parameters}
@@ -113,7 +115,8 @@ class CalledPipeline(Adapter[SpecT]):
         recorder.calls += [(tap.IMAGE, tap.outline(image, max(1, times))) for image in images]
         arguments = _batch(row.prompt, negative, images, times)
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
-        with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()):
+        stopping = tap.stopping_at(self._networks.values()), tap.stopping_at_the_vae(self.pipe, recorder.idle)
+        with tap.seeded(self.pipe), stopping[0], stopping[1]:
             self._call({**members, **replaced}, self._arguments(GUIDED, None, arguments))
         return recorder.calls
 
@@ -177,7 +180,7 @@ class CalledPipeline(Adapter[SpecT]):
             raise self._refusal("it takes no latents in place of its own")
         elif x is not None:
             members["prepare_latents"] = tap.replacing_latents(self.pipe, x)
-        with tap.seeded(self.pipe, seed):
+        with tap.seeded(self.pipe, seed), tap.steady_vae(self.pipe):
             return self._call(members, self._arguments(guidance, size, arguments))
 
     def _call(self, members: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:

@@ -32,6 +32,10 @@ class Recorder:
         self.calls: list[Call] = []
         self._depth = 0
 
+    def idle(self) -> bool:
+        """Whether none of the methods is running."""
+        return self._depth == 0
+
     def around(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         """A function that calls `method` and records the result."""
 

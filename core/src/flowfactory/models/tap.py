@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
 from torch import Tensor, nn
 
@@ -200,6 +201,50 @@ def replacing_latents(pipe: DiffusionPipeline, x: Tensor) -> Callable[..., Any]:
         return (given, *rest) if isinstance(made, tuple) else given
 
     return prepare_latents
+
+
+@contextmanager
+def stopping_at_the_vae(pipe: DiffusionPipeline, when: Callable[[], bool]) -> Iterator[None]:
+    """Stop the pipeline before it encodes an image or a whole video by itself, which is of no use and takes long."""
+    vae = pipe.components.get("vae")
+    if vae is None:
+        yield
+        return
+    encode = vae.encode
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if when():
+            raise Stop
+        return encode(*args, **kwargs)
+
+    vars(vae)["encode"] = stop
+    try:
+        yield
+    finally:
+        del vars(vae)["encode"]
+
+
+@contextmanager
+def steady_vae(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Whatever the pipeline draws of what its autoencoder makes of an image is always the same draw."""
+    vae = pipe.components.get("vae")
+    if vae is None:
+        yield
+        return
+    encode = vae.encode
+
+    def steadied(*args: Any, **kwargs: Any) -> Any:
+        made = encode(*args, **kwargs)
+        if isinstance(made, AutoencoderKLOutput):
+            draw = made.latent_dist.sample
+            made.latent_dist.sample = lambda generator=None: draw(torch.Generator().manual_seed(0))
+        return made
+
+    vars(vae)["encode"] = steadied
+    try:
+        yield
+    finally:
+        del vars(vae)["encode"]
 
 
 @contextmanager
