@@ -43,7 +43,8 @@ def refusal(path: str, pipeline: str, why: str) -> Refused:
 def words(error: Exception) -> str:
     """What a pipeline raised, for a person: its own words, or which place of its code failed and what may help."""
     if isinstance(error, ImportError):
-        return f"it needs a package that is not installed here: {_line(error)}"
+        extra = '; pip install "flowfactory[vision]"' if "torchvision" in str(error).lower() else ""
+        return f"it needs a package that is not installed here{extra}: {_line(error)}"
     if isinstance(error, ValueError) and str(error):
         return f"in its own words: {_line(error)}"
     frame = traceback.extract_tb(error.__traceback__)[-1]

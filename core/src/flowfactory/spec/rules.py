@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -49,6 +50,7 @@ def problems(root: Node, parts: Mapping[str, Any], registry: Registry) -> list[P
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
         (("model", "tuning"), _quantize),
+        (("model",), _packages),
         (("memory", "run", "optimizer", "model"), _shard),
         (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
         (("trainer", "rewards"), _rewards),
@@ -181,6 +183,13 @@ def _quantize(where: _Where, model: Component, tuning: Lora | Full) -> Iterator[
     if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
         what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
         yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
+
+
+def _packages(where: _Where, model: Component) -> Iterator[Problem]:
+    for module, install in model.spec.packages().items():
+        if importlib.util.find_spec(module) is None:
+            what = f"the model needs the package `{module}`, which is not installed"
+            yield Problem("package", what, where("model"), f'pip install "{install}"')
 
 
 def _shard(where: _Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:
