@@ -58,7 +58,8 @@ class Watch:
         Raises:
             Reached: it is the last wanted.
         """
-        self.frames.append(Reached(model_output, sample.clone() if self.copies else sample))
+        last = self.number == max(self.wanted) and not self.copies
+        self.frames.append(Reached(model_output, sample if last else sample.clone()))  # some step in place
         if len(self.frames) < len(self.copies):
             return
         whole = _joined(self.frames) if self.copies else self.frames[0]
