@@ -5,9 +5,9 @@ from __future__ import annotations
 import diffusers
 import transformers
 from diffusers import DiffusionPipeline
+from flowfactory.models.tiny import LANGUAGE_MODEL, WIDTH
 from flowfactory_plugin_qwen_image.checkpoint import tiny_qwen_image_edit
-from other_images import ATTENTION, VISION, LANGUAGE_MODEL, ROPE
-from flowfactory.models.tiny import WIDTH
+from other_images import ROPE, VISION
 from other_videos import wan_vae
 
 

@@ -100,6 +100,7 @@ def hunyuan_image() -> DiffusionPipeline:
             layers_per_block=1,
             spatial_compression_ratio=4,
             sample_size=64,
+            scaling_factor=0.5,
         ),
         text_encoder=qwen_vl(),
         tokenizer=byte_tokenizer(),
