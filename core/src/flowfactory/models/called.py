@@ -117,7 +117,11 @@ class CalledPipeline(Adapter[SpecT]):
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
         stopping = tap.stopping_at(self._networks.values()), tap.stopping_at_the_vae(self.pipe, recorder.idle)
         with tap.seeded(self.pipe), stopping[0], stopping[1]:
-            self._call({**members, **replaced}, self._arguments(GUIDED, None, arguments))
+            outcome = self._call({**members, **replaced}, self._arguments(GUIDED, None, arguments))
+        if images and isinstance(outcome, tap.AtTheVae):
+            if times:
+                raise self._refusal("it encodes its condition image with its latents, so each row needs its own call")
+            recorder.calls[: len(images)] = [(tap.IMAGE, tap.pixels(image)) for image in images]
         return recorder.calls
 
     def _encode(self, row: Row, images: Sequence[Image.Image]) -> Conditions:

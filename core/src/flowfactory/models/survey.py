@@ -150,7 +150,8 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         look = Survey(tuple(own.sample.shape[1:]), True, *self._schedule(1000, size))
         if prepared and (region := _region(prepared[0], own.sample.shape)):
             look = attrs.evolve(look, shape=prepared[0][1:], region=region)
-        x = torch.randn(1, *look.shape, generator=torch.Generator().manual_seed(0)).to(own.sample)
+        x = torch.randn(1, *look.shape, generator=torch.Generator().manual_seed(0))
+        x = x.to(own.model_output).to(own.sample)  # as core hands it over: some are stepped in float32 all the same
         level = float(look.sigmas[0])
         one = self._first_answer(look, x, level, conditions, size)
         if not _same(one.sample, x):

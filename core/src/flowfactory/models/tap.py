@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -29,6 +30,10 @@ ENCODER = r"(text|image|vision_language)_encoder(_\d)?"
 
 GIVEN = {"self", "prompt", "image", "images"}
 """Arguments of a pipeline's call that rows have values for."""
+
+
+class AtTheVae(Stop):
+    """The pipeline is about to encode an image or a video by itself, in none of its methods for that."""
 
 
 class Refused(RunError, ValueError):
@@ -215,7 +220,7 @@ def stopping_at_the_vae(pipe: DiffusionPipeline, when: Callable[[], bool]) -> It
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         if when():
-            raise Stop
+            raise AtTheVae
         return encode(*args, **kwargs)
 
     vars(vae)["encode"] = stop
@@ -279,6 +284,11 @@ def seeded(pipe: DiffusionPipeline, seed: int = 0) -> Iterator[None]:
 def outline(image: Image.Image, batch: int) -> Tensor:
     """An empty tensor `(batch, height, width, 0)`: the size of a condition image, to be kept among conditions."""
     return torch.empty(batch, image.height, image.width, 0)
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """The condition image itself `(1, height, width, 3)`, bytes, where the pipeline makes something of it each time."""
+    return torch.from_numpy(np.array(image.convert("RGB")))[None]
 
 
 def picture(kept: Tensor) -> Image.Image:
