@@ -10,11 +10,10 @@ import diffusers
 import pytest
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext
-from diffusers.pipelines.joyimage import image_processor
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from families import FAMILIES, IMAGE, VIDEO, Family, flux2
 from flowfactory.contracts.key import Size
-from other_edits import joy_image_edit, qwen_image_edit_plus
+from other_edits import qwen_image_edit_plus
 from other_images import bria, flux2_klein, hidream, hunyuan_image, longcat, lumina, ovis
 from other_videos import hunyuan_video_15, kandinsky5_video, mochi, sana_video, sky_reels, wan_vace
 
@@ -26,9 +25,6 @@ MORE = {
     "flux-2-klein": Family(flux2_klein, IMAGE, 4.0, {"guidance_scale": 4.0}, 64),
     "hidream": Family(hidream, SQUARE, 5.0, {"guidance_scale": 5.0}, 32),
     "hunyuan-video-1.5": Family(hunyuan_video_15, VIDEO, 1.0, {}),
-    "joy-image-edit": Family(
-        joy_image_edit, SQUARE, 4.0, {"guidance_scale": 4.0}, image=1, trained=lambda stepped: stepped[:, -1:]
-    ),
     "kandinsky-5": Family(kandinsky5_video, VIDEO, 5.0, {"guidance_scale": 5.0}, 900),
     "longcat-image": Family(longcat, IMAGE, 4.5, {"guidance_scale": 4.5}),
     "lumina": Family(lumina, IMAGE, 4.0, {"guidance_scale": 4.0}),
@@ -83,7 +79,6 @@ def small_sizes(patch: pytest.MonkeyPatch) -> None:
     for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
         calculate = module.calculate_dimensions
         patch.setattr(module, "calculate_dimensions", lambda area, ratio, own=calculate: own(area >> 8, ratio))
-    patch.setattr(image_processor, "find_best_bucket", lambda height, width, basesize: (height, width))
     patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
     begin = diffusers.HiDreamImagePipeline.__init__
 

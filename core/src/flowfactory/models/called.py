@@ -119,9 +119,7 @@ class CalledPipeline(Adapter[SpecT]):
         with tap.seeded(self.pipe), stopping[0], stopping[1]:
             outcome = self._call({**members, **replaced}, self._arguments(GUIDED, None, arguments))
         if images and isinstance(outcome, tap.AtTheVae):
-            if times:
-                raise self._refusal("it encodes its condition image with its latents, so each row needs its own call")
-            recorder.calls[: len(images)] = [(tap.IMAGE, tap.pixels(image)) for image in images]
+            raise self._refusal("it encodes its condition image together with its latents, where that cannot be kept")
         return recorder.calls
 
     def _encode(self, row: Row, images: Sequence[Image.Image]) -> Conditions:

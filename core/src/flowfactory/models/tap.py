@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -284,11 +283,6 @@ def seeded(pipe: DiffusionPipeline, seed: int = 0) -> Iterator[None]:
 def outline(image: Image.Image, batch: int) -> Tensor:
     """An empty tensor `(batch, height, width, 0)`: the size of a condition image, to be kept among conditions."""
     return torch.empty(batch, image.height, image.width, 0)
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """The condition image itself `(1, height, width, 3)`, bytes, where the pipeline makes something of it each time."""
-    return torch.from_numpy(np.array(image.convert("RGB")))[None]
 
 
 def picture(kept: Tensor) -> Image.Image:
