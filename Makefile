@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 PACKAGES := $(shell sed -n 's/^packages = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test reproduce lint types resolve dist docs clean
+.PHONY: quickstart test test-fast reproduce lint types resolve dist docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/flowfactory run plugins/shapes/examples/shapes-grpo.toml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto $(PYTEST)
+
+# What one wants while working: no runs, no environments, no whole pipelines.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n auto -m "not slow" tests/unit tests/contract $(PYTEST)
 
 reproduce: $(STAMP)
 	$(BIN)/python plugins/shapes/reproduce/reproduce.py --to docs/results

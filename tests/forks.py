@@ -1,13 +1,18 @@
-"""Processes forked with everything imported, so that many runs can be started, and killed, in seconds."""
+"""Processes forked with everything imported, so that many runs can be started, and killed, in seconds.
+
+Those that `--processes` asks for, too: torchrun starts them as ever, but what it takes for a new interpreter is a fork.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,8 +62,20 @@ def flowfactory(
         most: the largest file it may write, in bytes.
     """
     said = folder / "said.txt"
-    process, phases = start(_run, list(map(str, arguments)), said, stop, most)
-    for _ in received(phases):
+    return ended(said, _run, list(map(str, arguments)), said, stop, most)
+
+
+def pair(folder: Path, *arguments: object) -> tuple[int, str]:
+    """Two processes that torchrun has started of a script with arguments; their exit code, and what they said."""
+    said = folder / "said.txt"
+    return ended(said, _torchrun, list(map(str, arguments)), said)
+
+
+def ended(said: Path, work: Callable[..., None], *arguments: Any) -> tuple[int, str]:
+    """The exit code of some work, and what it said."""
+    said.write_text("")
+    process, pipe = start(work, *arguments)
+    for _ in received(pipe):
         pass
     process.join()
     return process.exitcode, said.read_text()
@@ -71,12 +88,11 @@ def _run(
     most: int | None,
     pipe: Connection,
 ) -> None:
-    import torch
+    from flowfactory.cli import launcher
     from flowfactory.cli.main import main
     from flowfactory.training import loop
 
-    torch.set_num_threads(1)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    _begin(said)
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     seen: list[str] = []
@@ -88,7 +104,69 @@ def _run(
 
     assemble = loop.assemble
     loop.assemble = lambda *arguments: told(assemble(*arguments), tell)  # type: ignore[assignment]
+
+    def launch(processes: int, arguments: Sequence[str]) -> int:
+        os.environ.update(launcher._environment(processes))
+        return launcher.main(str(processes), *arguments)
+
+    launcher.launch = launch
+    _let_torchrun_fork(said)
     sys.exit(main(arguments))
+
+
+def _torchrun(arguments: Sequence[str], said: Path, pipe: Connection) -> None:
+    from torch.distributed.run import main
+
+    _begin(said)
+    _let_torchrun_fork(said)
+    main(["--standalone", "--nproc-per-node", "2", *arguments])
+
+
+def _begin(said: Path) -> None:
+    """One thread, and stderr in a file, which others may write to as well."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
+
+
+def _let_torchrun_fork(said: Path) -> None:
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    SubprocessHandler._popen = lambda self, args, env: Forked(args, env, said)  # type: ignore[assignment, return-value]
+
+
+class Forked:
+    """What `subprocess.Popen` is to torchrun, but a fork with everything imported: `python -u …` in its own session."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], said: Path) -> None:
+        self._process = _context.Process(target=_become, args=(arguments[2:], dict(environment), said))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or `None` while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a fork", timeout or 0)
+        return self._process.exitcode
+
+
+def _become(arguments: Sequence[str], environment: Mapping[str, str], said: Path) -> None:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    _begin(said)
+    if arguments[0] == "-m":
+        sys.argv = list(arguments[1:])
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(arguments)
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def changed(parts: Any, **fields: Any) -> Any:

@@ -6,6 +6,8 @@ flowfactory's is left behind there.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +17,19 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
+from hatchling.builders.wheel import WheelBuilder
+
 ROOT = Path(__file__).parents[1]
+WARM = Path(__file__).parent / "warm.py"
+LARGE = (
+    "accelerate",
+    "diffusers.pipelines.flux.pipeline_flux",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "peft",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+)
+"""Third-party modules that take seconds to import."""
 OWN = ("flowfactory", "__editable__", "_editable_impl_flowfactory", "_virtualenv")
 """How the files that installing this repository puts into an environment begin."""
 
@@ -28,10 +42,8 @@ def packages() -> Sequence[Path]:
 
 def build_wheel(project: Path, folder: Path) -> Path:
     """Build a project's wheel into `folder`."""
-    before = set(folder.glob("*.whl"))
-    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=project)
-    (made,) = set(folder.glob("*.whl")) - before
-    return made
+    (made,) = WheelBuilder(str(project)).build(directory=str(folder), versions=["standard"])
+    return Path(made)
 
 
 def run(command: Sequence[str], cwd: Path, environment: dict[str, str] | None = None) -> str:
@@ -82,3 +94,33 @@ class Environment:
         program = self.folder / "bin" / command[0]
         first = str(program) if program.exists() else command[0]
         return run([first, *command[1:]], cwd=cwd, environment=self.variables)
+
+    def run_warm(self, *command: str, cwd: Path) -> str:
+        """The same, by a fork of a process of this environment that has imported what is large, and nothing of ours."""
+        said = {name: cwd / f".{name}" for name in ("stdout", "stderr")}
+        for file in said.values():
+            file.write_text("")
+        program = self.folder / "bin" / command[0]
+        arguments = ["python" if command[0] == "python" else str(program), *command[1:]]
+        asked = {"arguments": arguments, "cwd": str(cwd), **{name: str(file) for name, file in said.items()}}
+        assert self._warm.stdin is not None
+        assert self._warm.stdout is not None
+        self._warm.stdin.write(json.dumps(asked) + "\n")
+        self._warm.stdin.flush()
+        code = self._warm.stdout.readline().strip()
+        stdout, stderr = (file.read_text() for file in said.values())
+        assert code == "0", f"{' '.join(command)}\nexit code {code}\n{stdout}\n{stderr}"
+        return stdout
+
+    def close(self) -> None:
+        """End what `run_warm` has started."""
+        if "_warm" in vars(self):
+            self._warm.communicate()
+
+    @functools.cached_property
+    def _warm(self) -> subprocess.Popen[str]:
+        python = [str(self.folder / "bin" / "python"), "-P", str(WARM), *LARGE]
+        variables = {**self.variables, "OMP_WAIT_POLICY": "PASSIVE"}
+        return subprocess.Popen(
+            python, cwd=self.folder, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )

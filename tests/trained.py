@@ -82,8 +82,9 @@ class Trained:
     registry: Registry
     adapter: PipelineAdapter[Any]
 
-    def export(self, form: str = "lora", **options: Any) -> Exported:
-        spec = load_spec(self.folder / SPEC_FILE, self.registry)
+    def export(self, form: str = "lora", base: str | None = None, **options: Any) -> Exported:
+        sets = [f"model.path={base}"] if base else []
+        spec = load_spec(self.folder / SPEC_FILE, self.registry, sets, moved=True)
         model = self.registry.find("adapters", spec.model.name)
         target = self.registry.target("adapters", spec.model.name)
         return export(self.folder, spec, target, model.source, Ui(quiet=True), form, **options)

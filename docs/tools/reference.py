@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import api
 import click
 from flowfactory.cli.main import cli
 from flowfactory.contracts import hooks
@@ -40,7 +41,8 @@ BASES: Mapping[str, Mapping[str, type]] = {
 
 def pages() -> Mapping[str, str]:
     """Every generated page by its file name."""
-    return {"spec.md": spec_page(), "hooks.md": hooks_page(), "cli.md": cli_page(), "plugins.md": plugins_page()}
+    own = {"spec.md": spec_page(), "hooks.md": hooks_page(), "cli.md": cli_page(), "plugins.md": plugins_page()}
+    return own | {name: _page([text]) for name, text in api.pages().items()}
 
 
 # --- the spec ------------------------------------------------------------------------------------------------------
@@ -309,6 +311,7 @@ def _page(lines: Sequence[str]) -> str:
 def main(folder: Path) -> None:
     """Write every page into a folder."""
     for name, text in pages().items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import api
+import flowfactory
 import pytest
 import reference
 from flowfactory.cli.main import cli
@@ -28,7 +31,7 @@ def snippets(language: str, text: str = GUIDE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["spec.md", "hooks.md", "cli.md", "plugins.md"])
+@pytest.mark.parametrize("name", reference.pages())
 def test_pages_are_up_to_date(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == reference.pages()[name], "run: python docs/tools/reference.py"
@@ -104,12 +107,57 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(named) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
-def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+PLACES = ("*.md", "core/*.md", "docs/**/*.md", "downstream/*.md", "plugins/*/*.md")
+PAGES = sorted(page for place in PLACES for page in DOCS.parent.glob(place))
+PATHS = re.compile(r"\b(?:core|docs|downstream|plugins|templates|tests)/(?:[\w-]+/)*[\w-]+\.(?:py|toml|md|txt|svg)\b")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    named = set(PATHS.findall(re.sub(r"https?://\S+", "", page.read_text(encoding="utf-8"))))
+    assert sorted(path for path in named if not (DOCS.parent / path).is_file()) == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(command, cwd=DOCS.parent, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    pages = {page.stem for page in tmp_path.glob("*.html")}
-    assert pages >= {page.stem for page in DOCS.glob("*.md")}
-    for page in tmp_path.glob("*.html"):
+    return folder
+
+
+def test_the_site_has_every_page_and_fetches_nothing(site: Path) -> None:
+    pages = {page.relative_to(site).with_suffix("") for page in site.rglob("*.html")}
+    assert pages >= {page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md")}
+    for page in site.rglob("*.html"):
         assert not re.search(r"""(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)""", page.read_text()), page.name
+
+
+def test_the_menu_leads_where_it_says(site: Path) -> None:
+    """A page that is called index.md becomes its section's, and vanishes from the menu under its own name."""
+    links = re.findall(
+        r'href="([^"]+)" class="md-nav__link[^>]*>\s*<span[^>]*>\s*(.*?)\s*<', (site / "start.html").read_text()
+    )
+    assert [name for page, name in links if page == "results/index.html"] == ["Results"]
+    assert "Reference" not in [name for _, name in links]
+
+
+def test_every_public_name_has_its_place_in_the_site(site: Path) -> None:
+    """With the words of its docstring."""
+    assert sorted(name for group in api.groups() for name in group.names) == flowfactory.__all__
+    for group in api.groups():
+        page = (site / group.page).with_suffix(".html").read_text(encoding="utf-8")
+        places = page.split('id="flowfactory.')
+        for name in group.names:
+            (own,) = (place for place in places if place.startswith(f'{name}"'))
+            value = flowfactory.__getattr__(name)
+            if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__.startswith("flowfactory"):
+                assert letters((value.__doc__ or "").splitlines()[0]) in letters(own), name
+
+
+def letters(text: str) -> str:
+    """A text without tags, entities and signs."""
+    return re.sub(r"<[^>]*>|&\w+;|\W", "", text)

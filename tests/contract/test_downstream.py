@@ -10,6 +10,8 @@ import pytest
 from flowfactory.cli.baking import bake
 from outside import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "downstream" / "run.py"
 
 

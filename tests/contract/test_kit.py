@@ -17,6 +17,8 @@ from flowfactory.testing import Case, Kit, conformance
 from flowfactory.testing.kit import counted
 from mutants import MUTANTS, Mutant, install
 
+pytestmark = pytest.mark.slow
+
 NAMES = {mutant: f"m{number}-{mutant.kind}" for number, mutant in enumerate(MUTANTS)}
 SOUND = [kind.name for kind in KINDS.values()]
 

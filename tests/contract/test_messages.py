@@ -20,6 +20,7 @@ import pytest
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, SpecError
+from flowfactory.plan import faults
 from flowfactory.plan.plan import make_plan
 from flowfactory.spec.structure import load_spec
 from specs import DISTRIBUTIONS, SPEC, TOY, edited, install, lay
@@ -166,6 +167,9 @@ CASES = (
     Case("plugin-name-mismatch", sets=("reward[0].name=misnamed",)),
     Case("plugin-name-mismatch", sets=("reward[0].name=extra",)),
     Case("plugin-unknown-hook", sets=("reward[0].name=typo",)),
+    Case("checkpoint", sets=("model.path=a--b/c",)),
+    Case("checkpoint", sets=("model.path=./train.txt",)),
+    Case("checkpoint", sets=("model.path=.",)),
     Case("plugin-target-missing", target="flowfactory.errors:SpecEror"),
 )
 
@@ -185,7 +189,8 @@ def message(case: Case, folder: Path) -> tuple[str, str]:
     ours = {"flowfactory", *(distribution.name for distribution in DISTRIBUTIONS)}
     registry = Registry([entry for entry in installed_entries() if entry.source.name in ours])
     try:
-        make_plan(load_spec(folder / "spec.toml", registry, case.sets, case.unsets), registry.versions(), case.world)
+        spec = load_spec(folder / "spec.toml", registry, case.sets, case.unsets)
+        faults.refuse(make_plan(spec, registry.versions(), case.world).spec)
         registry.target("trainers", "toy")
     except SpecError as error:
         kind, text = error.problems[0].kind, "\n".join(map(str, error.problems))

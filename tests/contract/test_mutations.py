@@ -11,10 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import mutations
+import pytest
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import BAD_PLUGIN, SpecError
 from flowfactory.spec.structure import load_spec
 from specs import lay
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [

@@ -24,6 +24,8 @@ from flowfactory.spec.toml import dumps
 from runs import lay_run
 from snippets import Block, blocks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from flowfactory.cli.baking import TEMPLATES, bake, questions
 from flowfactory.cli.main import main
 from flowfactory.discovery.entries import KINDS
 from outside import ROOT, Environment, build_wheel, run
+
+pytestmark = pytest.mark.slow
 
 NAMES = {kind.name: f"my-{kind.name}" for kind in KINDS.values()}
 RUNS = {"adapter": ("--set=model.path=tiny", "--set=sampling.size=64", "--set=run.epochs=1")}
@@ -38,16 +40,17 @@ def made(baked: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def outside(
     wheels: Mapping[str, Path], made: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Environment:
+) -> Iterator[Environment]:
     """A fresh environment with core, the plugins that the examples name, and the four new ones."""
     environment = Environment(tmp_path_factory.mktemp("outside") / "venv")
     environment.install(*(wheels[name] for name in ("core", "flux", "grpo", "shapes")), *made.values())
-    return environment
+    yield environment
+    environment.close()
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_its_own_tests_pass(outside: Environment, baked: Mapping[str, Path], kind: str) -> None:
-    said = outside.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=baked[kind])
+    said = outside.run_warm("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=baked[kind])
     assert re.search(r"^[1-9]\d* passed", said, re.MULTILINE)
     assert "failed" not in said
 
@@ -56,9 +59,9 @@ def test_its_own_tests_pass(outside: Environment, baked: Mapping[str, Path], kin
 def test_its_example_runs(outside: Environment, baked: Mapping[str, Path], tmp_path: Path, kind: str) -> None:
     example = str(baked[kind] / "examples" / f"{NAMES[kind]}.toml")
     if kind == "adapter":
-        outside.run("python", "-c", WRITE_TINY, cwd=tmp_path)
+        outside.run_warm("python", "-c", WRITE_TINY, cwd=tmp_path)
     outside.run("flowfactory", "check", example, *RUNS.get(kind, ()), cwd=tmp_path)
-    outside.run("flowfactory", "run", example, *RUNS.get(kind, ()), "--folder=done", cwd=tmp_path)
+    outside.run_warm("flowfactory", "run", example, *RUNS.get(kind, ()), "--folder=done", cwd=tmp_path)
     assert (tmp_path / "done" / "metrics.jsonl").read_text().count("\n") >= 1
 
 

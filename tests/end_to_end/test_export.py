@@ -47,8 +47,10 @@ def test_lora_does_in_diffusers_what_it_did_in_memory(
 def plain_card(made: Trained, exported: Exported) -> Path:
     """A card that loads the base model only: the export must matter."""
     card = re.sub(r"pipe.load_lora_weights.*\n", "", (exported.folder / "README.md").read_text())
-    (made.folder / "README.md").write_text(card)
-    return made.folder
+    plain = made.folder / "export" / "plain"
+    plain.mkdir(exist_ok=True)
+    (plain / "README.md").write_text(card)
+    return plain
 
 
 DOUBLE = 'targets = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v", "ff.net.2", "attn.to_add_out"]'
@@ -60,7 +62,7 @@ def test_kohyas_layout_is_read_by_diffusers(
 ) -> None:
     made = trained(name, targets=targets)
     exported = made.export("kohya")
-    keys = load_file(exported.folder / "pytorch_lora_weights.safetensors").keys()
+    keys = load_file(exported.folder / "small.safetensors").keys()
     assert all(re.fullmatch(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)", key) for key in keys)
     assert made.furthest_from(made.by_diffusers(exported, monkeypatch)) <= 1e-5
 
@@ -120,6 +122,10 @@ def test_the_card_says_what_it_is_and_how_it_was_made(trained: Callable[..., Tra
     card = (exported.folder / "README.md").read_text()
     for line in (
         "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        "license: other",
+        "num_inference_steps=4",
+        "guidance_scale=4.5",
         "# small",
         "These are the weights `ema` after epoch 3.",
         "| reward/jpeg-compressibility | -2.5000 (1) | -1.5000 (3) |",
@@ -130,6 +136,95 @@ def test_the_card_says_what_it_is_and_how_it_was_made(trained: Callable[..., Tra
         assert line in card, line
     assert (exported.folder / "before-after.png").read_bytes() == b"picture"
     assert Image.open(exported.folder / "reward.png").width > 400
+
+
+def test_no_file_of_an_export_says_where_this_machine_keeps_things(trained: Callable[..., Trained]) -> None:
+    made = trained("sd3")
+    for form in ("lora", "merged"):
+        for file in made.export(form).folder.rglob("*"):
+            if file.is_file():
+                assert str(made.folder).encode() not in file.read_bytes(), file
+    assert made.export("lora", folder=made.folder.parent / "x").folder.is_dir()
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(3, 5.0), (2, 7.0), (5, 1.0)])
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_kohyas_layout_in_bf16_at_any_scale(
+    name: str, rank: int, alpha: float, trained: Callable[..., Trained]
+) -> None:
+    made = trained(name, f"[lora]\nrank = {rank}\nalpha = {alpha}", precision="bf16")
+    assert made.export("kohya").difference <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_kohyas_layout_where_diffusers_does_not_read_it(name: str, trained: Callable[..., Trained]) -> None:
+    """It is read back by the layout itself; the card says so, and gives no Python that would fail."""
+    made = trained(name)
+    exported = made.export("kohya")
+    assert exported.difference <= 1e-5
+    assert (exported.rounding > 1e-3) is False
+    card = (exported.folder / "README.md").read_text()
+    assert "In Python, diffusers reads" in card
+    assert "```python" not in card
+    keys = load_file(exported.folder / "small.safetensors").keys()
+    assert any(
+        re.fullmatch(r"lora_unet_(joint|single)_blocks_0_(x_block_attn_qkv|linear1)\.alpha", key) for key in keys
+    )
+
+
+@pytest.mark.parametrize("form", ["lora", "kohya", "merged"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_number_format_can_be_chosen(form: str, dtype: str, trained: Callable[..., Trained]) -> None:
+    made = trained("wan" if form == "kohya" else "sd3", "[lora]\nrank = 3\nalpha = 5.0")
+    exported = made.export(form, dtype=dtype)
+    assert exported.difference <= 1e-5
+    assert exported.rounding > 0
+    files = [*exported.folder.glob("*.safetensors"), *exported.folder.glob("transformer/*.safetensors")]
+    found = {tensor.dtype for file in files for key, tensor in load_file(file).items() if "alpha" not in key}
+    assert found == {{"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]}
+
+
+def test_an_older_export_is_replaced_and_nothing_else_is(trained: Callable[..., Trained]) -> None:
+    made = trained("sd3")
+    place = made.folder / "out"
+    place.mkdir()
+    made.export("lora", folder=place)
+    made.export("kohya", folder=place)
+    assert [f.name for f in place.glob("*.safetensors")] == ["small.safetensors"]
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds what no export has written \(`notes.txt`\); choose an empty folder"):
+        made.export("lora", folder=place)
+    assert (place / "notes.txt").read_text() == "mine"
+    assert not list(made.folder.glob(".writing-*"))
+
+
+def test_files_have_the_modes_of_others_and_say_what_they_are(trained: Callable[..., Trained]) -> None:
+    made = trained("sd3")
+    made.export("kohya")
+    exported = made.export("lora")
+    (made.folder / "other").touch()
+    for file in [*exported.folder.iterdir(), *(made.folder / "checkpoints").rglob("*.safetensors")]:
+        assert file.stat().st_mode == (made.folder / "other").stat().st_mode, file
+    for file in (exported.folder / "pytorch_lora_weights.safetensors", made.folder / "export/kohya/small.safetensors"):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        assert metadata["modelspec.title"] == "small"
+        assert metadata["modelspec.architecture"] == "stable-diffusion-v3/lora"
+        assert metadata["ss_sd_model_name"] == "model"
+
+
+@pytest.mark.parametrize("name", ["sd3", "qwen-image-edit"])
+def test_a_run_is_exported_where_its_prompts_and_its_base_are_not(name: str, trained: Callable[..., Trained]) -> None:
+    made = trained(name)
+    expected = load_file(made.export().folder / "pytorch_lora_weights.safetensors")
+    (made.folder / "prompts.jsonl").unlink()
+    base = (made.folder / "model").rename(made.folder / "moved")
+    with pytest.raises(RunError, match=r"there is no .*/model, its base model; --base says where it is now"):
+        made.export(folder=made.folder / "out")
+    exported = made.export(folder=made.folder / "out", base=str(base))
+    assert exported.difference <= 1e-5
+    found = load_file(exported.folder / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 def test_the_set_and_the_epoch_can_be_chosen(trained: Callable[..., Trained]) -> None:
@@ -145,8 +240,10 @@ def test_what_cannot_be_exported_is_refused_in_words(trained: Callable[..., Trai
         made.export(epoch=2)
     with pytest.raises(RunError, match="has no weights 'ema'; there are current"):
         made.export(weights="ema")
-    with pytest.raises(RunError, match="there is no kohya layout for SD3Transformer2DModel; there is for Flux"):
+    made = trained("z-image")
+    with pytest.raises(RunError, match="there is no kohya layout for ZImageTransformer2DModel; there is for Flux"):
         made.export("kohya")
+    assert not (made.folder / "export").exists()
 
 
 def test_an_export_that_went_wrong_is_no_good(trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +252,7 @@ def test_an_export_that_went_wrong_is_no_good(trained: Callable[..., Trained], m
     monkeypatch.setattr(forms, "lora_config", lambda lora, targets: true_config(attrs.evolve(lora, alpha=1.0), targets))
     with pytest.raises(RunError, match=r"is no good: read back, its velocities are .* off the largest"):
         made.export()
-    assert not (made.folder / "export/lora/README.md").exists()
+    assert not (made.folder / "export").exists()
 
 
 def test_the_command(run: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -164,11 +261,10 @@ def test_the_command(run: Callable[..., Path], capsys: pytest.CaptureFixture[str
     assert main(["export", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder / 'export/lora'}\n"
     assert "before-after.png" in (folder / "export/lora/README.md").read_text()
-    assert (
-        main(["export", str(folder), "--form", "merged", "--weights", "current", "--to", str(tmp_path), "--json"]) == 0
-    )
+    to = tmp_path / "elsewhere"
+    assert main(["export", str(folder), "--form", "merged", "--weights", "current", "--to", str(to), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["folder"] == str(tmp_path)
+    assert told["folder"] == str(to)
     assert told["difference"] == 0
     assert main(["export", str(folder), "--epoch", "7"]) == 1
     assert "has no checkpoint epoch-0007" in capsys.readouterr().err

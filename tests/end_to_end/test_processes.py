@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import forks
 import pytest
 from accelerate.state import AcceleratorState
 from end_to_end.conftest import REWARDS, SPEC, metrics
@@ -56,12 +57,9 @@ def alone(command: Sequence[str]) -> None:
     assert main(command) == 0
 
 
-def finished(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, code: int = 0
-) -> subprocess.CompletedProcess[str]:
+def finished(command: Sequence[str], code: int = 0) -> subprocess.CompletedProcess[str]:
     """A command that has ended as expected."""
-    known = {**os.environ, "PYTHONPATH": str(PAIR.parent), **(environment or {})}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=known)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done
 
@@ -83,8 +81,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     for name in ("replicated-lora", "sharded-full", "one-full"):
         together += [["fork", str(folder / name), str(folder / f"resumed-{name}")]]
         together += [["resume", str(folder / f"resumed-{name}")]]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finished([*launcher, str(PAIR), json.dumps([*together, ["divided"]])])
+    code, said = forks.pair(folder, PAIR, json.dumps([*together, ["divided"]]))
+    assert code == 0, said
     return folder
 
 
@@ -193,11 +191,15 @@ def redness(samples):
 
 def fails(spec: Path, *options: str, code: int = 1) -> str:
     """What two processes of `--processes 2` say that end with a code."""
-    folder = spec.parent / "runs" / "two"
-    command = [sys.executable, *FLOWFACTORY, str(spec), "--processes", "2", "--folder", str(folder), *options]
-    said = finished(command, code=code).stderr
+    ended, said = forks.flowfactory(spec.parent, "run", spec, *two(spec), *options)
+    assert ended == code, said
     assert "Traceback" not in said, said
     return said
+
+
+def two(spec: Path) -> list[str]:
+    """Options of a run by two processes."""
+    return ["--processes", "2", "--folder", str(spec.parent / "runs" / "two")]
 
 
 def test_a_process_that_fails_ends_the_others_and_says_so_once(checkpoint: Path, tmp_path: Path) -> None:
@@ -215,9 +217,10 @@ def test_what_every_process_finds_wrong_is_said_once(spec: Path) -> None:
 def test_a_process_that_is_killed_ends_the_others_and_the_launcher_says_so_once(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """By a real SIGKILL, while the other waits for it in the network's own communication."""
+    """By a real SIGKILL, while the other waits for it in the network's own communication; nothing here is a fork."""
     spec = lay(tmp_path / "spec", checkpoint, REWARDS.replace("@hookimpl", IS_KILLED + "\n@hookimpl"))
-    said = fails(spec, SHARD)
+    said = finished([sys.executable, *FLOWFACTORY, str(spec), *two(spec), SHARD], code=1).stderr
+    assert "Traceback" not in said, said
     assert said.count("process 1 was killed by SIGKILL") == 1
     assert said.count("the run failed") == 1
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
@@ -67,9 +68,8 @@ def test_two_processes_drop_what_one_drops(spec: Path, run: Runner, asleep: Path
     changes = ("reward.0.retries=1", "reward.0.retry_pause=0", "optimizer.eps=1e-4", "sampling.micro_batch=3")
     one, two = run("one", *changes), spec.parent / "runs" / "two"
     options = [f"--set={change}" for change in changes]
-    command = [sys.executable, "-m", "flowfactory", "run", str(spec), "--processes", "2", "--folder", str(two)]
-    done = subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    code, said = forks.flowfactory(spec.parent, "run", spec, "--processes", "2", "--folder", two, *options)
+    assert code == 0, said
     dropped = [line["reward/dropped_groups"] for line in metrics(one)[1:]]
     assert sum(dropped) >= 1
     assert [line["reward/dropped_groups"] for line in metrics(two)[1:]] == dropped
@@ -119,3 +119,67 @@ def flowfactory_rewards():
     lines = [line for line in (spec.parent / "rewards.py").read_text().splitlines() if line]
     assert len(lines) < 10
     assert "reward/redness/mean" in metrics(run("short"))[1]
+
+
+MEDDLING = """
+import os, sys, threading, time
+from flowfactory import NoKeys, Provides, hookimpl
+
+
+def meddles(samples):
+    for s in samples:
+        s.media.zero_()
+    os.chdir("/")
+    os.environ["HOME"] = "/elsewhere"
+    print("a print")
+    os.system("echo an echo")
+    threading.Thread(target=time.sleep, args=(600,), name="left behind", daemon=False).start()
+    return [None for s in samples]
+
+
+@hookimpl
+def flowfactory_rewards():
+    yield Provides("meddles", NoKeys, meddles, "Does what a reward must not do, and has no score.")
+
+
+@hookimpl
+def flowfactory_samples_scored(run, epoch, samples, scores):
+    scores.clear()
+    for s in samples:
+        s.media.zero_()
+    os.chdir("/")
+
+
+@hookimpl
+def flowfactory_epoch_finished(run, epoch, metrics):
+    metrics.clear()
+    sys.exit(0)
+"""
+
+
+def test_a_reward_decides_nothing_but_its_scores(spec: Path, run: Runner) -> None:
+    """Not what others see, where the run writes, what stdout says, or whether the process ends."""
+    alone = run("alone", "eval.every=0", "-data.eval_prompts", "run.epochs=1")
+    (spec.parent / "meddling.py").write_text(MEDDLING)
+    text = spec.read_text().replace('"./rewards.py"', '"./rewards.py", "./meddling.py"')
+    spec.write_text(text.replace("[optimizer]", '[[reward]]\nname = "meddles"\n\n[optimizer]'))
+    options = ["--set=eval.every=0", "--unset=data.eval_prompts", "--set=run.epochs=1"]
+    command = [sys.executable, "-m", "flowfactory", "run", spec.name, "--folder", "beside", *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, cwd=spec.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for said in (
+        "a print",
+        "an echo",
+        "reward 'meddles' changed the current folder",
+        "reward 'meddles' changed the environment variable HOME",
+        "reward 'meddles' has no score for any sample",
+        "done; the run is in beside",
+        "threads that a plugin has left behind still run ('left behind'",
+    ):
+        assert said in done.stderr
+    beside = spec.parent / "beside"
+    ours, theirs = metrics(alone)[-1], metrics(beside)[-1]
+    assert {name: theirs[name] for name in ours} == ours
+    for file in ("checkpoints/epoch-0001/current.safetensors", "samples/epoch-0001/0000.png"):
+        assert (beside / file).read_bytes() == (alone / file).read_bytes()

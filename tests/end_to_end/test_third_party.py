@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -66,14 +66,15 @@ THEIRS = {"flowfactory-plugin-warmth", "flowfactory-plugin-gentle"}
 
 
 @pytest.fixture(scope="module")
-def elsewhere(wheels: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def elsewhere(wheels: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """An environment with core, three plugins of ours, and two of strangers."""
     folder = tmp_path_factory.mktemp("elsewhere")
     strangers = [bake(kind, name, {}, folder) for kind, name in (("reward", "warmth"), ("trainer", "gentle"))]
     environment = Environment(folder / "venv")
     ours = [wheels[name] for name in ("core", "flux", "shapes", "clip")]
     environment.install(*ours, *(build_wheel(project, folder) for project in strangers))
-    return environment
+    yield environment
+    environment.close()
 
 
 def test_nothing_of_the_repository_is_seen(elsewhere: Environment, tmp_path: Path) -> None:
@@ -87,9 +88,9 @@ def test_nothing_of_the_repository_is_seen(elsewhere: Environment, tmp_path: Pat
 def test_a_run_combines_everybodys_plugins(elsewhere: Environment, tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text(SPEC)
     (tmp_path / "prompts.txt").write_text("a red circle\na yellow square\n")
-    elsewhere.run("python", "-c", WRITE_CLIP, cwd=tmp_path)
+    elsewhere.run_warm("python", "-c", WRITE_CLIP, cwd=tmp_path)
     elsewhere.run("flowfactory", "check", "spec.toml", cwd=tmp_path)
-    elsewhere.run("flowfactory", "run", "spec.toml", cwd=tmp_path)
+    elsewhere.run_warm("flowfactory", "run", "spec.toml", cwd=tmp_path)
     folder = tmp_path / "runs" / "together"
     first, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[-2:])
     assert first["train/ratio"] == 1

@@ -46,6 +46,7 @@ from .sampling.times import noise_levels as noise_levels, noised as noised
 
 # Rewards: a number for a sample.
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
+from .contracts.secrets import SecretError as SecretError, secret as secret
 from .contracts.types import Sample as Sample
 from .rewards.retry import retried as retried
 from .runs.media import some_frames as some_frames, to_bytes as to_bytes, to_image as to_image

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import attrs
 
 from flowfactory.contracts.hooks import Provides, hookimpl
-from flowfactory.contracts.key import Calls, Density, key
+from flowfactory.contracts.key import Calls, Density, Location, key
 from flowfactory.contracts.specs import AdapterSpec, SchedulerSpec, StochasticSpec
 
 WITH_VIDEOS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
@@ -23,6 +23,17 @@ Quantization = Literal["int8", "nf4"]
 class PipelineSpec(AdapterSpec):
     """Any flow-matching diffusers pipeline."""
 
+    variant: str | None = key(
+        "Which weights of the checkpoint, where it has several: `fp16` for files named `….fp16.safetensors`.",
+        default=None,
+        pattern=r"\w+",
+    )
+    single_file: Location | None = key(
+        "The network's weights in one .safetensors or .gguf file, as for ComfyUI, in place of those at `path`; .gguf "
+        "needs `flowfactory[gguf]`.",
+        default=None,
+        exists=True,
+    )
     max_sequence_length: int | None = key(
         "Text tokens of a prompt, padding included; the pipeline's own number when absent.", default=None, ge=1
     )

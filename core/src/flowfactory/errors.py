@@ -127,3 +127,9 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 def listed(words: Iterable[str]) -> str:
     """Words in backquotes, separated by commas; `none` when there are none."""
     return ", ".join(f"`{word}`" for word in words) or "none"
+
+
+def harmless(text: str, most: int = 1000) -> str:
+    """Text of unknown origin as messages show it: nothing in it moves a terminal's cursor, and it has an end."""
+    cut = text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in cut)

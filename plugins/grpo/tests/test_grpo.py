@@ -68,9 +68,9 @@ def sampled(
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(shape, generator=generator)
     noise = Noise(start, torch.randn(shape[0], len(steps), *shape[1:], generator=generator))
-    dynamics = by_name(scheduler, 0.6)
-    trajectory = rollout(policy, dynamics, GRID, steps, noise, {}, dtype)
-    return Batch(trajectory, {}, torch.tensor([1.3, -0.8, 7.5, -0.2]).double(), on_policy, dynamics)
+    sampler = by_name(scheduler, 0.6)
+    trajectory = rollout(policy, sampler, GRID, steps, noise, {}, dtype)
+    return Batch(trajectory, {}, torch.tensor([1.3, -0.8, 7.5, -0.2]).double(), on_policy, sampler)
 
 
 # --- goldens -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flowfactory.contracts.secrets import SecretError
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.structure import load_spec
@@ -200,6 +201,9 @@ def test_the_api_key_comes_from_the_environment(
 ) -> None:
     server = serve(brighter)
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
+    with pytest.raises(SecretError, match=r"JUDGE_KEY is not sent to .*: JUDGE_KEY_URL must hold that address"):
+        reward(server, key_variable="JUDGE_KEY")
+    monkeypatch.setenv("JUDGE_KEY_URL", server.url)
     reward(server, key_variable="JUDGE_KEY").score(group(0.1, 0.9))
     assert set(server.tokens) == {"Bearer s3cret"}
     monkeypatch.delenv("JUDGE_KEY")

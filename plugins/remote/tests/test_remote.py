@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import signal
@@ -22,17 +23,18 @@ import uvicorn
 from click.testing import CliRunner
 from flowfactory.cli import main as cli
 from flowfactory.contracts.reward import GroupReward, Score
+from flowfactory.contracts.secrets import SecretError
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.rewards.scoring import Judge
 from flowfactory.spec.structure import load_spec
 from flowfactory.testing import conformance
-from flowfactory_plugin_remote import RemoteSpec
-from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup
+from flowfactory_plugin_remote import RemoteSpec, server, wire
+from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup, Server
 from flowfactory_plugin_remote.command import is_loopback
-from flowfactory_plugin_remote.server import RewardServer
-from flowfactory_plugin_remote.wire import pack
+from flowfactory_plugin_remote.server import Patient, RewardServer
+from flowfactory_plugin_remote.wire import WireError, pack, unpack
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -78,7 +80,8 @@ class Running:
     def __init__(self, app: Any) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        config = uvicorn.Config(app, log_level="error", http=Patient, timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
         self.thread.start()
 
@@ -92,8 +95,8 @@ class Running:
 def running() -> Iterator[list[Running]]:
     servers: list[Running] = []
     yield servers
-    for server in servers:
-        server.stop()
+    for one in servers:
+        one.stop()
 
 
 @pytest.fixture
@@ -170,6 +173,9 @@ def test_a_wrong_token_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RemoteError, match="answered 401"):
         client(url, "brightness")
     monkeypatch.setenv("OURS", "s3cret")
+    with pytest.raises(SecretError, match=f"OURS is not sent to {url}: OURS_URL must hold that address"):
+        client(url, "brightness", token_variable="OURS")
+    monkeypatch.setenv("OURS_URL", f"https://elsewhere.example {url}/")
     assert client(url, "brightness", token_variable="OURS").score(samples(1.0)) == [1.0]
 
 
@@ -237,6 +243,178 @@ def test_answers_that_are_no_scores_are_failures(running: list[Running]) -> None
             client(running[0].url, reward).score(samples(0.5))
 
 
+class Raw:
+    """A server that says the given bytes to everybody, piece by piece with a pause in between."""
+
+    def __init__(self, *pieces: bytes, pause: float = 0.0) -> None:
+        self.heard = b""
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self.serve, args=(pieces, pause), daemon=True).start()
+
+    def serve(self, pieces: Sequence[bytes], pause: float) -> None:
+        while True:
+            connection, _ = self.socket.accept()
+            self.heard = connection.recv(65536)
+            try:
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(pause)
+            except OSError:
+                pass  # the client has gone
+            connection.close()
+
+
+def answer(content: bytes, status: str = "200 OK", *headers: str) -> bytes:
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", "Connection: close", *headers, "", ""]
+    return "\r\n".join(head).encode() + content
+
+
+BEGINNING = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b"H"] * 99, [b"HTTP/1.1 200 OK\r\n", *[b"A: b\r\n"] * 99], [BEGINNING, *[b" "] * 99]]
+)
+def test_a_server_that_drips_is_given_up(pieces: list[bytes]) -> None:
+    start = time.perf_counter()
+    with pytest.raises(RemoteError, match=r"no whole answer within 0\.5 s"):
+        client(Raw(*pieces, pause=0.1).url, "r", request_timeout=0.5, attempts=1)
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (answer(b" " * (5 << 20)), "answered more than 4194304 bytes"),
+        (answer(gzip.compress(b" " * (64 << 20)), "200 OK", "Content-Encoding: gzip"), "something packed"),
+        (answer(b'{"rewards": {"r": {}}}'), "does not say of which kind its reward 'r' is"),
+        (answer(b'{"rewards": {"r": {"group": 1}}}'), "does not say of which kind"),
+        (answer(b'{"rewards": ["r"]}'), "does not say which rewards it serves"),
+        (answer(b"[" * 100_000), "answered"),
+        (answer(b"\xff\xfe"), "answered"),
+        (answer(b'{"error": {"a": 1}}', "500 Oops"), "answered 500: {'a': 1}"),
+        (answer(b"", "302 Found", "Location: http://127.0.0.1:1/"), "answered 302"),
+    ],
+)
+def test_a_hostile_answer_is_a_failure_in_words(said: bytes, why: str) -> None:
+    with pytest.raises(RemoteError, match=re.escape(why)):
+        client(Raw(said).url, "r", attempts=1)
+
+
+@pytest.mark.parametrize("scores", ["[1]", "[1, 2, 3]", "{}", "null", "7"])
+def test_as_many_scores_as_samples_are_expected(scores: str) -> None:
+    asked = Server(RemoteSpec(url=Raw(answer(f'{{"scores": {scores}}}'.encode())).url, reward="r", attempts=1))
+    with pytest.raises(RemoteError, match="answered no list of 2 scores"):
+        asked.score(samples(0.1, 0.2))
+
+
+def test_no_message_holds_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWFACTORY_TOKEN", "s3cret-of-mine")
+    for said in (
+        answer(b'{"error": "not s3cret-of-mine"}', "401 No"),
+        answer(b"hello s3cret-of-mine"),
+        b"nonsense\r\n\r\n",
+    ):
+        raw = Raw(said)
+        with pytest.raises(RemoteError) as raised:
+            client(raw.url, "r", attempts=1)
+        assert b"Bearer s3cret-of-mine" in raw.heard
+        assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("odd", ["s3cret\n", "s3 cret", "s3crét", "\x1b[2Js3cret"])
+def test_what_is_no_token_is_refused_unseen(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWFACTORY_TOKEN", odd)
+    with pytest.raises(SecretError, match="FLOWFACTORY_TOKEN holds a space, a line end") as raised:
+        client("http://127.0.0.1:9", "r", attempts=1)
+    assert "cret" not in str(raised.value)
+    told = CliRunner().invoke(cli.cli, ["serve-reward", str(EXAMPLES / "rewards.toml")])
+    assert told.exit_code == 2
+    assert "cret" not in told.output
+
+
+def test_a_password_in_an_address_is_refused_unseen() -> None:
+    with pytest.raises(SecretError, match="must hold no name and no password") as raised:
+        client("http://me:s3cret@127.0.0.1:9", "r", attempts=1)
+    assert "s3cret" not in str(raised.value)
+
+
+# --- a server under load -------------------------------------------------------------------------------------------
+
+
+def test_pixels_count_together_before_any_is_decoded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pack(samples(0.1, 0.2, 0.3), "png")  # 72 pixels
+    assert len(unpack(whole, 72)) == 3
+    monkeypatch.setattr(wire, "_image", lambda *_: pytest.fail("decoded"))
+    for encoding in ("png", "float32"):
+        with pytest.raises(WireError, match="they are 72 together; 71 are allowed"):
+            unpack(pack(samples(0.1, 0.2, 0.3), encoding), 71)  # type: ignore[arg-type]
+
+
+def test_a_served_table_keeps_its_micro_batch(start: Start) -> None:
+    sizes: list[int] = []
+
+    def counts(batch: Sequence[Sample]) -> list[Score]:
+        sizes.append(len(batch))
+        return brightness(batch)
+
+    remote = client(start({"counts": counts}, micro_batch=2), "counts", encoding="float32")
+    assert remote.score(samples(0.25, 0.5, 0.75)) == [0.25, 0.5, 0.75]
+    assert sizes == [2, 1]
+
+
+def test_a_slow_reward_keeps_no_other_waiting(start: Start) -> None:
+    released = threading.Event()
+    url = start({"slow": lambda batch: released.wait(30) and brightness(batch), "brightness": brightness})
+    slow = client(url, "slow", attempts=1)
+    with ThreadPoolExecutor(60) as pool:
+        waiting = [pool.submit(slow.score, samples(0.1)) for _ in range(60)]
+        time.sleep(0.5)
+        before = time.perf_counter()
+        assert client(url, "brightness", encoding="float32").score(samples(0.5)) == [0.5]
+        assert time.perf_counter() - before < 5
+        released.set()
+        assert all(one.result() for one in waiting)
+
+
+def test_a_queue_has_an_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WAITING", 1)
+    released = threading.Event()
+    slow = client(start({"slow": lambda batch: released.wait(30) and brightness(batch)}), "slow", attempts=1)
+    with ThreadPoolExecutor(2) as pool:
+        first = [pool.submit(slow.score, samples(0.1))]
+        time.sleep(0.3)
+        first.append(pool.submit(slow.score, samples(0.1)))
+        time.sleep(0.3)
+        with pytest.raises(RemoteError, match="answered 503: 1 requests wait for this reward already"):
+            slow.score(samples(0.1))
+        released.set()
+        assert all(one.result() for one in first)
+
+
+@pytest.mark.parametrize(
+    ("half", "said"),
+    [
+        (b"", b""),
+        (b"POST /score/r HTTP/1.1\r\nA: b", b""),
+        (b"POST /score/r HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nx", b"408"),
+    ],
+)
+def test_half_a_request_is_not_waited_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch, half: bytes, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "HEADERS", 0.3)
+    monkeypatch.setattr(server, "BODY", 0.3)
+    url = httpx.URL(start({"r": brightness}))
+    with socket.create_connection((url.host, url.port or 0), timeout=10) as connection:
+        connection.sendall(half)
+        heard = b""
+        while got := connection.recv(65536):
+            heard += got
+    assert said in heard
+
+
 # --- servers that come and go --------------------------------------------------------------------------------------
 
 
@@ -290,6 +468,33 @@ def test_the_command_serves_the_example_until_it_is_stopped() -> None:
             assert 0 > float(scores[0] or 0) > float(scores[1] or 0)
         finally:
             server.send_signal(signal.SIGTERM)
+
+
+def test_a_server_whose_reward_hangs_ends_within_seconds(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(
+        "import time\nfrom flowfactory import NoKeys, Provides, hookimpl\n"
+        "def hangs(samples):\n    time.sleep(600)\n"
+        "@hookimpl\ndef flowfactory_rewards():\n    yield Provides('hangs', NoKeys, hangs, 'It hangs.')\n"
+    )
+    (tmp_path / "rewards.toml").write_text('plugins = ["./hangs.py"]\n[[reward]]\nname = "hangs"\n')
+    command = [sys.executable, "-m", "flowfactory", "serve-reward", str(tmp_path / "rewards.toml"), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"}) as serving:
+        assert serving.stderr is not None
+        url = next(line for line in serving.stderr if line.startswith("serving")).split()[-1]
+        remote = client(url, "hangs", attempts=1)
+
+        def ask() -> None:
+            with pytest.raises(RemoteError):
+                remote.score(samples(0.5))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.5)
+        start = time.perf_counter()
+        serving.send_signal(signal.SIGTERM)
+        serving.wait(20)
+        assert time.perf_counter() - start < 10
+    asking.join(20)
 
 
 def test_serving_other_machines_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,3 +100,23 @@ def test_trained_only_on_training_prompts_and_held_out_only_on_the_others(caplog
         line("reward", trained=1.0) | line("eval", held=0.0),
     ]
     assert len(warnings(watch, lines, caplog)) == 1
+
+
+def test_a_reward_that_scores_nobody_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    both = spec(entry("bright"), entry("dark"))
+    known = {"reward/bright/mean": 1.0, "reward/bright/std": 1.0, "eval/bright/mean": 1.0, "eval/bright/std": 1.0}
+    watch = Watch(both, 4)
+    with caplog.at_level(logging.WARNING, "flowfactory"):
+        watch.log({**known, "time/evaluate": 1.0}, 0)
+        watch.log({**known, "time/sample": 1.0}, 1)
+        watch.log({**known, "time/evaluate": 1.0}, 2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "epoch 0: reward 'dark' has no score for any held-out prompt",
+        "epoch 1: reward 'dark' has no score for any sample; nothing is learned from it",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "flowfactory"):
+        past = [{**known, "epoch": 1.0, "time/sample": 1.0}]
+        Watch(both, 4, past, ["dark"]).log({**known, "time/evaluate": 1.0, "time/sample": 1.0}, 2)
+        Watch(both, 0).log({**known, "reward/dark/failed_groups": 2.0, "time/sample": 1.0}, 1)
+    assert not caplog.records

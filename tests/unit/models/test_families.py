@@ -8,7 +8,6 @@ anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -20,10 +19,12 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.types import Conditions, Row
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.models.tap import networks, parameters
-from more_families import EVERY, small_sizes
+from more_families import EVERY
 from oracle import Run, lora_without_gradient, run
 from PIL import Image
 from trained import train
+
+pytestmark = pytest.mark.slow
 
 STEPS, LONGER = 3, 12
 PROMPTS = (("a cat", "blurry"), ("two dogs left of a red house", ""))
@@ -64,13 +65,6 @@ class Case:
         assert difference <= rounding * float(theirs.abs().max())
         largest = max(0.0 if rounding else difference, float(measured[self.name].get(column, 0)))
         note(self.name, column, f"{largest:g}")
-
-
-@pytest.fixture(scope="module")
-def small_condition_images() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        small_sizes(patch)
-        yield
 
 
 @pytest.fixture(scope="module", params=EVERY)

@@ -10,7 +10,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Location
 from flowfactory.contracts.types import Conditions, Row
 from flowfactory.models.pipeline import PipelineAdapter
-from more_families import EVERY, small_sizes
+from more_families import EVERY
 from PIL import Image
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
@@ -18,8 +18,7 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
-def test_all_is_the_same_without_encoders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_sizes(monkeypatch)
+def test_all_is_the_same_without_encoders(name: str, tmp_path: Path, small_condition_images: None) -> None:
     family, image = EVERY[name], tmp_path / "image.png"
     torch.manual_seed(0)
     family.make().save_pretrained(tmp_path / "model")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
+import diffusers
 import pytest
 import torch
+from families import FAMILIES
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Row
 from flowfactory.discovery.registry import Registry
 from flowfactory.models.tiny import stable_diffusion_3
-from flowfactory.plan import headers
+from flowfactory.plan import checkpoint
+from flowfactory.plan.checkpoint import Folder, Part
 from flowfactory.plan.estimate import estimate
+from flowfactory.plan.geometry import geometry
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.spec.structure import load_spec
@@ -186,7 +195,7 @@ def test_shards_and_variants(tmp_path: Path) -> None:
     save_file({"weight": state["weight"]}, folder / "model-00001-of-00002.safetensors")
     save_file({"bias": state["bias"]}, folder / "model-00002-of-00002.safetensors", {"format": "pt"})
     save_file({"weight": state["weight"].half()}, folder / "model.fp16.safetensors")
-    assert headers.read(tmp_path)["transformer"].shapes == {"weight": (5, 3), "bias": (5,)}
+    assert Folder(tmp_path).read("transformer", None).shapes == {"weight": (5, 3), "bias": (5,)}  # type: ignore[union-attr]
 
 
 def kept(adapter: Adapter[Any], spec: Spec, batch: int) -> int:
@@ -208,3 +217,97 @@ def kept(adapter: Adapter[Any], spec: Spec, batch: int) -> int:
         v = adapter.velocity(x, level.expand(batch), conditions, spec.sampling.guidance, size)
     assert v.requires_grad
     return sum(storage.nbytes() for storage in storages.values())
+
+
+@attrs.frozen
+class Published:
+    """A model at its real size: the classes' own defaults, which are those of the first checkpoint.
+
+    tokens: of one sample, with `text` ones if they pass through the same layers.
+    """
+
+    network: str
+    vae: str
+    size: str
+    tokens: int
+    width: int
+    layers: int
+    more: dict[str, Any] = attrs.field(factory=dict)
+
+
+TEXT = 512
+EIGHTH = {"block_out_channels": [1] * 4, "latent_channels": 16}
+PUBLISHED = [
+    Published("FluxTransformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 3072, 57, EIGHTH),
+    Published("ChromaTransformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 3072, 57, EIGHTH),
+    Published("ZImageTransformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 3840, 32, EIGHTH),
+    Published("Lumina2Transformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 2304, 28, EIGHTH),
+    Published("CogView4Transformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 2560, 30, EIGHTH),
+    Published("Krea2Transformer2DModel", "AutoencoderKLQwenImage", "1024", 4096 + TEXT, 6144, 28),
+    Published("QwenImageTransformer2DModel", "AutoencoderKLQwenImage", "1024", 4096 + TEXT, 3072, 60),
+    Published("Flux2Transformer2DModel", "AutoencoderKLFlux2", "1024", 4096 + TEXT, 6144, 56),
+    Published("AuraFlowTransformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 3072, 36, EIGHTH),
+    Published("SanaTransformer2DModel", "AutoencoderDC", "1024", 1024, 2240, 20),
+    Published("HiDreamImageTransformer2DModel", "AutoencoderKL", "1024", 4096 + TEXT, 2560, 48, EIGHTH | {
+        "caption_channels": [4096, 4096]}),
+    Published("HunyuanImageTransformer2DModel", "AutoencoderKLHunyuanImage", "2048", 4096 + TEXT, 3584, 62, {
+        "latent_channels": 64, "spatial_compression_ratio": 32}),
+    Published("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo", "[720, 1280, 129]", 118_800 + TEXT, 3072,
+        62),
+    Published("HunyuanVideo15Transformer3DModel", "AutoencoderKLHunyuanVideo15", "[480, 832, 121]", 48_360 + TEXT, 2048,
+        56),
+    Published("LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo", "[512, 768, 121]", 6144, 2048, 28),
+    Published("LTX2VideoTransformer3DModel", "AutoencoderKLLTX2Video", "[512, 768, 121]", 6144, 4096, 48),
+    Published("MochiTransformer3DModel", "AutoencoderKLMochi", "[480, 848, 163]", 44_520 + TEXT, 3072, 48),
+    Published("WanTransformer3DModel", "AutoencoderKLWan", "[480, 832, 81]", 32_760, 5120, 40),
+    Published("Kandinsky5Transformer3DModel", "AutoencoderKLHunyuanVideo", "[512, 768, 121]", 47_616, 2048, 34),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", PUBLISHED, ids=lambda model: model.network)
+def test_every_familys_size_is_known_from_its_configs(model: Published, spec: Path) -> None:
+    def defaults(name: str) -> dict[str, Any]:
+        takes = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+        return {p.name: p.default for p in takes if p.default is not inspect.Parameter.empty}
+
+    parts = {"transformer": defaults(model.network), "vae": defaults(model.vae)}
+    parts = {name: json.loads(json.dumps(config | model.more)) for name, config in parts.items()}
+    made = load_spec(spec, Registry(), ("model.name=diffusers", f"sampling.size={model.size}"))
+    at = geometry(made, {name: Part({}, config) for name, config in parts.items()})
+    assert (at.tokens, at.width, at.layers) == (model.tokens, model.width, model.layers)
+    assert at.caption > 0
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.image])
+def test_activations_of_every_family(name: str, spec: Path, tmp_path: Path) -> None:
+    """Within a factor of what autograd keeps; latents exactly."""
+    family = FAMILIES[name]
+    family.make().save_pretrained(tmp_path / "model")
+    larger = attrs.evolve(family.size, height=2 * family.size.height, width=2 * family.size.width)
+    size = [larger.height, larger.width, *([larger.frames] if larger.frames > 1 else [])]
+    sets = [f"sampling.size={size}", f"sampling.guidance={family.guidance}", "optimizer.micro_batch=1"]
+    sets += [f"model.max_sequence_length={family.max_sequence_length}"] if family.max_sequence_length else []
+    made = spec_of(spec, tmp_path / "model", "diffusers", *sets)
+    adapter = adapter_of(made)
+    weights = loaded(made, adapter)
+    guess = estimate(made)
+    assert guess["trained"] == sum(p.nbytes for p in weights.parameters.values())
+    parts = checkpoint.parts(checkpoint.Folder(tmp_path / "model"), made.model.spec)
+    assert geometry(made, parts).elements == math.prod(adapter.latent_shape(larger))
+    assert 0.4 < (guess["update_activations"] or 0) / kept(adapter, made, 1) < 3, (
+        "text is taken to be as long as it may be"
+    )
+
+
+def test_what_is_unknown_is_in_no_sum_and_no_reason(spec: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(checkpoints["diffusers"], tmp_path / "model"))
+    config = model / "transformer/config.json"
+    config.write_text(
+        json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "num_attention_heads"})
+    )
+    guess = estimate(spec_of(spec, model, "diffusers"))
+    assert guess["update_activations"] is None
+    reasons = {need.name: need.reason for need in guess.phases}
+    assert reasons["update"] == "frozen + trained + moments + sets + vae + gradients + copies"
+    names = [*reasons["update"].split(" + ")]
+    assert guess["update"] == sum(guess[name] or 0 for name in names)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flowfactory.report import gallery
 from flowfactory.report.gallery import Gallery, galleries, spaced
-from flowfactory.runs import history
+from flowfactory.runs import history, pictures
 from PIL import Image
 from runs import colour, lay_run
 
@@ -99,3 +100,29 @@ def test_spaced_items_are_spread() -> None:
     assert spaced(range(10), 4) == [0, 3, 6, 9]
     assert spaced(range(3), 5) == [0, 1, 2]
     assert spaced([7, 8], 1) == [7]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda png: png.write_bytes(png.read_bytes()[:50]),
+        lambda png: png.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+        lambda png: Image.new("RGB", (8, 8)).save(png, "JPEG"),
+        lambda png: Image.new("1", (13000, 13000)).save(png, "PNG"),
+        lambda png: Image.new("RGB", (8, 8)).save(png, "TIFF"),
+    ],
+)
+def test_only_pictures_as_runs_write_them_are_opened(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    folder = lay_run(tmp_path / "a", epochs=0)
+    harm(folder / "samples/eval-0000/0001.png")
+    tiles = [card.columns[0].tiles[0] for card in shown(folder)[0].cards]
+    assert [pixel(tile.data) for tile in tiles] == [colour(0, 0, 0), (200, 200, 200), colour(0, 2, 0)]
+
+
+def test_more_pixels_than_memory_should_hold_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PIXELS", 8 * 8)
+    Image.new("RGB", (8, 8)).save(tmp_path / "fits.png")
+    Image.new("RGB", (8, 9)).save(tmp_path / "large.png")
+    assert pictures.opened(tmp_path / "fits.png").size == (8, 8)
+    with pytest.raises(pictures.PictureError, match=r"large\.png is RGB of 8 x 9 pixels"):
+        pictures.opened(tmp_path / "large.png")

@@ -104,3 +104,30 @@ def test_facts_say_what_became_of_a_run(tmp_path: Path) -> None:
 def test_reports_import_no_torch() -> None:
     code = "import sys, flowfactory.report.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's folder may come from anybody."""
+    folder, mine = lay_run(tmp_path / "run", epochs=1), tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (folder / "report-curves").mkdir()
+    for name in ("report.html", "report-curves/reward.png"):
+        (folder / name).symlink_to(mine)
+    assert main(["report", str(folder)]) == 0
+    assert mine.read_text() == "mine"
+    assert not (folder / "report.html").is_symlink()
+    assert (folder / "report-curves/reward.png").read_bytes().startswith(b"\x89PNG")
+    away = tmp_path / "away"
+    (folder / "report-curves").rename(away)
+    (folder / "report-curves").symlink_to(away)
+    before = sorted(file.stat().st_mtime_ns for file in away.iterdir())
+    assert main(["report", str(folder)]) == 2
+    assert "report-curves is a link, through which nothing is written" in capsys.readouterr().err
+    assert sorted(file.stat().st_mtime_ns for file in away.iterdir()) == before
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    (folder / "report.html").mkdir()
+    assert main(["report", str(folder)]) == 2
+    assert "report.html cannot be written: Is a directory" in capsys.readouterr().err

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import attrs
+import numpy as np
 import pytest
 import torch
+from flowfactory.contracts.advantages import advantages
 from flowfactory.contracts.reward import FunctionReward, GroupReward, Score
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
@@ -89,11 +94,131 @@ def test_scores_may_be_anything_that_is_one_finite_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [math.nan, math.inf, -math.inf, "1.0", b"1", [1.0], 1j, {}, torch.zeros(2), torch.tensor(math.nan), 10**400]
-)
+    "bad",
+    [
+        math.nan, math.inf, -math.inf, "1.0", b"1", [1.0], 1j, {}, torch.zeros(2), torch.tensor(math.nan), 10**400,
+        True, np.bool_(False), torch.tensor(True),
+    ],
+)  # fmt: skip
 def test_anything_else_is_a_failure(bad: Any) -> None:
     with pytest.raises(RewardError, match="not a finite number, for prompt 'prompt 0'"):
         asked(lambda batch: [0.0, bad, 0.0, 0.0]).call(samples())
+
+
+@pytest.mark.parametrize("bad", [1e200, -1.1e100, torch.tensor(1e300, dtype=torch.float64)])
+def test_scores_whose_spread_has_no_number_are_failures(bad: Any) -> None:
+    with pytest.raises(
+        RewardError, match=r"reward 'r' returned .*, too large to be compared .*, for prompt 'prompt 0'"
+    ):
+        asked(lambda batch: [0.0, bad, 0.0, 0.0]).call(samples())
+    values = torch.tensor([1e100, -1e100, 0.0], dtype=torch.float64)
+    for std in ("group", "global"):
+        made = advantages({"r": values}, {"r": 1e6}, torch.zeros(3), "sum", std)
+        assert made.sign().tolist() == [1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"), [({0.1: 1, 0.2: 2, 0.3: 3, 0.4: 4}, "dict"), ({0.1, 0.2, 0.3, 0.4}, "set"), ("1234", "str")]
+)
+def test_what_has_no_order_or_is_text_is_no_answer(bad: Any, kind: str) -> None:
+    with pytest.raises(RewardError, match=f"reward 'r' returned a {kind}, not a sequence of scores .*'prompt 0'"):
+        asked(lambda batch: bad).call(samples())
+
+
+def test_an_answer_without_end_is_a_failure() -> None:
+    with pytest.raises(RewardError, match="returned more than 4 scores for 4 samples"):
+        asked(lambda batch: itertools.repeat(1.0)).call(samples())
+
+
+def test_a_value_that_cannot_be_shown_is_a_failure_in_words() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    with pytest.raises(RewardError, match="returned a Odd, not a finite number"):
+        asked(lambda batch: [Odd()] * 4).call(samples())
+
+
+def test_a_reward_has_copies_of_everything() -> None:
+    ours = [attrs.evolve(s, row=Row(s.row.prompt, metadata={"tags": ["a"]})) for s in samples()]
+    before = [s.media.clone() for s in ours]
+
+    def meddles(batch: Any) -> list[Score]:
+        for s in batch:
+            s.media.fill_(0)
+            s.row.metadata["tags"].append("b")
+            s.row.metadata["more"] = 1
+        batch.clear()
+        return [0.0] * 4
+
+    asked(meddles).call(ours)
+    assert all(torch.equal(s.media, b) for s, b in zip(ours, before, strict=True))
+    assert [s.row.metadata for s in ours] == [{"tags": ["a"]}] * 4
+
+
+def test_changing_how_torch_computes_is_fatal_and_never_asked_again() -> None:
+    calls = []
+
+    def doubles(batch: Sequence[Sample]) -> list[Score]:
+        calls.append(1)
+        torch.set_default_dtype(torch.float64)
+        return [0.0] * len(batch)
+
+    answer = asked(doubles, retries=2).ask(samples())
+    assert (answer.failed, answer.fatal, len(calls)) == (True, True, 1)
+    assert "reward 'r' changed torch's default dtype" in answer.failures[0]
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_thread_that_cannot_be_had_is_a_failure_and_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = asked(lambda batch: [1.0] * len(batch), timeout=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no more threads")))
+        for _ in range(2):
+            with pytest.raises(RewardError, match="reward 'r' cannot be asked: RuntimeError: no more threads"):
+                reward.call(samples())
+    assert reward.call(samples()) == [1.0] * 4
+
+
+def test_behind_a_call_that_hangs_all_wait_together_not_each() -> None:
+    released = threading.Event()
+    reward = asked(lambda batch: released.wait(20) and [0.0] * len(batch), timeout=0.3, retries=2)
+    start = time.perf_counter()
+    for _ in range(10):
+        assert reward.ask(samples()).failed
+    assert time.perf_counter() - start < 3  # twice 0.3 s; each for itself it were 9
+    released.set()
+
+
+def test_one_worker_that_hangs_does_not_shorten_the_wait_for_the_others() -> None:
+    released, first = threading.Event(), threading.Lock()
+
+    def one_hangs(batch: Sequence[Sample]) -> list[Score]:
+        if first.acquire(blocking=False):
+            released.wait(20)
+        time.sleep(0.2)
+        return [0.0] * len(batch)
+
+    reward = asked(one_hangs, timeout=0.4, workers=2)
+    with pytest.raises(RewardError, match="took longer"):
+        reward.call(samples())
+    time.sleep(0.5)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(reward.call, [samples()] * 2)) == [[0.0] * 4] * 2
+    released.set()
+
+
+def test_asking_ends_soon_when_nobody_waits_any_more() -> None:
+    released, over = threading.Event(), threading.Event()
+    slow = asked(lambda batch: released.wait(20) and [0.0] * len(batch), timeout=15.0)
+    pausing = asked(Flaky(9), retry_pause=15.0)
+    threading.Timer(0.2, over.set).start()
+    for reward in (slow, pausing, slow):  # hanging, pausing, waiting for a place
+        start = time.perf_counter()
+        answer = reward.ask(samples(), over.is_set)
+        assert time.perf_counter() - start < 3
+        assert answer.failed
+    released.set()
 
 
 @pytest.mark.parametrize("bad", [None, 3, 1.0])

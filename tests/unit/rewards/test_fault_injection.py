@@ -179,7 +179,7 @@ def epoch(
             scheduler=None,
         )
         try:
-            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None))  # type: ignore[arg-type]
+            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None, received=None))  # type: ignore[arg-type]
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:

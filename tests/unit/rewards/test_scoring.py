@@ -13,7 +13,7 @@ from flowfactory.rewards.scoring import Judge, RewardError
 
 
 def judge(backbones: dict[str, Any] | None = None, **targets: Any) -> Judge:
-    entries = [RewardEntry(name=name, label=name, weight=1.0, spec=None) for name in targets]
+    entries = [RewardEntry(name=name, label=name, weight=1.0, spec=None, retry_pause=0.0) for name in targets]
     return Judge(entries, targets, {} if backbones is None else backbones)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -222,3 +225,129 @@ def test_a_reward_that_cannot_be_loaded_is_named() -> None:
 
     with pytest.raises(RewardError, match="reward 'broken' cannot be loaded: FileNotFoundError: no weights"):
         judge(broken=Broken).load(CPU, torch.float32)
+
+
+class Exits(Reward):
+    """Leaves where it is told to."""
+
+    where = "load"
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self.leave("made")
+
+    def leave(self, where: str) -> None:
+        if self.where == where:
+            sys.exit(0)
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        self.leave("loaded")
+
+    def place(self, device: torch.device) -> None:
+        self.leave("placed on cpu")
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        os._exit(0)
+
+
+def begin(judge: Any, target: Any) -> None:
+    ours = judge(leaving=target)
+    ours.load(CPU, torch.float32)
+    with ours.session(1):
+        pass
+
+
+@pytest.mark.parametrize("where", ["made", "loaded", "placed on cpu"])
+def test_an_exit_is_a_failure_in_words(where: str) -> None:
+    leaving = type("Leaving", (Exits,), {"where": where})
+    with pytest.raises(RewardError, match=f"reward 'leaving' cannot be {where}: SystemExit: 0"):
+        begin(judge, leaving)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_leaving_the_process_while_scoring_is_a_failure(overlap: bool) -> None:
+    with judge({"leaving": {"retries": 0}}, leaving=Exits).session(9, overlap) as session:
+        session.submit(group(0))
+        (failure,) = session.finish().failures
+    assert failure.why == "reward 'leaving' failed: SystemExit: os._exit(0)"
+
+
+def test_what_loading_changes_for_everybody_is_put_back(caplog: pytest.LogCaptureFixture) -> None:
+    class Loads(Reward):
+        def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+            torch.set_grad_enabled(False)
+            os.environ["LOADED"] = "1"
+
+        def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+            return [0.0] * len(samples)
+
+    with caplog.at_level(logging.WARNING, "flowfactory"):
+        judge(loads=Loads).load(CPU, torch.float32)
+    assert torch.is_grad_enabled()
+    assert "LOADED" not in os.environ
+    assert "reward 'loads' changed whether gradients are recorded" in caplog.text
+    assert "reward 'loads' changed the environment variable LOADED" in caplog.text
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_no_reward_sees_what_another_does_to_its_samples(overlap: bool) -> None:
+    def blackens(batch: Sequence[Sample]) -> list[Score]:
+        for s in batch:
+            s.media.zero_()
+        return [0.0] * len(batch)
+
+    with judge(blackens=blackens, brightness=brightness).session(2, overlap) as session:
+        for slot in range(2):
+            session.submit(group(slot))
+        scored = session.finish()
+    assert scored.values["brightness"].tolist() == pytest.approx([0.0, 0.01, 0.02, 0.03, 0.04, 0.05])
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_stop_is_heard_while_a_reward_hangs(overlap: bool) -> None:
+    released, stopped = threading.Event(), threading.Event()
+    ours = judge(hangs=lambda batch: released.wait(30) and brightness(batch), good=brightness)
+    threading.Timer(0.2, stopped.set).start()
+    start = time.perf_counter()
+    with ours.session(2, overlap, stopped.is_set) as session:
+        for slot in range(2):
+            session.submit(group(slot))
+        scored = session.finish()
+    assert time.perf_counter() - start < 4
+    assert scored.failed["hangs"].all()
+    assert scored.values["hangs"].isnan().all()
+    released.set()
+
+
+def test_nobody_waits_for_a_reward_that_hangs_once_another_has_ended_the_run() -> None:
+    released = threading.Event()
+    hanging = lambda batch: released.wait(30) and brightness(batch)  # noqa: E731
+    with judge({"bad": {"on_error": "abort"}}, hanging=hanging, bad=failing(0)).session(1) as session:
+        start = time.perf_counter()
+        session.submit(group(0))
+        session.finish()
+        assert time.perf_counter() - start < 4
+        assert session.aborting == "reward 'bad' failed: OSError: slot 0"
+    released.set()
+
+
+def test_whatever_goes_wrong_in_a_thread_that_asks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise MemoryError("all gone")
+
+    ours = judge(good=brightness)
+    monkeypatch.setattr(ours.rewards[0], "ask", broken)
+    with ours.session(1) as session:
+        session.submit(group(0))
+        assert session.finish().failed["good"].all()
+        assert session.aborting == "reward 'good' cannot be asked: MemoryError: all gone"
+
+
+def test_one_of_a_prompt_is_no_group_unless_the_reward_says_so() -> None:
+    class Alone(Rank):
+        alone = True
+
+    ours = judge(rank=Rank, alone=Alone, brightness=brightness)
+    with ours.session(1, single=True) as session:
+        session.submit(group(0, size=1))
+        assert list(session.finish().values) == ["alone", "brightness"]

@@ -74,3 +74,52 @@ def test_a_sample_table_cannot_lead_out_of_the_run(tmp_path: Path) -> None:
     table.write_text(json.dumps({**line, "file": "../../../secret.png"}) + "\n")
     (tmp_path / "secret.png").write_bytes(b"secret")
     assert read(folder).shots("eval", 0, 9) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", "[1]\n{}\n"),
+        ("metrics.jsonl", '{"epoch": 1, "a": "b"}\n'),
+        ("metrics.jsonl", '{"a": 1}\n'),
+        ("metrics.jsonl", "[" * 100_000 + "\n{}\n"),
+        ("plan.json", '{"spec": {'),
+        ("plan.json", "[]"),
+        ("plan.json", "{}"),
+        ("env.json", "[]"),
+        ("samples/eval-0000/samples.jsonl", '{"file": "0000.png"}\n'),
+        ("samples/eval-0000/samples.jsonl", '{"file": "0000.png", "prompt": 1, "scores": {}}\n'),
+        ("samples/eval-0000/samples.jsonl", '{"file": "0000.png", "prompt": "x", "scores": {"r": "high"}}\n'),
+    ],
+)
+def test_damage_is_told_with_the_file(tmp_path: Path, name: str, content: str) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    (folder / name).write_text(content)
+    with pytest.raises(RunError, match=name.rpartition("/")[2]):
+        read(folder).shots("eval", 0, 9)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "env.json", "metrics.jsonl"])
+def test_a_file_that_leads_out_of_the_run_is_not_read(tmp_path: Path, name: str) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=f"{name} is no file of this run: it leads to .*elsewhere, which is not read"):
+        read(folder)
+
+
+def test_neither_tables_nor_pictures_that_lead_out_of_the_run_are_read(tmp_path: Path) -> None:
+    folder, other = lay_run(tmp_path / "run", epochs=1), lay_run(tmp_path / "other", epochs=1)
+    picture = folder / "samples/eval-0000/0000.png"
+    picture.unlink()
+    picture.symlink_to(other / "samples/eval-0000/0000.png")
+    assert [shot.file.name for shot in read(folder).shots("eval", 0, 9)] == ["0001.png", "0002.png"]
+    (folder / "samples").rename(tmp_path / "samples")
+    (folder / "samples").symlink_to(tmp_path / "samples")
+    assert read(folder).kept("eval") == {}
+
+
+def test_a_run_that_is_a_link_itself_is_read(tmp_path: Path) -> None:
+    lay_run(tmp_path / "run", epochs=1)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert len(read(tmp_path / "link").shots("eval", 0, 9)) == 3

@@ -17,7 +17,7 @@ from support import GRID, STORAGE, Case, FieldPolicy, close, each
 from torch import Tensor
 
 
-def dynamics(name: str, eta: float) -> Scheduler[Any]:
+def scheduler_of(name: str, eta: float) -> Scheduler[Any]:
     """The scheduler a golden names."""
     if name == "ODE":
         return ODE(ODESpec())
@@ -35,7 +35,7 @@ def test_trajectories_equal_flow_factory(case: Case) -> None:
         (step,) = (sigmas[:-1] == sigma[0]).nonzero().flatten().tolist()
         return given["velocities"][step]
 
-    scheduler = dynamics(given["dynamics"], given["eta"])
+    scheduler = scheduler_of(given["dynamics"], given["eta"])
     noise = Noise(given["x_start"], given["noises"][list(steps)].transpose(0, 1))
     ours = rollout(FieldPolicy(recorded), scheduler, sigmas, steps, noise, {}, torch.float32)
     assert set(ours.latents) == {i for step in steps for i in (step, step + 1)} | {given["N"]}
@@ -51,7 +51,7 @@ def test_what_is_stored_is_rounded_before_it_is_scored(case: Case) -> None:
     given, expected = case["inputs"], case["outputs"]
     x, v, noise = given["latents"], given["velocity"], given["noise"]
     levels = torch.full((len(x),), given["sigma"]), torch.full((len(x),), given["sigma_next"])
-    scheduler = dynamics(case["name"].split("_")[0], given["eta"])
+    scheduler = scheduler_of(case["name"].split("_")[0], given["eta"])
     step = scheduler.step(v, x, *levels, given["sigma_max"], noise, x.dtype)
     assert step.x.dtype == x.dtype
     close(step.x, expected["next_latents"], 1e-5)  # a tie may round either way: one unit in the last place
@@ -81,7 +81,7 @@ def test_float16_saturates() -> None:
 @pytest.mark.parametrize("name", ["Flow-SDE", "Dance-SDE", "CPS"])
 def test_the_chain_continues_from_what_is_stored(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Replaying every stored transition gives its stored log-probability to the last bit."""
-    scheduler, steps = dynamics(name, 0.5), (0, 1, 2, 5)
+    scheduler, steps = scheduler_of(name, 0.5), (0, 1, 2, 5)
     policy = FieldPolicy(lambda x, sigma: (0.3 * x.float() + 0.1).to(dtype))
     noise = Noise(torch.randn(shape), torch.randn(shape[0], len(steps), *shape[1:]))
     trajectory = rollout(policy, scheduler, GRID, steps, noise, {}, dtype)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from flowfactory.cli.commands import Commands
+from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs import looking, plugins, running
 from flowfactory.cli.verbs.options import DONE, INTERRUPTED, report
@@ -21,6 +22,10 @@ from flowfactory.plan import launch
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    return in_time(_main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     ui = Ui(quiet=launch.rank() > 0)
     try:
         code = cli.main(arguments, "flowfactory", standalone_mode=False, obj=ui)

@@ -47,7 +47,7 @@ class Reward(ABC):
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
         """One score per sample, in order. Called from another thread than `load`, from several at once only where the
-        spec asks for `workers`; without gradients.
+        spec asks for `workers`; without gradients. The samples are copies of the reward's own.
 
         Raises:
             Exception: anything at all; the samples then have no score, and `on_error` says what follows.
@@ -60,7 +60,12 @@ class Reward(ABC):
 
 
 class GroupReward(Reward):
-    """Scores the samples of one prompt against each other: `score` gets exactly one whole group."""
+    """Scores the samples of one prompt against each other: `score` gets exactly one whole group.
+
+    alone: whether a group of one is a group to it. Evaluation makes one sample of each prompt, and asks no other.
+    """
+
+    alone: ClassVar[bool] = False
 
 
 class FunctionReward(Reward):

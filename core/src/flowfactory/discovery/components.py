@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import attrs
 import pluggy
 
 from flowfactory.contracts.hooks import Run, Tracker
+from flowfactory.discovery.calling import Meddled, calling
 from flowfactory.discovery.entries import Source
 from flowfactory.discovery.registry import Registry
 
@@ -20,7 +22,7 @@ Target = Callable[..., Any]
 
 
 class Events:
-    """Tells loaded plugins what happens. What one raises is logged with its name and stops nothing.
+    """Tells loaded plugins what happens. Each has copies of its own; what one raises is logged and stops nothing.
 
     Args:
         sources: who contributes each registered module, by its name.
@@ -57,10 +59,14 @@ class Events:
     def _tell(self, hook: str, **what: Any) -> None:
         for name, plugin in self._manager.list_name_plugin():
             others = [other for other in self._manager.get_plugins() if other is not plugin]
+            who = f"plugin {self._sources[name]}"
             try:
-                self._manager.subset_hook_caller(hook, others)(**what)
-            except Exception:
-                log.exception("plugin %s failed in %s; the run goes on", self._sources[name], hook)
+                with calling(who):
+                    self._manager.subset_hook_caller(hook, others)(**deepcopy(what))
+            except Meddled as error:
+                log.warning("%s; it is as it was again", error)
+            except (Exception, SystemExit):
+                log.exception("%s failed in %s; the run goes on", who, hook)
 
 
 @attrs.frozen(eq=False)

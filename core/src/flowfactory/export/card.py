@@ -4,54 +4,105 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE
+from huggingface_hub import ModelCardData, hf_hub_download
+
+from flowfactory.export.words import base_id, base_name, task
+from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.report.curves import HELD_OUT, REWARD, sections
 from flowfactory.report.plots import draw
 from flowfactory.runs.history import read
+from flowfactory.spec import toml
 from flowfactory.spec.tables import Lora, Spec
 
 CARD = "README.md"
 SHEET = "before-after.png"
 
 
-def write_card(folder: Path, run: Path, spec: Spec, weights: str, epoch: int, loading: str, checked: str) -> None:
+def write_card(
+    folder: Path, run: Path, spec: Spec, weights: str, epoch: int, loading: str, checked: str, edits: bool
+) -> None:
     """Write `folder/README.md`, and beside it the curves, and the sheet of samples if the run made one.
 
     Args:
         run: the run's folder. weights: in words, which were exported. epoch: from when they are.
-        loading: Python that loads the export. checked: how it was compared with what was trained.
+        loading: Python that loads the export, if any does. checked: how it was compared with what was trained.
+        edits: whether the model edits images.
     """
     plan = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
+    made = toml.dumps(portable(plan["spec"], run)).strip()
     parts = [
-        _front(spec),
+        _front(spec, edits),
         f"# {spec.run.name}\n",
-        f"{_what(spec)} of `{_base(spec)}`, fine-tuned by reinforcement learning with the algorithm "
+        f"{_what(spec)} of {coded(base_name(spec))}, fine-tuned by reinforcement learning with the algorithm "
         f"`{spec.trainer.name}` for {_rewards(spec)}. These are the weights {weights}.\n",
         "## How to load it\n",
-        f"```python\n{loading}\n```\n",
+        *([fenced("python", loading)] if loading else []),
         f"{checked}\n",
         *_scores(run, epoch),
         *_curves(folder, run),
         *_samples(folder, run),
         "## How it was made\n",
-        f"```toml\n{(run / SPEC_FILE).read_text(encoding='utf-8').strip()}\n```\n",
+        fenced("toml", made),
         _table(("package", "version"), sorted(_versions(plan, run).items())),
         f"Plan digest: `{plan['digest']}`\n",
     ]
     (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
 
 
-def _front(spec: Spec) -> str:
-    lines = ["---", "library_name: diffusers"]
-    if not Path(_base(spec)).is_absolute():
-        lines.append(f"base_model: {_base(spec)}")
+def _front(spec: Spec, edits: bool) -> str:
+    base = base_id(spec)
     tags = ["reinforcement-learning", "flow-matching", "flowfactory", *(["lora"] if _lora(spec) else [])]
-    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---\n"])
+    facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task(spec, edits), "tags": tags}
+    facts |= {"base_model": base, "base_model_relation": "adapter" if _lora(spec) else "finetune"} if base else {}
+    facts |= _licence(spec)
+    return f"---\n{ModelCardData(**facts).to_yaml()}\n---\n"
+
+
+def _licence(spec: Spec) -> dict[str, Any]:
+    """What the base model's own card says; where it cannot be read, that it is the base model's."""
+    own, facts = spec.model.spec, {}
+    with suppress(OSError, ValueError):
+        card = Path(own.path) / CARD
+        if not Path(own.path).is_absolute():
+            card = Path(hf_hub_download(own.path, CARD, revision=own.revision))
+        head = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8-sig"), re.DOTALL)
+        facts = dict(re.findall(r"(?m)^(license\w*):[ \t]*([^\s#'\"\[]+)[ \t]*$", head[1])) if head else {}
+    said = {key: str(facts[key]) for key in ("license", "license_name", "license_link") if facts.get(key)}
+    if "license" not in said:
+        said = {"license": "other", "license_name": "as-the-base-model"}
+    if (base := base_id(spec)) and said["license"] == "other" and "license_link" not in said:
+        said["license_link"] = f"https://huggingface.co/{base}"
+    return said
+
+
+def portable(value: Any, run: Path) -> Any:
+    """A spec's plain data without this machine's places: of absolute paths the last part stays."""
+    if isinstance(value, Mapping):
+        return {key: portable(entry, run) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [portable(entry, run) for entry in value]
+    if isinstance(value, str) and (value.startswith("~/") or Path(value).is_absolute()):
+        return Path(value).name
+    return value
+
+
+def fenced(language: str, text: str) -> str:
+    """A block of code, whatever backquotes it has in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}\n"
+
+
+def coded(text: str) -> str:
+    """A few words of code in a line."""
+    marks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{marks} {text} {marks}" if len(marks) > 1 else f"`{text}`"
 
 
 def _what(spec: Spec) -> str:
@@ -61,10 +112,6 @@ def _what(spec: Spec) -> str:
 
 def _lora(spec: Spec) -> bool:
     return isinstance(spec.tuning, Lora)
-
-
-def _base(spec: Spec) -> str:
-    return str(spec.model.spec.path)
 
 
 def _rewards(spec: Spec) -> str:

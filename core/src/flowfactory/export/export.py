@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import attrs
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.conditions.data import load_rows
-from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Display
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.types import Conditions
+from flowfactory.contracts.types import Conditions, Row
 from flowfactory.discovery.components import Target
 from flowfactory.discovery.entries import Source
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, listed, shown
 from flowfactory.export.card import write_card
 from flowfactory.export.forms import FORMS, Trained, device
+from flowfactory.export.words import PROMPT, base_id, calling, seen_from
 from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock
+from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.finite import all_finite
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import archive, history
+from flowfactory.runs.files import replacing, writing
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.training.assembly import load_model
 
+RECORD = "export.json"
+"""In the folder of an export: what it is, and which files belong to it."""
 TOLERANCE = 1e-5
 """Largest difference of a velocity that was read back, relative to the largest velocity."""
 
@@ -42,11 +50,13 @@ class Exported:
 
     difference: between what was read back and the trained network in the run's precision, relative to the largest
     velocity. rounding: the same between that network and the trained one itself, with its LoRA apart and in float32.
+    edits: whether the model was asked with an image.
     """
 
     folder: Path
     difference: float
     rounding: float
+    edits: bool = False
 
 
 def export(
@@ -59,6 +69,7 @@ def export(
     epoch: int | Literal["best"] | None = None,
     weights: str | None = None,
     folder: Path | None = None,
+    dtype: Precision | None = None,
 ) -> Exported:
     """Write a run's weights for diffusers, read them back and compare.
 
@@ -67,39 +78,89 @@ def export(
         form: "lora", "kohya" or "merged" (see `forms`); a fully fine-tuned model is always whole.
         epoch: of which checkpoint; "best", as `[checkpoint] best` judges evaluations; the last when absent.
         weights: which set; when absent the averaged one, or the current one where nothing is averaged.
-        folder: where to; `export/<form>` in the run's folder when absent.
+        folder: where to; `export/<form>` in the run's folder when absent. An export that is there is replaced.
+        dtype: of what is written; when absent, float32 for LoRA and the run's precision for whole pipelines.
 
     Raises:
-        RunError: there is no such checkpoint, the model cannot be written so, or what was written does not do what
-            was trained.
+        RunError: there is no such checkpoint, the model cannot be written so, what was written does not do what was
+            trained, or `folder` holds something else. Nothing is left of it then.
     """
     spec = _whole(spec)
     form = "merged" if isinstance(spec.tuning, Full) else form
+    if form == "merged":
+        spec = attrs.evolve(spec, run=attrs.evolve(spec.run, precision=dtype or spec.run.precision))
     weights = weights or ("ema" if spec.optimizer.ema else "current")
     saved = find(run, best_epoch(run, spec) if epoch == "best" else epoch, weights)
-    folder = folder or run / "export" / form
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        trained = load(spec, model, source, saved, display)
-        with display.phase("writing"):
-            before = velocities(spec, trained.adapter, trained.encoded)
-            FORMS[form].write(trained, folder)
-            trained.round()
-            expected = velocities(spec, trained.adapter, trained.encoded)
-            python, encoded, adapter = FORMS[form].python(trained), trained.encoded, type(trained.adapter)
-            del trained
-        with display.phase("reading it back"):
-            actual = velocities(spec, FORMS[form].read(spec, folder, adapter, encoded), encoded)
-    except (ValueError, AssertionError) as error:
-        raise RunError(f"{run} cannot be exported as {form}: {error}") from error
-    done = Exported(folder, difference(expected, actual), difference(before, expected))
-    if not done.difference <= TOLERANCE:
-        raise RunError(f"{folder} is no good: read back, its velocities are {done.difference:.1e} off the largest")
+    place = folder or run / "export" / form
+    _refuse_what_is_not_ours(place, run)
     number = archive.epoch_of(saved.parent)
-    write_card(
-        folder, run, spec, f"`{weights}` after epoch {number}", number, python, _checked(done, spec.run.precision)
-    )
+    with writing(place), replacing(place) as partial:
+        try:
+            done, loading, note = _write(
+                spec, model, source, display, saved, form, partial, place, run, dtype or "fp32"
+            )
+        except (ValueError, AssertionError) as error:
+            raise RunError(f"{run} cannot be exported as {form}: {error or repr(error)}") from error
+        if not done.difference <= TOLERANCE:
+            off = f"read back, its velocities are {done.difference:.1e} off the largest"
+            raise RunError(f"{place} is no good: {off}")
+        which, checked = f"`{weights}` after epoch {number}", _checked(done, spec.run.precision)
+        write_card(partial, run, spec, which, number, loading, f"{note}\n\n{checked}".strip(), done.edits)
+        record = {"form": form, "epoch": number, "weights": weights, "precision": spec.run.precision}
+        record |= {"difference": done.difference, "rounding": done.rounding}
+        (partial / RECORD).write_text(json.dumps(record | {"files": _names(partial)}, indent=2) + "\n")
     return done
+
+
+def _write(
+    spec: Spec,
+    model: Target,
+    source: Source,
+    display: Display,
+    saved: Path,
+    form: str,
+    partial: Path,
+    place: Path,
+    run: Path,
+    stored: Precision,
+) -> tuple[Exported, str, str]:
+    """Write into `partial` and read it back: how well that went, Python for the card, and a note beside it."""
+    trained = load(spec, model, source, saved, display, DTYPES[stored])
+    with display.phase("writing"):
+        before = velocities(spec, trained.adapter, trained.encoded)
+        FORMS[form].write(trained, partial)
+        trained.round()
+        expected = velocities(spec, trained.adapter, trained.encoded)
+        encoded, adapter = trained.encoded, type(trained.adapter)
+        edits = adapter.edits or any(name.startswith(f"{tap.IMAGE}.") for name in encoded)
+        base = base_id(spec) or seen_from(place, run, spec.model.spec.path)
+        loading, note = FORMS[form].python(trained, base), FORMS[form].note(trained)
+        if loading:
+            loading += f"\n{calling(trained.adapter, spec, edits)}"
+        del trained
+    with display.phase("reading it back"):
+        actual = velocities(spec, FORMS[form].read(spec, partial, adapter, encoded), encoded)
+    return Exported(place, difference(expected, actual), difference(before, expected), edits), loading, note
+
+
+def _refuse_what_is_not_ours(folder: Path, run: Path) -> None:
+    """Raises:
+    RunError: a folder holds what no export has written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{shown(folder)} is a file; --to names a folder")
+    if not folder.exists() or folder.resolve().parent == (run / "export").resolve():
+        return
+    ours = {RECORD}
+    if (folder / RECORD).is_file():
+        ours |= set(json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"])
+    if others := [name for name in _names(folder) if name not in ours]:
+        what = f"{shown(folder)} holds what no export has written ({listed(others[:3])})"
+        raise RunError(f"{what}; choose an empty folder, or take it away")
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
 def _whole(spec: Spec) -> Spec:
@@ -147,28 +208,55 @@ def find(run: Path, epoch: int | None, weights: str) -> Path:
     return sets[weights]
 
 
-def load(spec: Spec, model: Target, source: Source, saved: Path, display: Display) -> Trained:
+def load(
+    spec: Spec, model: Target, source: Source, saved: Path, display: Display, stored: torch.dtype = torch.float32
+) -> Trained:
     """The base model with the weights of a checkpoint's file in it.
+
+    Args:
+        stored: what LoRA is to be written in.
 
     Raises:
         ValueError: the model's adapter drives no diffusers pipeline.
         RunError: a weight in the file is not finite.
     """
-    adapter: Adapter[Any] = model(spec.model.spec)
-    if not isinstance(adapter, PipelineAdapter):
-        raise ValueError(f"its model's adapter `{spec.model.name}` drives no diffusers pipeline")
-    (row, *_) = load_rows(Path(spec.data.prompts))
-    cache = load_model(spec, adapter, source, [row], device(), display, Clock(device()))
+    adapter, encoded = _encoded(spec, model, source, display)
     full = isinstance(spec.tuning, Full)
     targets = [] if full else adapter.lora_targets()
     networks = adapter.networks().items()
     dtypes = {f"{name}.{path}": p.dtype for name, network in networks for path, p in network.named_parameters()}
     weights = Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed)
     weights.restore("current", all_finite(load_file(saved), saved))
-    trained = Trained(spec, adapter, weights, targets, dtypes, cache[row])
+    trained = Trained(spec, adapter, weights, targets, dtypes, encoded, stored)
     if full:
         trained.round()
     return trained
+
+
+def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[PipelineAdapter[Any], Conditions]:
+    """The loaded adapter, and the conditions of a row to compare with: of the first prompt, or of one of our own.
+
+    A run can be exported where its prompts are not. Whether a model wants an image is seen when it is asked without.
+    """
+    path = Path(spec.model.spec.path)
+    if path.is_absolute() and not path.exists():
+        raise ValueError(f"there is no {path}, its base model; --base says where it is now")
+    with TemporaryDirectory() as folder:
+        blank = Path(folder) / "blank.png"
+        Image.new("RGB", (64, 64)).save(blank)
+        rows = [Row(PROMPT, "", (blank,)), *([] if model.edits else [Row(PROMPT, "")])]
+        with suppress(ValueError, OSError, RunError):
+            rows.append(load_rows(Path(spec.data.prompts))[0])
+        while True:
+            row, adapter = rows.pop(), model(spec.model.spec)
+            if not isinstance(adapter, PipelineAdapter):
+                raise ValueError(f"its model's adapter `{spec.model.name}` drives no diffusers pipeline")
+            try:
+                cache = load_model(spec, adapter, source, [row], device(), display, Clock(device()))
+                return adapter, {name: tensor.clone() for name, tensor in cache[row].items()}
+            except (ValueError, TypeError, AttributeError):
+                if not rows or not adapter.networks():
+                    raise
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ import attrs
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowfactory.contracts.types import Conditions
-from flowfactory.export.kohya import to_kohya
-from flowfactory.models import tap
+from flowfactory.export.kohya import A, from_kohya, to_kohya, unread
+from flowfactory.export.words import MODULES, described_as, loading
+from flowfactory.models import reading
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.weights import LORA_NAME, Weights, lora_config
 from flowfactory.processes.distributed import DTYPES
@@ -31,6 +34,7 @@ class Trained:
     """A pipeline with trained weights in it, and one row's conditions `(1, …)` to ask it for velocities with.
 
     targets: the model's own choice of modules for LoRA. dtypes: of its weights, as they are in the base model.
+    stored: what LoRA is written in.
     """
 
     spec: Spec
@@ -39,6 +43,7 @@ class Trained:
     targets: Sequence[str]
     dtypes: Mapping[str, torch.dtype]
     encoded: Conditions
+    stored: torch.dtype = torch.float32
 
     @property
     def lora(self) -> Lora:
@@ -54,15 +59,24 @@ class Trained:
     def lora_of(self, network: str) -> dict[str, Tensor]:
         """The adapters of a network: `<module>.lora_A.weight` `(r, in)` and `<module>.lora_B.weight` `(out, r)`."""
         return {
-            key.removeprefix(f"{network}.").replace(f".{LORA_NAME}.", "."): tensor.cpu().contiguous()
+            key.removeprefix(f"{network}.").replace(f".{LORA_NAME}.", "."): tensor.to("cpu", self.stored).contiguous()
             for key, tensor in self.weights.tensors("current").items()
             if key.startswith(f"{network}.")
         }
 
+    def fold(self) -> None:
+        """Multiply the first factors of LoRA by their scale, alpha / rank, which from then on is 1."""
+        for network in self.adapter.networks().values():
+            for layer in network.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.lora_A[LORA_NAME].weight.data *= layer.scaling[LORA_NAME]
+                    layer.scaling[LORA_NAME] = 1.0
+
     def round(self) -> None:
         """Put trained weights into the precision they have for whoever loads them."""
         for name, parameter in self.weights.parameters.items():
-            parameter.data = parameter.data.to(self.dtypes.get(name, DTYPES[self.spec.run.precision]))
+            written = parameter.data if name in self.dtypes else parameter.data.to(self.stored)
+            parameter.data = written.to(self.dtypes.get(name, DTYPES[self.spec.run.precision]))
 
 
 class Form(ABC):
@@ -81,8 +95,12 @@ class Form(ABC):
         """An adapter, loaded for `encoded`, whose pipeline has what was written."""
 
     @abstractmethod
-    def python(self, trained: Trained) -> str:
-        """Python that loads it, run in its folder."""
+    def python(self, trained: Trained, base: str) -> str:
+        """Python that loads it as `pipe`, run in its folder. base: where the base model is, seen from there."""
+
+    def note(self, trained: Trained) -> str:
+        """What else there is to say about loading it."""
+        return ""
 
 
 class LoraFolder(Form):
@@ -107,31 +125,81 @@ class LoraFolder(Form):
         main = pipe.transformer_name
         layers, metadata = f"{main}_lora_layers", f"{main}_lora_adapter_metadata"
         pipe.save_lora_weights(folder, **{layers: trained.lora_of(name), metadata: config})
+        with safe_open(folder / LORA_FILE, "pt") as file:
+            own = dict(file.metadata())
+        save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, own | described(trained, name, trained.lora.alpha))
 
     def read(self, spec: Spec, folder: Path, adapter: type[PipelineAdapter[Any]], encoded: Conditions) -> Any:
         made = adapter(spec.model.spec)
         made.load(device(), DTYPES[spec.run.precision], encoded)
         for name in made.networks():
-            subfolder, options = _place(made.pipe, name)
-            made.pipe.load_lora_weights(folder / subfolder, **options)
+            self.read_network(spec, made, name, folder)
         return made
 
-    def python(self, trained: Trained) -> str:
+    def read_network(self, spec: Spec, adapter: PipelineAdapter[Any], name: str, folder: Path) -> None:
+        """Load one network's adapters into an adapter's pipeline."""
+        pipe: Any = adapter.pipe
+        subfolder, options = _place(pipe, name)
+        pipe.load_lora_weights(folder / subfolder, weight_name=self.file(spec), **options)
+
+    def file(self, spec: Spec) -> str:
+        """The name of the file."""
+        return LORA_FILE
+
+    def python(self, trained: Trained, base: str) -> str:
         pipe, spec = trained.adapter.pipe, trained.spec
-        lines = [_load(pipe, spec, repr(str(spec.model.spec.path)), spec.model.spec.revision)]
+        lines = [loading(trained.adapter, spec, base)]
         for name in trained.adapter.networks():
             subfolder, options = _place(pipe, name)
-            said = [repr(subfolder), *(f"{key}={value!r}" for key, value in options.items())]
+            said = [repr(subfolder)]
+            said += [f"weight_name={self.file(spec)!r}"] if self.file(spec) != LORA_FILE else []
+            said += [f"{key}={value!r}" for key, value in options.items()]
             lines.append(f"pipe.load_lora_weights({', '.join(said)})")
         return "\n".join(lines)
 
 
 class KohyaFolder(LoraFolder):
-    """The same file in kohya's key layout (see `kohya`), which ComfyUI loads as well."""
+    """A file named as the run, in kohya's key layout (see `kohya`), which ComfyUI loads as well.
+
+    LoRA's scale is in its first factor, as diffusers puts it there on loading, so that both round the same numbers.
+    """
+
+    def write(self, trained: Trained, folder: Path) -> None:
+        trained.fold()
+        super().write(trained, folder)
 
     def write_network(self, trained: Trained, name: str, folder: Path) -> None:
-        network = trained.adapter.networks()[name]
-        save_file(to_kohya(network, trained.lora_of(name), trained.lora.alpha), folder / LORA_FILE)
+        network, rank = trained.adapter.networks()[name], trained.lora.rank
+        tensors = to_kohya(network, trained.lora_of(name), rank)
+        save_file(tensors, folder / self.file(trained.spec), described(trained, name, rank))
+
+    def read_network(self, spec: Spec, adapter: PipelineAdapter[Any], name: str, folder: Path) -> None:
+        pipe: Any = adapter.pipe
+        subfolder, _ = _place(pipe, name)
+        network: Any = adapter.networks()[name]
+        file = folder / subfolder / self.file(spec)
+        with safe_open(file, "pt") as opened:
+            adapted = set(json.loads(opened.metadata()[MODULES]))
+        if unread(network, adapted):
+            network.load_lora_adapter(from_kohya(network, adapted, load_file(file)), prefix=None)
+        else:
+            super().read_network(spec, adapter, name, folder)
+
+    def file(self, spec: Spec) -> str:
+        return f"{spec.run.name}.safetensors"
+
+    def python(self, trained: Trained, base: str) -> str:
+        return "" if self._unread(trained) else super().python(trained, base)
+
+    def note(self, trained: Trained) -> str:
+        text = f"For ComfyUI, put `{self.file(trained.spec)}` into its folder `models/loras`."
+        if why := self._unread(trained):
+            text += f" In Python, {why}; `flowfactory export --form lora` writes what it reads."
+        return text
+
+    def _unread(self, trained: Trained) -> str:
+        networks = trained.adapter.networks().items()
+        return next((why for name, network in networks if (why := unread(network, modules(trained, name)))), "")
 
 
 class Whole(Form):
@@ -139,20 +207,27 @@ class Whole(Form):
 
     def write(self, trained: Trained, folder: Path) -> None:
         spec = trained.spec
-        networks = trained.adapter.networks()
+        networks: dict[str, Any] = dict(trained.adapter.networks())
         for network in networks.values():
+            if not all(parameter.is_floating_point() for parameter in network.parameters()):
+                raise ValueError("its base is quantized, and merging would round it again; write the form lora")
             merge(network)
-        pipe = tap.read(spec.model.spec.path, spec.model.spec.revision, DTYPES[spec.run.precision])
+        pipe = reading.read(spec.model.spec, DTYPES[spec.run.precision])
         pipe.register_modules(**networks)
         pipe.save_pretrained(folder)
+        for file in folder.rglob("*.json"):
+            forget_place(file)
 
     def read(self, spec: Spec, folder: Path, adapter: type[PipelineAdapter[Any]], encoded: Conditions) -> Any:
-        made = adapter(attrs.evolve(spec.model.spec, path=str(folder), revision=None))
+        own = attrs.evolve(spec.model.spec, path=str(folder), revision=None, variant=None, single_file=None)
+        made = adapter(own)
         made.load(device(), DTYPES[spec.run.precision], encoded)
         return made
 
-    def python(self, trained: Trained) -> str:
-        return _load(trained.adapter.pipe, trained.spec, '"."', None)
+    def python(self, trained: Trained, base: str) -> str:
+        alone = attrs.evolve(trained.spec.model.spec, revision=None, variant=None, single_file=None)
+        model = attrs.evolve(trained.spec.model, spec=alone)
+        return loading(trained.adapter, attrs.evolve(trained.spec, model=model), ".")
 
 
 FORMS: Mapping[str, Form] = {"lora": LoraFolder(), "kohya": KohyaFolder(), "merged": Whole()}
@@ -177,8 +252,21 @@ def _place(pipe: Any, network: str) -> tuple[str, dict[str, Any]]:
     return (".", {}) if network == pipe.transformer_name else (network, {f"load_into_{network}": True})
 
 
-def _load(pipe: Any, spec: Spec, path: str, revision: str | None) -> str:
-    cls, dtype = type(pipe).__name__, DTYPES[spec.run.precision]
-    pinned = f", revision={revision!r}" if revision else ""
-    head = f"import torch\nfrom diffusers import {cls}\n"
-    return f"{head}\npipe = {cls}.from_pretrained({path}{pinned}, dtype={dtype})"
+def modules(trained: Trained, network: str) -> set[str]:
+    """The modules of a network that have LoRA."""
+    return {key.removesuffix(A) for key in trained.lora_of(network) if key.endswith(A)}
+
+
+def described(trained: Trained, network: str, alpha: float) -> dict[str, str]:
+    """The metadata of a LoRA's file, by the names that ComfyUI, hubs and kohya's programs show."""
+    return described_as(trained.spec, type(trained.adapter.networks()[network]).__name__, alpha) | {
+        MODULES: json.dumps(sorted(modules(trained, network)))
+    }
+
+
+def forget_place(file: Path) -> None:
+    """Take out of a config where on this machine it was read from."""
+    text = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(text, dict) and Path(str(text.get("_name_or_path", ""))).is_absolute():
+        del text["_name_or_path"]
+        file.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")

@@ -25,11 +25,13 @@ class Blocks:
 
     theirs: the original name of the list of blocks. modules: for each original module, ours that it is made of, in
     order; empty where modules are called as ours. complete: every block has an adapter in each module, or in none.
+    width: of the joined projections of unlike sizes that diffusers can take apart; any where it is 0.
     """
 
     theirs: str
     modules: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     complete: bool = False
+    width: int = 0
 
 
 _FLUX = {
@@ -57,15 +59,31 @@ _WAN = {
     "ffn_0": ("ffn.net.0.proj",),
     "ffn_2": ("ffn.net.2",),
 }
+_SD3 = {
+    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "x_block_attn_proj": ("attn.to_out.0",),
+    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "x_block_attn2_proj": ("attn2.to_out.0",),
+    "x_block_mlp_fc1": ("ff.net.0.proj",),
+    "x_block_mlp_fc2": ("ff.net.2",),
+    "x_block_adaLN_modulation_1": ("norm1.linear",),
+    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_block_attn_proj": ("attn.to_add_out",),
+    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
+    "context_block_mlp_fc2": ("ff_context.net.2",),
+}
 LAYOUTS: Mapping[str, Mapping[str, Blocks]] = {
     "FluxTransformer2DModel": {
         "transformer_blocks": Blocks("double_blocks", _FLUX),
-        "single_transformer_blocks": Blocks("single_blocks", _FLUX_SINGLE),
+        "single_transformer_blocks": Blocks("single_blocks", _FLUX_SINGLE, width=3072),
     },
+    "SD3Transformer2DModel": {"transformer_blocks": Blocks("joint_blocks", _SD3)},
     "QwenImageTransformer2DModel": {"transformer_blocks": Blocks("transformer_blocks")},
     "WanTransformer3DModel": {"blocks": Blocks("blocks", _WAN, complete=True)},
 }
 """By network class, and in it by our name of the list of blocks."""
+FOREIGN = ("SD3Transformer2DModel",)
+"""Those whose LoRA diffusers does not read in kohya's layout, though ComfyUI and kohya's own programs do."""
 
 
 def to_kohya(network: nn.Module, state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -74,21 +92,65 @@ def to_kohya(network: nn.Module, state: Mapping[str, Tensor], alpha: float) -> d
     Raises:
         ValueError: there is no such layout for the network, or for a module in it.
     """
+    adapted = {key.removesuffix(A) for key in state if key.endswith(A)}
+    made: dict[str, Tensor] = {}
+    for name, members in _adapters(network, adapted).items():
+        made |= _fused(name, members, network, state, alpha)
+        adapted -= set(members)
+    if adapted:
+        names = ", ".join(sorted(adapted))
+        raise ValueError(f"kohya's layout has no name for {names}; write the form lora, which ComfyUI loads as well")
+    return made
+
+
+def from_kohya(network: nn.Module, adapted: set[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA of the modules `adapted` as `to_kohya` was given it, with `alpha / r` in its first factor."""
+    state: dict[str, Tensor] = {}
+    for name, members in _adapters(network, adapted).items():
+        down, up = tensors[name + DOWN], tensors[name + UP]
+        rows = torch.split(up, [_widths(network.get_submodule(member))[1] for member in members])
+        scale = float(tensors[name + ALPHA]) / len(down)
+        ranks = zip(down.chunk(len(members)), range(len(members)), strict=True)
+        for member, (own, place) in zip(members, ranks, strict=True):
+            state[member + A] = own * scale
+            state[member + B] = rows[place][:, place * len(own) : (place + 1) * len(own)].contiguous()
+    return state
+
+
+def unread(network: nn.Module, adapted: set[str]) -> str:
+    """Why diffusers does not read this LoRA in kohya's layout, though others do; empty where it does."""
+    name = type(network).__name__
+    if name in FOREIGN:
+        return f"diffusers reads no LoRA of {name} in this layout"
+    for ours, blocks in LAYOUTS[name].items():
+        inside = [module for module in adapted if module.startswith(f"{ours}.")]
+        joined = {m for members in _adapters(network, set(inside)).values() if len(members) > 1 for m in members}
+        widths = {_widths(network.get_submodule(module))[0] for module in joined}
+        if blocks.width and widths - {blocks.width}:
+            width = widths.pop()
+            return (
+                f"diffusers reads this layout of {name} at its published width of {blocks.width} only, not of {width}"
+            )
+    return ""
+
+
+def _adapters(network: nn.Module, adapted: set[str]) -> dict[str, tuple[str, ...]]:
+    """Every adapter there is to be in kohya's layout, and our names of the modules it is for.
+
+    Raises:
+        ValueError: there is no such layout for the network.
+    """
     layout = LAYOUTS.get(type(network).__name__)
     if layout is None:
         known = ", ".join(sorted(LAYOUTS))
         raise ValueError(f"there is no kohya layout for {type(network).__name__}; there is for {known}")
-    adapted = {key.removesuffix(A) for key in state if key.endswith(A)}
-    made: dict[str, Tensor] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for ours, blocks in layout.items():
-        numbers = {int(found[1]) for name in adapted if (found := re.match(rf"{ours}\.(\d+)\.", name))}
+        numbers = {int(match[1]) for name in adapted if (match := re.match(rf"{ours}\.(\d+)\.", name))}
         for number in sorted(numbers):
-            for theirs, members in _modules(blocks, network, f"{ours}.{number}", adapted).items():
-                made |= _fused(f"lora_unet_{blocks.theirs}_{number}_{theirs}", members, network, state, alpha)
-                adapted -= set(members)
-    if adapted:
-        raise ValueError(f"kohya's layout has no name for {', '.join(sorted(adapted))}")
-    return made
+            modules = _modules(blocks, network, f"{ours}.{number}", adapted)
+            found |= {f"lora_unet_{blocks.theirs}_{number}_{theirs}": members for theirs, members in modules.items()}
+    return found
 
 
 def _modules(blocks: Blocks, network: nn.Module, block: str, adapted: set[str]) -> dict[str, tuple[str, ...]]:

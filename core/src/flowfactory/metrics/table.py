@@ -23,7 +23,7 @@ class MetricsFile:
     def __init__(self, path: Path, epochs_done: int, write: bool) -> None:
         self._path, self._write = path, write
         if write:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and epochs_done else []
+            lines = files.lines(path) if path.exists() and epochs_done else []
             kept = [line + "\n" for line in lines if _epoch(line) <= epochs_done]
             with writing(path):
                 files.write(path, "".join(kept).encode())
@@ -50,7 +50,7 @@ class MetricsFile:
 
 def read_lines(path: Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`; NaN where one says null."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    lines = map(json.loads, files.lines(path))
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
@@ -58,5 +58,5 @@ def _epoch(line: str) -> float:
     """The epoch of a line; infinity where it was cut short, as by a kill: it is made again."""
     try:
         return float(json.loads(line)["epoch"])
-    except ValueError:
+    except (ValueError, LookupError, TypeError):
         return math.inf

@@ -40,7 +40,7 @@ class _Guarded:
         self._name, self._tracker = name, tracker
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._attempt(lambda: self._tracker.log(metrics, step), f"epoch {step}")
+        self._attempt(lambda: self._tracker.log(dict(metrics), step), f"epoch {step}")
 
     def finish(self) -> None:
         self._attempt(self._tracker.finish, "the end of the run")
@@ -48,7 +48,7 @@ class _Guarded:
     def _attempt(self, act: Callable[[], None], what: str) -> None:
         try:
             act()
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("tracker %s failed at %s; the run goes on", self._name, what)
 
 
@@ -64,7 +64,7 @@ def _open(name: str, project: str, run: Run, events: Events) -> Tracker:
         raise RunError(f"[track] to: the package of tracker `{name}` is not installed; try: pip install {name}")
     try:
         return _start(name, project, run)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RunError(f"[track] to: tracker `{name}` does not start: {type(error).__name__}: {error}") from error
 
 

@@ -1,4 +1,5 @@
-"""Seeing a policy exploit its reward: a reward it is trained on rises while one it is not trained on falls.
+"""Seeing a reward that has nothing to say, and a policy that exploits its reward: one that it is trained on rises while
+one that it is not trained on falls.
 
 Of a mean over `N` samples with spread `s`, the error is `e = s / sqrt(N)`. A rise or a fall counts where it is larger
 than twice the error of the difference, `sqrt(e_1^2 + e_2^2)`.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
@@ -40,22 +41,34 @@ class Watch:
     Args:
         prompts: how many held-out prompts there are.
         past: the lines of `metrics.jsonl` that a resumed run already has.
+        left_out: labels of rewards that evaluation does not ask.
     """
 
-    def __init__(self, spec: Spec, prompts: int, past: Sequence[Mapping[str, float]] = ()) -> None:
+    def __init__(
+        self, spec: Spec, prompts: int, past: Sequence[Mapping[str, float]] = (), left_out: Collection[str] = ()
+    ) -> None:
         self._samples = {"reward": spec.sampling.prompts * spec.sampling.group, "eval": prompts}
         self._trained = {entry.label: entry.weight for entry in spec.rewards if entry.weight != 0}
         watched = [entry.label for entry in (*spec.rewards, *spec.eval.rewards) if entry.label not in self._trained]
         self._held_out = list(dict.fromkeys(watched))
-        self._evaluated = {entry.label for entry in (spec.eval.rewards or spec.rewards)} if prompts else set()
+        asked = dict.fromkeys(entry.label for entry in (spec.eval.rewards or spec.rewards) if prompts)
+        self._evaluated = [label for label in asked if label not in left_out]
+        self._asked = [entry.label for entry in spec.rewards]
+        self._silent: set[tuple[str, str]] = set()
         self._readings: dict[str, list[Reading]] = {}
         self._told: set[tuple[str, str]] = set()
         for line in past:
             self._read(line, int(line["epoch"]))
+            self._silent |= set(self._without_scores(line))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Take note of the means of epoch `step`, and warn."""
         self._read(metrics, step)
+        for prefix, label in self._without_scores(metrics):
+            if (prefix, label) not in self._silent:
+                self._silent.add((prefix, label))
+                what = "sample; nothing is learned from it" if prefix == "reward" else "held-out prompt"
+                log.warning("epoch %d: reward %r has no score for any %s", step, label, what)
         found = self.suspicions()
         for trained, held_out, since in found:
             if (trained, held_out) not in self._told:
@@ -79,6 +92,16 @@ class Watch:
                 if best.exceeds(readings[-1]):
                     found += [(name, held_out, best.epoch) for name in self._trained if self._risen(name, best.epoch)]
         return found
+
+    def _without_scores(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+        """The rewards that were asked and had no score, though nothing failed: one may apply to no sample."""
+        asked = [("reward", label, "failed_groups") for label in self._asked if "time/sample" in metrics]
+        asked += [("eval", label, "failed") for label in self._evaluated if "time/evaluate" in metrics]
+        return [
+            (prefix, label)
+            for prefix, label, failed in asked
+            if f"{prefix}/{label}/mean" not in metrics and not metrics.get(f"{prefix}/{label}/{failed}")
+        ]
 
     def _risen(self, label: str, since: int) -> bool:
         """Whether a trained reward is now better than it was then."""

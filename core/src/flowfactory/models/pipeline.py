@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Cut, Row
-from flowfactory.models import lengths, stepping, tap, targets
+from flowfactory.models import lengths, reading, stepping, tap, targets
 from flowfactory.models.recording import SHAPES, together
 from flowfactory.models.survey import SurveyedPipeline
 
@@ -36,7 +36,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     pipeline: what the checkpoint has to be; none: any that can be trained.
     """
 
-    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize"})
+    not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize", "single_file"})
     pipeline: ClassVar[type[Any] | None] = None
 
     def __init__(self, spec: SpecT) -> None:
@@ -44,7 +44,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         self._inverses: dict[Size, targets.Inverse] = {}
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
-        pipe = tap.read(self.spec.path, self.spec.revision, dtype, encoded is None, self.pipeline)
+        pipe = reading.read(self.spec, dtype, encoded is None, self.pipeline)
         for reason in tap.reasons_against(pipe):
             raise tap.refusal(self.spec.path, type(pipe).__name__, reason)
         self.pipe = self._placed(pipe, device, dtype)

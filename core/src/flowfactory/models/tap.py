@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -59,36 +58,6 @@ def words(error: Exception) -> str:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def read(
-    path: str, revision: str | None, dtype: torch.dtype, encoders: bool = True, expected: type[Any] | None = None
-) -> DiffusionPipeline:
-    """The pipeline at `path`, a folder or hub id, every weight in `dtype`; with or without text and image encoders.
-
-    Args:
-        expected: what it has to be, if not anything; looked at before weights are read.
-
-    Raises:
-        ValueError: there is no pipeline there, or none that can be read, or it is another one.
-    """
-    try:
-        parts = DiffusionPipeline.load_config(path, revision=revision)
-        _refuse_another(path, str(parts["_class_name"]), expected)
-        left_out = {} if encoders else {name: None for name in parts if re.fullmatch(ENCODER, name)}
-        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype, **left_out)
-    except OSError as error:
-        raise ValueError(f"{path} is not a diffusers pipeline, neither a folder nor on the hub: {error}") from error
-    except ImportError as error:
-        raise Refused(f"{path} cannot be read here: {words(error)}") from error
-
-
-def _refuse_another(path: str, found: str, expected: type[Any] | None) -> None:
-    if expected is None or found == expected.__name__:
-        return
-    known = getattr(diffusers, found) if found in dir(diffusers) else None
-    if not (isinstance(known, type) and issubclass(known, expected)):
-        raise refusal(path, found, f"it is no {expected.__name__}; the adapter `diffusers` may serve it")
 
 
 def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:

@@ -17,8 +17,10 @@ import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import AdapterSpec, StochasticSpec
-from flowfactory.plan import headers
-from flowfactory.plan.headers import Part
+from flowfactory.errors import Problem, SpecError
+from flowfactory.plan import checkpoint
+from flowfactory.plan.checkpoint import Part
+from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
 from flowfactory.spec.tables import Full, Spec
 
@@ -29,9 +31,6 @@ KEPT = {"lora": 18, "full": 25}
 float32: 12 to 25 with LoRA on the layers they adapt by default, 21 to 34 where every weight is trained."""
 
 WORKING = ("conditions", "trajectories", "sampling_activations", "update_activations")
-
-TEXT = 512
-"""Text tokens of a prompt, where the spec does not say."""
 
 
 @attrs.frozen
@@ -61,32 +60,39 @@ class Estimate:
         return attrs.asdict(self)
 
 
-@attrs.frozen
-class Geometry:
-    """Sizes of a transformer at work.
+def estimate(spec: Spec, world: int = 1, fetch: bool = False) -> Estimate:
+    """What each of `world` processes needs.
 
-    tokens: of one sample; text's among them where it passes through the same layers. elements: of one latent.
-    caption: numbers a prompt is encoded to.
+    Args:
+        fetch: whether to ask the hub for configs and headers of a checkpoint that is not on this disk.
+
+    Raises:
+        SpecError: the model's files, or its prompts, cannot be read; or the hub does not give the model.
     """
-
-    layers: int
-    width: int
-    tokens: int
-    elements: int
-    caption: int
-    embeds_guidance: bool
-
-
-def estimate(spec: Spec, world: int = 1) -> Estimate:
-    """What each of `world` processes needs."""
     own: AdapterSpec = spec.model.spec
-    found = headers.on_disk(own.path, own.revision)
-    parts = {} if found is None else headers.read(found)
-    if not any(own.trains(name) for name in parts):
-        why = "is not on this disk: unknown until it is downloaded" if found is None else "has no weights to count"
+    try:
+        found, why = _parts(own, fetch)
+    except (ValueError, OSError) as error:
+        raise SpecError([Problem("checkpoint", f"[model] path {own.path} {error}")]) from error
+    if not any(own.trains(name) for name in found):
         return Estimate((Need("weights", None, f"{own.path} {why}"),), ())
-    needs = (*_weights(spec, parts, world if spec.memory.shard else 1), *_working(spec, parts, world))
-    return Estimate(needs, tuple(_phases(spec, parts, needs)))
+    needs = (*_weights(spec, found, world if spec.memory.shard else 1), *_working(spec, found, world))
+    return Estimate(needs, tuple(_phases(spec, found, needs)))
+
+
+def _parts(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
+    """The models of a checkpoint, or why there are none to count."""
+    here = checkpoint.on_disk(own)
+    found = {} if here is None else checkpoint.parts(here, own)
+    if any(own.trains(name) for name in found) or Path(own.path).is_absolute():
+        return found, "has no weights to count: they are in no .safetensors files"
+    why = "is not on this disk"
+    if fetch:
+        place = checkpoint.on_the_hub(own)
+        if not isinstance(place, str):
+            return checkpoint.parts(place, own), "has no weights to count: they are in no .safetensors files"
+        why += f", and {place}"
+    return {}, f"{why}: unknown until it is downloaded"
 
 
 # --- weights: counted ----------------------------------------------------------------------------------------------
@@ -96,19 +102,25 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
     own, size, precision = spec.model.spec, BYTES[spec.run.precision], spec.run.precision
     divided = f" / {share} processes" if share > 1 else ""
     others = {name: part for name, part in parts.items() if not name.startswith("transformer")}
-    encoders = {name: part.parameters for name, part in others.items() if not name.startswith("vae")}
-    total = sum(encoders.values())
-    why = f"{', '.join(encoders)}: {_count(total)} parameters x {size} bytes; gone once prompts are encoded"
-    yield Need("encoders", total * size, why)
-    total = sum(part.parameters for name, part in others.items() if name.startswith("vae"))
-    yield Need("vae", total * size, f"{_count(total)} parameters x {size} bytes")
+    encoders = {name: part for name, part in others.items() if not name.startswith("vae")}
+    for name, those in (("encoders", encoders), ("vae", {n: p for n, p in others.items() if n.startswith("vae")})):
+        why = _stored(those, size) + ("; gone once prompts are encoded" if name == "encoders" else "")
+        yield Need(name, sum(part.bytes(size) for part in those.values()), why)
     full = isinstance(spec.tuning, Full)
-    frozen = [p for name, p in parts.items() if name.startswith("transformer") and not (full and own.trains(name))]
+    frozen = {n: p for n, p in parts.items() if n.startswith("transformer") and not (full and own.trains(n))}
     kind = _kind(spec)
-    stored = sum(frozen_bytes(part, size, kind) for part in frozen) // share
-    total = sum(part.parameters for part in frozen)
-    yield Need("frozen", stored, f"{_count(total)} parameters of the networks in {kind or precision}{divided}")
+    stored = sum(frozen_bytes(part, size, kind) for part in frozen.values()) // share
+    if any(part.fixed for part in frozen.values()):
+        why = _stored(frozen, size)
+    else:
+        total = sum(part.parameters for part in frozen.values())
+        why = f"{_count(total)} parameters of the networks in {kind or precision}{divided}"
+    yield Need("frozen", stored, why)
     count, how = trained(spec, parts)
+    if count is None:
+        names = ("trained", "gradients", "moments", *(["sets"] if _sets(spec) else []), "copies")
+        yield from (Need(name, None, f"unknown: {how}") for name in names)
+        return
     yield Need("trained", count * 4 // share, f"{_count(count)} parameters x 4 bytes{divided}: {how}")
     yield Need("gradients", count * 4 // share, f"{_count(count)} x 4 bytes{divided}")
     moments = spec.optimizer.bits // 4
@@ -120,24 +132,35 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
     yield Need("copies", copies, f"trained weights in {precision}, which is computed in" if copies else "none in fp32")
 
 
+def _stored(parts: Mapping[str, Part], size: int) -> str:
+    """How many bytes models take, in words."""
+    said = []
+    for name, part in parts.items():
+        told = f"{name}: {_count(part.parameters)} parameters" + ("" if part.fixed else f" x {size} bytes")
+        said.append(told + (f", {readable(part.fixed)} of them in fewer bits" if part.fixed else ""))
+    return "; ".join(said) or "none"
+
+
 def frozen_bytes(part: Part, size: int, kind: str | None) -> int:
     """Bytes of a network that is not trained: of `size` bytes a number, or its blocks' linear layers in fewer bits.
 
     Beside its numbers, int8 has a float32 for each row, nf4 an 8-bit scale for every 64.
     """
     if kind is None:
-        return part.parameters * size
+        return part.bytes(size)
     layers = part.linear(inside_blocks=True).values()
     inside, rows = sum(rows * columns for rows, columns in layers), sum(rows for rows, _ in layers)
     return (part.parameters - inside) * size + (inside + 4 * rows if kind == "int8" else inside // 2 + inside // 64)
 
 
-def trained(spec: Spec, parts: Mapping[str, Part]) -> tuple[int, str]:
-    """How many parameters are trained, and which."""
+def trained(spec: Spec, parts: Mapping[str, Part]) -> tuple[int | None, str]:
+    """How many parameters are trained, and which; or why that is not known."""
     own: AdapterSpec = spec.model.spec
     networks = {name: part for name, part in parts.items() if own.trains(name)}
     if isinstance(spec.tuning, Full):
         return sum(part.parameters for part in networks.values()), f"all of {', '.join(networks)}"
+    if vague := [name for name, part in networks.items() if part.unknown]:
+        return None, f"what is at hand of {', '.join(vague)} does not say how large its layers are"
     rank, targets = spec.tuning.rank, spec.tuning.targets or own.targets
     adapted = [shape for part in networks.values() for shape in part.adapted(targets)]
     which = f"{len(adapted)} layers of {', '.join(networks)}" + ("" if targets else ", all linear ones of attention")
@@ -161,10 +184,13 @@ def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need
         yield from (Need(name, None, why) for name in WORKING)
         return
     size, s = BYTES[spec.run.precision], spec.sampling
-    prompts = sum(_prompts(Path(file)) for file in (spec.data.prompts, spec.data.eval_prompts) if file)
-    why = f"on the disk: {prompts} prompts x {_count(at.caption)} numbers x {size} bytes"
-    yield Need("conditions", prompts * at.caption * size, why)
-    samples, kept = s.prompts * s.group // world, _positions(spec)
+    try:
+        prompts = sum(_prompts(Path(file)) for file in (spec.data.prompts, spec.data.eval_prompts) if file)
+        why = f"on the disk, about: {prompts} prompts x {_count(at.caption)} numbers x {size} bytes"
+        yield Need("conditions", prompts * at.caption * size, why)
+    except (OSError, ValueError, csv.Error) as error:
+        yield Need("conditions", None, f"unknown: prompts cannot be read: {error}")
+    samples, kept = s.prompts * spec.group // world, _positions(spec)
     why = f"{samples} samples x {kept} latents x {_count(at.elements)} numbers x {BYTES[s.storage]} bytes"
     yield Need("trajectories", samples * kept * at.elements * BYTES[s.storage], why)
     calls = 2 if _twice(spec, at) else 1
@@ -182,35 +208,6 @@ def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need
         values = per_token * at.layers
         why += f" x {at.layers} layers x {KEPT[kind]} x {size} bytes"
     yield Need("update_activations", batch * at.tokens * values * size, why)
-
-
-def geometry(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
-    """Sizes, as diffusers' configs name them.
-
-    Raises:
-        KeyError, TypeError: a config has no such name, or something else by it.
-    """
-    network = next(part.config for name, part in parts.items() if spec.model.spec.trains(name))
-    vae, size, own = parts["vae"].config, spec.sampling.size, spec.model.spec
-    halvings = vae.get("temperal_downsample") or vae["block_out_channels"][1:]
-    scale = vae.get("scale_factor_spatial") or 2 ** len(halvings)
-    slower = vae.get("scale_factor_temporal") or 2 ** sum(vae.get("temperal_downsample") or ())
-    channels = vae.get("latent_channels") or vae["z_dim"]
-    patch = network["patch_size"]
-    time, *_, side = (1, patch) if isinstance(patch, int) else patch
-    if network["in_channels"] == 4 * channels:
-        side = 2  # the pipeline makes a token of four latent pixels before the network sees them
-    frames = (size.frames - 1) // slower + 1
-    pixels = frames * (size.height // scale) * (size.width // scale)
-    text = (own.max_sequence_length if isinstance(own, PipelineSpec) else None) or TEXT
-    return Geometry(
-        layers=network["num_layers"] + network.get("num_single_layers", 0),
-        width=network["num_attention_heads"] * network["attention_head_dim"],
-        tokens=pixels // (time * side * side) + (text if "joint_attention_dim" in network else 0),
-        elements=channels * pixels,
-        caption=text * (network.get("joint_attention_dim") or network["text_dim"]),
-        embeds_guidance=bool(network.get("guidance_embeds")),
-    )
 
 
 def _positions(spec: Spec) -> int:
@@ -231,9 +228,13 @@ def _twice(spec: Spec, at: Geometry) -> bool:
 
 
 def _prompts(file: Path) -> int:
-    """About how many prompts a file has."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        if file.suffix == ".csv":
+    """About how many prompts a file has.
+
+    Raises:
+        OSError, ValueError, csv.Error: it is no text.
+    """
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if file.suffix.lower() == ".csv":
             return max(0, sum(1 for row in csv.reader(lines) if row) - 1)
         return sum(1 for line in lines if line.strip())
 
@@ -242,20 +243,22 @@ def _prompts(file: Path) -> int:
 
 
 def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> Iterator[Need]:
-    sizes = {need.name: need.bytes or 0 for need in needs}
+    sizes = {need.name: need.bytes for need in needs if need.bytes is not None}
     kept = ["vae"] if "vae" not in spec.memory.offload else []
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
     always = ["frozen", "trained", "moments", "sets"]
     networks = [part for name, part in parts.items() if name.startswith("transformer")]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
-    yield Need("encode", sizes["encoders"] + sizes["vae"] + loaded, "encoders + vae + networks; once for all prompts")
+    encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
+    yield Need("encode", encode, "encoders + vae + networks; once for all prompts")
     decoding = [*always, *(name for name in kept if name != "vae"), "vae"]
     for phase, names, more in (
         ("sample", [*always, *kept, "copies", "sampling_activations"], ""),
         ("decode", decoding, "; what the VAE and the rewards compute with is not in it"),
         ("update", [*always, *kept, "gradients", "copies", "update_activations"], ""),
     ):
-        yield Need(phase, sum(sizes[name] for name in names), " + ".join(names) + more)
+        known = [name for name in names if name in sizes]
+        yield Need(phase, sum(sizes[name] for name in known), " + ".join(known) + more)
 
 
 def _kind(spec: Spec) -> str | None:

@@ -100,17 +100,24 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
 
 
 def _sampling(spec: Spec, world: int) -> Iterator[Number]:
-    s = spec.sampling
-    samples, own = s.prompts * s.group, s.prompts * s.group // world
+    s, source = spec.sampling, spec.trainer.spec.needs.source
+    samples, own = s.prompts * spec.group, s.prompts * spec.group // world
     batches = math.ceil(own / s.micro_batch)
-    yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {s.group}")
+    yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
     yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
+    if source != "rollouts":
+        shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
+        yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
+        return
     yield Number(
         "sampling_batches", batches, f"per process: {own} samples / micro-batches of {s.micro_batch}, rounded up"
     )
     yield Number(
         "sampling_calls", batches * s.steps, f"of the network, per process: {batches} batches x {s.steps} steps"
     )
+    if s.refill:
+        most = s.refill * batches * s.steps
+        yield Number("refill_calls", most, f"at most, per process: {s.refill} further rounds of every group")
     scheduler = spec.scheduler.spec
     if isinstance(scheduler, StochasticSpec):
         steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
@@ -122,17 +129,21 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
 
 
 def _updates(spec: Spec, world: int) -> Iterator[Number]:
-    s, o = spec.sampling, spec.optimizer
+    s, o, size = spec.sampling, spec.optimizer, spec.group
     groups = s.prompts // o.updates
-    batch, own = groups * s.group, groups * s.group // world
-    accumulation = math.ceil(own / o.micro_batch)
+    batch, own = groups * size, groups * size // world
+    if spec.trainer.spec.needs.batch == "groups":
+        together = max(1, o.micro_batch // size)
+        accumulation = math.ceil(groups // world / together)
+        held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
+    else:
+        accumulation = math.ceil(own / o.micro_batch)
+        held = f"micro-batches per update: {own} samples / {o.micro_batch} at a time, rounded up"
     yield Number("updates", o.updates, "optimizer steps per epoch, as [optimizer] updates says")
     yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
-    yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {s.group}")
+    yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
     yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
-    yield Number(
-        "accumulation", accumulation, f"micro-batches per update: {own} samples / {o.micro_batch} at a time, rounded up"
-    )
+    yield Number("accumulation", accumulation, held)
 
 
 def _run(spec: Spec) -> Iterator[Number]:

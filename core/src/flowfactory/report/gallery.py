@@ -12,6 +12,7 @@ from PIL import Image
 
 from flowfactory.report.chart import number
 from flowfactory.runs.history import History, Shot
+from flowfactory.runs.pictures import PictureError, opened
 
 CARDS = 16
 """Most prompts (held-out) or samples (training) of a gallery."""
@@ -23,6 +24,7 @@ FRAMES = 16
 """Most frames of a video."""
 LIMIT = 24 << 20
 """Most bytes of pictures in a page, about."""
+MISSING = "#c8c8c8"
 LOSSLESS = 32 << 10
 """A picture whose PNG has more bytes is embedded as JPEG."""
 
@@ -150,15 +152,19 @@ def spaced(items: Sequence[int], most: int) -> list[int]:
 
 
 def _embedded(shot: Shot, before: Mapping[str, float | None] | None = None) -> Tile:
-    """A sample's picture, no larger than the limits, and its scores in words."""
+    """A sample's picture, no larger than the limits, and its scores in words; grey where the picture is damaged."""
     first = before or {}
     scores = tuple((label, _score(value), _change(value, first.get(label))) for label, value in shot.scores.items())
-    with Image.open(shot.file) as picture:
-        frames = shot.frames if picture.width % shot.frames == 0 else 1
-        width, height = picture.width // frames, picture.height
-        if frames <= FRAMES and max(width, height) <= SIDE and shot.file.stat().st_size <= LOSSLESS:
-            return Tile(0, shot.prompt, _data("png", shot.file.read_bytes()), width, height, frames, scores)
-        strip, frames = _smaller(picture.convert("RGB"), frames)
+    try:
+        picture = opened(shot.file)
+    except PictureError:
+        picture = Image.new("RGB", (SIDE // 4, SIDE // 4), MISSING)
+    frames = shot.frames if picture.width % shot.frames == 0 else 1
+    width, height = picture.width // frames, picture.height
+    if frames <= FRAMES and max(width, height) <= SIDE:
+        strip = picture
+    else:
+        strip, frames = _smaller(picture, frames)
     return Tile(0, shot.prompt, _encoded(strip), strip.width // frames, strip.height, frames, scores)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -11,16 +12,25 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flowfactory.errors import RunError, shown
 from flowfactory.report.curves import Panel, Section
+from flowfactory.runs.files import write, writing
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#a87b00", "#3f8fbf", "#6a3d9a", "#6b6b6b")
 DOTS_PER_INCH = 200
 
 
 def draw(sections: Sequence[Section], folder: Path) -> list[Path]:
-    """Write `<section>.png` for each section with charts; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [_drawn(section, folder) for section in sections if section.panels]
+    """Write `<section>.png` for each section with charts; returns the files. What lies there is replaced, link or not.
+
+    Raises:
+        RunError: the folder is a link, or cannot be written.
+    """
+    if folder.is_symlink():
+        raise RunError(f"{shown(folder)} is a link, through which nothing is written; remove it, or name another --out")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_drawn(section, folder) for section in sections if section.panels]
 
 
 def _drawn(section: Section, folder: Path) -> Path:
@@ -34,7 +44,9 @@ def _drawn(section: Section, folder: Path) -> Path:
     for axis in axes[len(section.panels) :]:
         axis.set_visible(False)
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', section.name.lower())}.png"
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    write(path, buffer.getvalue())
     return path
 
 

@@ -25,7 +25,7 @@ from flowfactory.report.chart import Chart, chart, number
 from flowfactory.report.curves import Section, sections
 from flowfactory.report.gallery import Gallery, galleries
 from flowfactory.report.plots import draw
-from flowfactory.runs.files import write
+from flowfactory.runs.files import write, writing
 from flowfactory.runs.history import History, read
 from flowfactory.spec import toml
 
@@ -45,12 +45,14 @@ def report(folders: Sequence[Path], out: Path) -> Path:
     """Write the page about the runs in `folders` to `out`, and its curves to `<name of out>-curves/` beside it.
 
     Raises:
-        RunError: a folder is not that of a run, or a file in it cannot be read.
+        RunError: a folder is not that of a run, a file in it cannot be read, or the page cannot be written.
     """
     runs = read(folders)
     shown = sections(runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, page(runs, shown, galleries(runs)).encode())
+    content = page(runs, shown, galleries(runs)).encode()
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(out, content)
     draw(shown, out.with_name(f"{out.stem}-curves"))
     return out
 

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import groupby, islice
 from queue import Empty, Queue
-from threading import Semaphore, Thread
+from threading import Condition, Thread
+from time import monotonic, sleep
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
+from torch import Tensor
 
 from flowfactory.contracts.reward import GroupReward, Reward
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
-from flowfactory.errors import RunError
+from flowfactory.discovery.calling import Meddled, calling, said
+from flowfactory.errors import RunError, harmless
 from flowfactory.rewards.retry import retried
+
+LARGEST = 1e100
+"""Scores beyond it have no standard deviation in float64."""
+GLANCE = 0.25
+"""Seconds after which who waits looks whether there is still something to wait for."""
 
 
 class RewardError(RunError):
     """A reward failed; the message names its label."""
+
+
+class Failed(RewardError):
+    """A call failed; another one may not."""
+
+
+class Untrusted(RewardError):
+    """A reward changed how others compute, so that more than its own scores may be wrong."""
+
+
+class Unwanted(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def never() -> bool:
+    """An answer is waited for as long as it takes."""
+    return False
 
 
 @attrs.frozen(eq=False)
@@ -28,17 +54,24 @@ class Answer:
     """What a reward said about `N` samples.
 
     scores: NaN where it does not apply, and everywhere after a failure. failures: why each failed call failed.
-    failed: whether there are no scores because of them.
+    failed: whether there are no scores because of them. fatal: whether the scores of others may be wrong with them.
     """
 
     scores: Sequence[float]
     failures: Sequence[str]
     failed: bool
+    fatal: bool = False
+
+    @staticmethod
+    def none(count: int, failures: Sequence[str] = (), fatal: bool = False) -> Answer:
+        """No scores."""
+        return Answer([math.nan] * count, failures, failed=True, fatal=fatal)
 
 
 class Asked:
     """A reward as a run asks it; safe to use from several threads.
 
+    Every call has copies of the samples, and what it changes of what everybody shares is put back (see `calling`).
     A call that times out cannot be stopped. It keeps its place among the `workers` until it returns, so a reward never
     has more calls than that at a time.
     """
@@ -46,71 +79,49 @@ class Asked:
     def __init__(self, entry: RewardEntry, reward: Reward) -> None:
         self.entry, self.reward = entry, reward
         self.device = torch.device("cpu")
-        self._places = Semaphore(entry.workers)
+        self._places = Places(entry.workers, entry.timeout)
+
+    @property
+    def title(self) -> str:
+        """The reward as messages name it."""
+        return f"reward {self.entry.label!r}"
 
     @property
     def is_group(self) -> bool:
         """Whether it scores the samples of a group against each other."""
         return isinstance(self.reward, GroupReward)
 
-    def ask(self, samples: Sequence[Sample]) -> Answer:
-        """Its scores, asked for again as `on_error` says; samples of one group must be neighbours."""
+    @property
+    def alone(self) -> bool:
+        """Whether it has a score for a sample that is not part of a group."""
+        return not isinstance(self.reward, GroupReward) or self.reward.alone
+
+    def ask(self, samples: Sequence[Sample], over: Callable[[], bool] = never) -> Answer:
+        """Its scores, asked for again as `on_error` says; samples of one group must be neighbours.
+
+        Args:
+            over: whether nobody waits any more; asked a few times each second. There is no answer then.
+        """
         entry, failures, scores = self.entry, list[str](), list[float]()
         retries = entry.retries if entry.on_error == "retry" else 0
-        for part in self._parts(samples):
-            try:
+        try:
+            for part in self.parts(samples):
                 scores += retried(
-                    lambda part=part: self.call(part),  # type: ignore[misc]
+                    lambda part=part: self.call(part, over),  # type: ignore[misc]
                     retries,
                     entry.retry_pause,
-                    (RewardError,),
+                    (Failed,),
                     lambda error: failures.append(str(error)),
+                    lambda seconds: _pause(seconds, over),
                 )
-            except RewardError:
-                return Answer([math.nan] * len(samples), failures, failed=True)
+        except (Failed, Unwanted):
+            return Answer.none(len(samples), failures)
+        except Untrusted as error:
+            return Answer.none(len(samples), [*failures, str(error)], fatal=True)
         return Answer(scores, failures, failed=False)
 
-    def call(self, samples: Sequence[Sample]) -> list[float]:
-        """One call with at most `micro_batch` samples or one group: a number for each, NaN where it does not apply.
-
-        Raises:
-            RewardError: it raised, took too long, or returned something other than one finite number or None each.
-        """
-        label, seconds = self.entry.label, self.entry.timeout
-        if not self._places.acquire(timeout=seconds):
-            raise RewardError(f"reward {label!r} is still busy with calls that timed out")
-        replies: Queue[list[float] | RewardError] = Queue(1)
-        Thread(target=self._work, args=(samples, replies), name=f"reward {label}", daemon=True).start()
-        try:
-            reply = replies.get(timeout=seconds)
-        except Empty:
-            raise RewardError(f"reward {label!r} took longer than {seconds:g} s") from None
-        if isinstance(reply, RewardError):
-            raise reply
-        return reply
-
-    def _work(self, samples: Sequence[Sample], replies: Queue[list[float] | RewardError]) -> None:
-        try:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)  # threads do not inherit it
-            with torch.no_grad():
-                replies.put(self._checked(samples))
-        except RewardError as error:
-            replies.put(error)
-        except BaseException as error:  # a reward that calls sys.exit() has failed, too
-            failed = RewardError(f"reward {self.entry.label!r} failed: {type(error).__name__}: {error}")
-            failed.__cause__ = error
-            replies.put(failed)
-        finally:
-            self._places.release()
-
-    def _checked(self, samples: Sequence[Sample]) -> list[float]:
-        label, scores = self.entry.label, list(self.reward.score(samples))
-        if len(scores) != len(samples):
-            raise RewardError(f"reward {label!r} returned {len(scores)} scores for {len(samples)} samples")
-        return [number(label, score, sample) for score, sample in zip(scores, samples, strict=True)]
-
-    def _parts(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    def parts(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+        """What is asked about in one call each: at most `micro_batch` samples, or one group."""
         if self.is_group:
             for _, group in groupby(samples, key=lambda sample: sample.slot):
                 yield list(group)
@@ -118,12 +129,143 @@ class Asked:
             for start in range(0, len(samples), self.entry.micro_batch):
                 yield samples[start : start + self.entry.micro_batch]
 
+    def call(self, samples: Sequence[Sample], over: Callable[[], bool] = never) -> list[float]:
+        """One call with at most `micro_batch` samples or one group: a number for each, NaN where it does not apply.
+
+        Raises:
+            Failed: it raised, took too long, or returned something other than one finite number or None each.
+            Untrusted: it changed how others compute.
+            Unwanted: it is `over`.
+        """
+        place = self._places.take(over)
+        if place is None:
+            raise Failed(f"{self.title} is still busy with calls that timed out")
+        replies: Queue[Reply] = Queue(1)
+        own = [sample.copy() for sample in samples]
+        try:
+            Thread(target=self._work, args=(own, replies, place), name=self.title, daemon=True).start()
+        except RuntimeError as error:
+            self._places.leave(place)
+            raise Failed(f"{self.title} cannot be asked: {said(error)}") from error
+        reply = _reply(replies, self.entry.timeout, over)
+        if reply is None:
+            self._places.hang(place)
+            raise Failed(f"{self.title} took longer than {self.entry.timeout:g} s")
+        if isinstance(reply, RewardError):
+            raise reply
+        return reply
+
+    def _work(self, samples: Sequence[Sample], replies: Queue[Reply], place: object) -> None:
+        try:
+            reply: list[float] | RewardError = self._answer(samples)
+        except RewardError as error:
+            reply = error
+        except Meddled as error:
+            reply = Untrusted(f"{error}: what was computed meanwhile may be wrong; have it leave that alone")
+        except BaseException as error:  # a reward that calls sys.exit() has failed, too
+            reply = Failed(f"{self.title} failed: {said(error)}")
+            reply.__cause__ = error
+        self._places.leave(place)
+        replies.put(Reply(reply, monotonic()))
+
+    def _answer(self, samples: Sequence[Sample]) -> list[float]:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # threads do not inherit it
+        with calling(self.title), torch.no_grad():
+            # Answers are read here, since a generator only computes when it is read.
+            answer: Any = self.reward.score(list(samples))
+            if isinstance(answer, (Mapping, Set, str, bytes)):
+                first = f", first {samples[0].row.prompt!r}" if samples else ""
+                what = f"{self.title} returned a {type(answer).__name__}, not a sequence of scores"
+                raise Failed(f"{what} in the order of the samples' prompts{first}")
+            scores = list(islice(answer, len(samples) + 1))
+            if len(scores) != len(samples):
+                count = f"more than {len(samples)}" if len(scores) > len(samples) else len(scores)
+                raise Failed(f"{self.title} returned {count} scores for {len(samples)} samples")
+            return [number(self.entry.label, one, sample) for one, sample in zip(scores, samples, strict=True)]
+
+
+@attrs.frozen(eq=False)
+class Reply:
+    """What a call said, and when."""
+
+    said: list[float] | RewardError
+    at: float
+
+
+class Places:
+    """Where calls wait until they may be made: `count` at a time.
+
+    Where every place is held by a call that has timed out, all that come wait for `timeout` seconds together, not
+    each: a reward that hangs is noticed within minutes.
+    """
+
+    def __init__(self, count: int, timeout: float) -> None:
+        self._count, self._timeout = count, timeout
+        self._since = dict[object, float | None]()
+        self._changed = Condition()
+
+    def take(self, over: Callable[[], bool]) -> object | None:
+        """Wait for a place; none when there was none in time.
+
+        Raises:
+            Unwanted: it is `over`.
+        """
+        start, place = monotonic(), object()
+        with self._changed:
+            while len(self._since) == self._count:
+                if over():
+                    raise Unwanted
+                hanging = [since for since in self._since.values() if since is not None]
+                begin = min(start, *hanging) if len(hanging) == self._count else start
+                left = begin + self._timeout - monotonic()
+                if left <= 0:
+                    return None
+                self._changed.wait(min(left, GLANCE))
+            self._since[place] = None
+        return place
+
+    def hang(self, place: object) -> None:
+        """Whoever has the place has timed out, and may hold it for ever."""
+        with self._changed:
+            if place in self._since:
+                self._since[place] = monotonic()
+
+    def leave(self, place: object) -> None:
+        """Whoever had the place is done."""
+        with self._changed:
+            del self._since[place]
+            self._changed.notify()
+
+
+def _reply(replies: Queue[Reply], seconds: float, over: Callable[[], bool]) -> list[float] | RewardError | None:
+    """What a call replies, or nothing in so many seconds; however busy the machine is with other things."""
+    end = monotonic() + seconds
+    while True:
+        try:
+            reply = replies.get(timeout=max(0.0, min(GLANCE, end - monotonic())))
+            return reply.said if reply.at <= end else None
+        except Empty:
+            if over():
+                raise Unwanted from None
+            if monotonic() >= end:
+                return None
+
+
+def _pause(seconds: float, over: Callable[[], bool]) -> None:
+    """Let seconds go by while somebody waits."""
+    end = monotonic() + seconds
+    while (left := end - monotonic()) > 0:
+        if over():
+            raise Unwanted
+        sleep(min(left, GLANCE))
+
 
 def number(label: str, score: Any, sample: Sample) -> float:
     """A score as a float, NaN for `None`.
 
     Raises:
-        RewardError: it is not one finite number.
+        Failed: it is not one finite number, or too large to be compared with others.
     """
     if score is None:
         return math.nan
@@ -131,6 +273,18 @@ def number(label: str, score: Any, sample: Sample) -> float:
         value = float(score)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         value = math.nan
-    if isinstance(score, (str, bytes)) or not math.isfinite(value):
-        raise RewardError(f"reward {label!r} returned {score!r}, not a finite number, for prompt {sample.row.prompt!r}")
-    return value
+    logical = isinstance(score, (bool, np.bool_)) or (isinstance(score, Tensor) and score.dtype == torch.bool)
+    if isinstance(score, (str, bytes)) or logical or not math.isfinite(value):
+        what = f"reward {label!r} returned {_shown(score)}, not a finite number"
+    elif abs(value) > LARGEST:
+        what = f"reward {label!r} returned {value:g}, too large to be compared with others (at most {LARGEST:g})"
+    else:
+        return value
+    raise Failed(f"{what}, for prompt {sample.row.prompt!r}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return harmless(repr(value), 200)
+    except Exception:
+        return f"a {type(value).__name__}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -14,8 +16,11 @@ from torch import Tensor
 
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.processes.distributed import PeerLost, Processes
+from flowfactory.processes.stop import Stopped
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Failure, Session, too_many
+from flowfactory.runs import files
+from flowfactory.runs.files import writing
 from flowfactory.runs.media import to_image
 
 log = logging.getLogger("flowfactory")
@@ -93,29 +98,73 @@ def check_rewards(processes: Processes, scoring: Session) -> None:
 
 
 @contextmanager
-def recording(scoring: Session, folder: Path, epoch: int) -> Iterator[None]:
+def recording(processes: Processes, scoring: Session, folder: Path, epoch: int) -> Iterator[None]:
     """Record at the end what failed by then, however the round of scoring ends."""
+    together = True
     try:
         yield
+    except (RewardError, Stopped):  # on every process
+        raise
+    except BaseException:
+        together = False
+        raise
     finally:
-        record_failures(folder, epoch, scoring.failures)
+        own = record_failures(folder, epoch, scoring.failures)
+        everyone = processes.gather_objects(own) if together else own
+        if everyone and (processes.main or not together):
+            in_order = sorted(everyone, key=lambda line: (line["label"], line["slot"]))
+            with writing(folder / FOLDER / TABLE), (folder / FOLDER / TABLE).open("a", encoding="utf-8") as table:
+                table.write("".join(map(files.line, in_order)))
 
 
-def record_failures(folder: Path, epoch: int, failures: Sequence[Failure]) -> None:
-    """Log each failure of this process, with its sample as a picture and a line in `failures/failures.jsonl`."""
+def record_failures(folder: Path, epoch: int, failures: Sequence[Failure]) -> list[dict[str, Any]]:
+    """Log each failure of this process and save its sample as a picture; returns their lines in `failures.jsonl`."""
+    lines, place = list[dict[str, Any]](), folder / FOLDER
     for failure in failures:
-        sample, place = failure.sample, folder / FOLDER
-        place.mkdir(parents=True, exist_ok=True)
+        sample = failure.sample
         picture = place / f"epoch-{epoch:04d}-slot-{sample.slot:04d}-{failure.label}.png"
-        to_image(sample.media).save(picture)
-        line = {
-            "epoch": epoch,
-            "label": failure.label,
-            "slot": sample.slot,
-            "prompt": sample.row.prompt,
-            "why": failure.why,
-            "file": picture.name,
-        }
-        with (place / TABLE).open("a", encoding="utf-8") as table:
-            table.write(json.dumps(line, ensure_ascii=False) + "\n")
-        log.info("epoch %d, prompt %r: %s (see %s)", epoch, sample.row.prompt, failure.why, picture)
+        with writing(picture):
+            place.mkdir(parents=True, exist_ok=True)
+            to_image(sample.media).save(picture)
+        prompt, why = sample.row.prompt, failure.why
+        lines.append(
+            {
+                "epoch": epoch,
+                "label": failure.label,
+                "slot": sample.slot,
+                "prompt": prompt,
+                "why": why,
+                "file": picture.name,
+            }
+        )
+        log.info("epoch %d, prompt %r: %s (see %s)", epoch, prompt, why, picture)
+    return lines
+
+
+def cut_back(folder: Path, epochs_done: int) -> None:
+    """Forget what failed in epochs that are made again, so that a resumed run leaves the same files."""
+    table = folder / FOLDER / TABLE
+    if not table.is_file():
+        return
+    kept, gone = list[str](), list[Path]()
+    for text in files.lines(table):
+        epoch, file = _of(text)
+        if epochs_done and epoch <= epochs_done:
+            kept.append(text + "\n")
+        elif file:
+            gone.append(table.with_name(Path(file).name))
+    with writing(table):
+        files.write(table, "".join(kept).encode())
+        for picture in gone:
+            picture.unlink(missing_ok=True)
+        if not kept:
+            table.unlink()
+
+
+def _of(text: str) -> tuple[float, str]:
+    """Epoch and picture of a line; one that a kill cut short is of no epoch."""
+    try:
+        line = json.loads(text)
+        return float(line["epoch"]), str(line["file"])
+    except (ValueError, LookupError, TypeError):
+        return math.inf, ""

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LONGEST = 60.0
+"""Seconds past which a pause does not grow."""
+
 
 def retried(
     call: Callable[[], T],
@@ -15,12 +18,13 @@ def retried(
     pause: float,
     transient: tuple[type[Exception], ...] = (Exception,),
     failed: Callable[[Exception], object] = lambda error: None,
+    wait: Callable[[float], object] | None = None,
 ) -> T:
     """What `call` returns, asked again up to `retries` times when it raises something `transient`.
 
     Args:
-        pause: seconds before the second attempt; doubled before each further one.
-        failed: told of every failed attempt.
+        pause: seconds before the second attempt; doubled before each further one, up to a minute.
+        failed: told of every failed attempt. wait: lets seconds go by; sleeps when absent.
 
     Raises:
         Exception: of the last attempt, or the first that is not `transient`.
@@ -32,5 +36,5 @@ def retried(
             failed(error)
             if attempt == retries:
                 raise
-        time.sleep(pause * 2**attempt)
+        (wait or time.sleep)(min(pause * 2**attempt, max(pause, LONGEST)))
     raise AssertionError("the last attempt returns or raises")

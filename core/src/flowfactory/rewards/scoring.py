@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +18,14 @@ from torch import Tensor
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
 from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
+from flowfactory.discovery.calling import Meddled, calling, said
 from flowfactory.discovery.components import Target
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.rewards.asking import Answer, Asked, RewardError
+from flowfactory.rewards.asking import GLANCE, Answer, Asked, RewardError, never
 
 __all__ = ["Failure", "Judge", "RewardError", "Scored", "Session", "too_many"]
+
+log = logging.getLogger("flowfactory")
 
 CPU = torch.device("cpu")
 
@@ -61,7 +65,7 @@ class Judge:
     def __init__(
         self, entries: Sequence[RewardEntry], targets: Mapping[str, Target], backbones: dict[Any, Any]
     ) -> None:
-        self.rewards = [Asked(e, build(targets[e.name], e.spec)) for e in entries]
+        self.rewards = [Asked(entry, _made(entry, targets[entry.name])) for entry in entries]
         self._backbones = backbones
 
     @property
@@ -73,6 +77,11 @@ class Judge:
         """Whether any of the rewards reads a part of samples, e.g. "media"."""
         return any(what in asked.reward.reads for asked in self.rewards)
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Labels of the rewards that only a whole group can be scored by."""
+        return [r.entry.label for r in self.rewards if not r.alone]
+
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load every reward where its table says, or else onto `device` in `dtype`; equal backbones are made once.
 
@@ -83,24 +92,30 @@ class Judge:
             entry = asked.entry
             asked.device = torch.device(entry.device) if entry.device else device
             own = DTYPES[entry.dtype] if entry.dtype else dtype
-            try:
+            with _told(entry, "loaded"):
                 asked.reward.load(asked.device, own, self._shared(asked.device, own))
-            except Exception as error:
-                what = f"reward {entry.label!r} cannot be loaded: {type(error).__name__}: {error}"
-                raise RewardError(what) from error
         self._rest()
 
     @contextmanager
-    def session(self, groups: int, overlap: bool = True) -> Iterator[Session]:
+    def session(
+        self, groups: int, overlap: bool = True, stopped: Callable[[], bool] = never, single: bool = False
+    ) -> Iterator[Session]:
         """A round of scoring. While it lasts, every reward is on its device.
 
         Args:
             groups: how many will be scored, over all processes.
             overlap: score in other threads, while this one goes on.
+            stopped: whether the run was asked to stop; then nothing is waited for any more.
+            single: samples come one of a prompt, so that rewards which compare those of a group are left out.
+
+        Raises:
+            RewardError: a reward cannot be placed.
         """
         for asked in self.rewards:
-            asked.reward.place(asked.device)  # all: an idle entry may have moved the backbone it shares with others
-        session = Session(self.rewards, groups, overlap)
+            # All: an idle entry may have moved the backbone it shares with others.
+            with _told(asked.entry, f"placed on {asked.device}"):
+                asked.reward.place(asked.device)
+        session = Session([a for a in self.rewards if a.alone or not single], groups, overlap, stopped)
         try:
             yield session
         finally:
@@ -126,7 +141,8 @@ class Judge:
         """Move the backbones of idle rewards to main memory."""
         for asked in self.rewards:
             if asked.entry.offload:
-                asked.reward.place(CPU)
+                with _told(asked.entry, "moved to main memory"):
+                    asked.reward.place(CPU)
 
     def _shared(self, device: torch.device, dtype: torch.dtype) -> Shared:
         def shared(key: str, factory: Callable[[], Any]) -> Any:
@@ -145,8 +161,10 @@ class Session:
     threads, so the scores are the same.
     """
 
-    def __init__(self, rewards: Sequence[Asked], groups: int, overlap: bool) -> None:
-        self._rewards, self._groups = rewards, groups
+    def __init__(
+        self, rewards: Sequence[Asked], groups: int, overlap: bool, stopped: Callable[[], bool] = never
+    ) -> None:
+        self._rewards, self._groups, self._stopped = rewards, groups, stopped
         self._sizes: list[int] = []
         self._answers: dict[tuple[int, int], Answer] = {}
         self._failures: dict[tuple[int, int], Failure] = {}
@@ -154,11 +172,18 @@ class Session:
         self._changed = Condition()
         self._aborting: str | None = None
         self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
-        if overlap:
-            for number, asked in enumerate(rewards):
-                self._queues.append(SimpleQueue())
-                for _ in range(asked.entry.workers):
-                    Thread(target=self._work, args=(number,), name=f"score {asked.entry.label}", daemon=True).start()
+        self._threads: list[Thread] = []
+        for number, asked in enumerate(rewards if overlap else ()):
+            self._queues.append(SimpleQueue())
+            name = f"score {asked.entry.label}"
+            for _ in range(asked.entry.workers):
+                self._threads.append(Thread(target=self._work, args=(number,), name=name, daemon=True))
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            self.close()
+            raise RewardError(f"the rewards cannot be asked: {said(error)}") from error
 
     @property
     def aborting(self) -> str | None:
@@ -204,12 +229,18 @@ class Session:
                 self._ask(number, index, unit)
 
     def finish(self) -> Scored:
-        """Wait until everything is scored."""
-        count = len(self._sizes)
+        """Wait until everything is scored, or the round is over before: what is missing then counts as failed."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._answers) == count * len(self._rewards))
+            while len(self._answers) < len(self._sizes) * len(self._rewards) and not self._over():
+                self._changed.wait(GLANCE)
+                if self._threads and not all(thread.is_alive() for thread in self._threads):
+                    self._aborting = self._aborting or "a thread that asks rewards has ended; see above"
+            answers = dict(self._answers)
         labels = [asked.entry.label for asked in self._rewards]
-        rows = [[self._answers[number, index] for index in range(count)] for number in range(len(labels))]
+        rows = [
+            [answers.get((number, index)) or Answer.none(size) for index, size in enumerate(self._sizes)]
+            for number in range(len(labels))
+        ]
         sizes = torch.tensor(self._sizes, dtype=torch.long)
         return Scored(
             {label: _numbers(row) for label, row in zip(labels, rows, strict=True)},
@@ -228,6 +259,10 @@ class Session:
             for _ in range(asked.entry.workers):
                 queue.put(None)
 
+    def _over(self) -> bool:
+        """Whether nobody waits for scores any more."""
+        return self._aborting is not None or self._stopped()
+
     def _work(self, number: int) -> None:
         while self._next(number):
             pass
@@ -241,18 +276,22 @@ class Session:
 
     def _ask(self, number: int, index: int, unit: Sequence[Sample]) -> None:
         asked = self._rewards[number]
-        answer = Answer([math.nan] * len(unit), [], failed=True) if self._aborting else asked.ask(unit)
+        try:
+            answer = Answer.none(len(unit)) if self._over() else asked.ask(unit, self._over)
+        except Exception as error:  # nothing may end a thread that others wait for
+            answer = Answer.none(len(unit), [f"{asked.title} cannot be asked: {said(error)}"], fatal=True)
         with self._changed:
             self._answers[number, index] = answer
             if answer.failed and answer.failures:
                 self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], unit[0])
                 self._lost[number] += len({sample.slot for sample in unit})
-                self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer.failures[-1])
+                self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer)
             self._changed.notify_all()
 
-    def _fatal(self, entry: RewardEntry, lost: int, why: str) -> str | None:
+    def _fatal(self, entry: RewardEntry, lost: int, answer: Answer) -> str | None:
         """Whether a failure ends the run, and why."""
-        if entry.on_error == "abort":
+        why = answer.failures[-1]
+        if entry.on_error == "abort" or answer.fatal:
             return why
         return f"{too_many(entry, lost, self._groups)}: {why}" if lost > entry.max_dropped * self._groups else None
 
@@ -268,6 +307,30 @@ def build(target: Any, spec: Any) -> Reward:
     if isinstance(target, type) and issubclass(target, Reward):
         return target(spec)
     return FunctionReward(target)
+
+
+def _made(entry: RewardEntry, target: Target) -> Reward:
+    with _told(entry, "made"):
+        return build(target, entry.spec)
+
+
+@contextmanager
+def _told(entry: RewardEntry, what: str) -> Iterator[None]:
+    """What a reward does wrong in this thread, outside of `score`, ends the run in words.
+
+    Raises:
+        RewardError: naming the reward.
+    """
+    title = f"reward {entry.label!r}"
+    try:
+        with calling(title):
+            yield
+    except Meddled as error:
+        log.warning("%s; it is as it was again", error)  # nobody else was computing
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{title} cannot be {what}: {said(error)}") from error
 
 
 def _numbers(answers: Sequence[Answer]) -> Tensor:

@@ -27,7 +27,7 @@ from flowfactory.policy.weights import Weights
 from flowfactory.processes.sharding import gathered, like
 from flowfactory.runs import archive
 from flowfactory.runs.archive import Origin
-from flowfactory.runs.files import PARTIAL, flush, writing
+from flowfactory.runs.files import PARTIAL, flush, settle, writing
 
 OPTIMIZER, TRAINER = "optimizer", "trainer"
 
@@ -70,8 +70,7 @@ def save(
             for stem, tensors in contents:
                 _write(partial / f"{stem}.safetensors", tensors)
             archive.seal(partial, progress.epoch, progress.step, origin)
-            for path in [*partial.iterdir(), partial]:
-                flush(path)
+            settle(partial)
             partial.rename(final)
             flush(folder)
         except OSError:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
+import shutil
+import tempfile
 import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from flowfactory.errors import RunError, shown
 
 PARTIAL = ".writing-"
 DAY = 86400.0
+
+_NOT_AS_THEY_ARE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What some programs take for the end of a line, or cannot be written at all."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -27,6 +35,62 @@ def write(path: Path, data: bytes) -> None:
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def line(value: Any) -> str:
+    """A value as a line of JSON, its end included: one line for every program."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _NOT_AS_THEY_ARE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file, which end at line feeds and nowhere else; the last may have been cut within a character."""
+    text = path.read_bytes().decode("utf-8", "replace")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, beside `folder`, whose place it takes once all is written.
+
+    If anything goes wrong, nothing is left of it and `folder` stays as it was.
+    """
+    folder = folder.resolve()
+    made = [above for above in folder.parents if not above.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        settle(partial)
+        old = partial.with_name(f"{partial.name}-old")
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for above in made:
+            with suppress(OSError):  # something is in it
+                above.rmdir()
+
+
+def settle(folder: Path) -> None:
+    """Give every file and folder in `folder`, and itself, the mode that new ones have here, and flush them.
+
+    Libraries that write through a temporary file leave its mode, 0600, whatever the umask is.
+    """
+    new = folder / f"{PARTIAL}{uuid.uuid4().hex}"
+    new.mkdir()
+    inside = new / "file"
+    inside.touch()
+    mode_of_folders, mode_of_files = new.stat().st_mode & 0o777, inside.stat().st_mode & 0o777
+    shutil.rmtree(new)
+    for path in [*folder.rglob("*"), folder]:
+        mode = mode_of_folders if path.is_dir() else mode_of_files
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+        flush(path)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import attrs
 
 from flowfactory.errors import RunError, shown
 from flowfactory.plan.plan import PLAN_FILE
+from flowfactory.runs import files
+from flowfactory.runs.pictures import inside
 
 METRICS, ENVIRONMENT, SAMPLES, TABLE = "metrics.jsonl", "env.json", "samples", "samples.jsonl"
 
@@ -53,12 +55,12 @@ class History:
         """The folders of kept samples by epoch: of "eval", or of "epoch", which is training."""
         found = {}
         for folder in (self.folder / SAMPLES).glob(f"{kind}-*"):
-            if re.fullmatch(rf"{kind}-\d+", folder.name) and (folder / TABLE).is_file():
+            if re.fullmatch(rf"{kind}-\d+", folder.name, re.ASCII) and inside(self.folder, folder / TABLE):
                 found[int(folder.name.rpartition("-")[2])] = folder
         return dict(sorted(found.items()))
 
     def shots(self, kind: str, epoch: int, most: int) -> list[Shot]:
-        """The first samples of an epoch.
+        """The first samples of an epoch whose pictures are there.
 
         Raises:
             RunError: their table cannot be read.
@@ -67,8 +69,14 @@ class History:
         spec = self.plan["spec"]
         size = (spec.get("eval", {}).get("size") if kind == "eval" else None) or spec["sampling"]["size"]
         frames = size[2] if len(size) > 2 else 1
-        lines = [line for line in _lines(folder / TABLE) if (folder / Path(line["file"]).name).is_file()]
-        return [Shot(folder / Path(line["file"]).name, frames, line["prompt"], line["scores"]) for line in lines[:most]]
+        found: list[Shot] = []
+        for line in _lines(folder / TABLE):
+            if not _is_shot(line):
+                raise RunError(f"{shown(folder / TABLE)} cannot be read: a line of it describes no sample")
+            file = folder / Path(line["file"]).name
+            if len(found) < most and inside(self.folder, file):
+                found.append(Shot(file, frames, line["prompt"], line["scores"]))
+        return found
 
 
 def read(folders: Sequence[Path]) -> list[History]:
@@ -94,32 +102,64 @@ def titles(folders: Sequence[Path]) -> list[str]:
 def _history(folder: Path, title: str) -> History:
     if not (folder / PLAN_FILE).is_file():
         raise RunError(f"{shown(folder)} is not the folder of a run: it has no {PLAN_FILE}")
-    plan = _json(folder / PLAN_FILE)
-    machine = _json(folder / ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {}
-    packages = {name: version for name, version in machine.get("packages", {}).items() if version}
-    lines = _lines(folder / METRICS) if (folder / METRICS).is_file() else []
-    return History(folder, title, plan, packages, {line["epoch"]: _numbers(line) for line in lines})
+    plan = _json(folder, PLAN_FILE)
+    if missing := {"spec", "digest", "world", "numbers", "versions"} - plan.keys():
+        raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{min(missing)}`")
+    machine = _json(folder, ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {}
+    packages = {name: str(version) for name, version in dict(machine.get("packages", {})).items() if version}
+    table = _own(folder, METRICS)
+    return History(folder, title, plan, packages, dict(_epochs(table)) if table.is_file() else {})
 
 
-def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    own = {name: value for name, value in line.items() if name != "epoch"}
-    return {name: math.nan if value is None else float(value) for name, value in own.items()}
+def _own(folder: Path, name: str) -> Path:
+    """A file of a run, if that is where it lies."""
+    file = folder / name
+    if file.exists() and not inside(folder, file):
+        raise RunError(f"{shown(file)} is no file of this run: it leads to {file.resolve()}, which is not read")
+    return file
 
 
-def _json(path: Path) -> Any:
+def _epochs(table: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    for line in _lines(table):
+        try:
+            own = {name: math.nan if value is None else float(value) for name, value in line.items()}
+            yield int(own.pop("epoch")), own
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise RunError(f"{shown(table)} cannot be read: a line of it holds no metrics of an epoch") from error
+
+
+def _is_shot(line: Mapping[str, Any]) -> bool:
+    texts = all(isinstance(line.get(name), str) for name in ("file", "prompt"))
+    scores = line.get("scores")
+    return texts and isinstance(scores, dict) and all(s is None or type(s) in (int, float) for s in scores.values())
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = _own(folder, name)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{shown(path)} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{shown(path)} cannot be read: it holds no table")
+    return found
 
 
-def _lines(path: Path) -> list[Any]:
-    """A JSON value per line. The last line may be in the making, or what a killed run left of it."""
-    found, texts = [], path.read_text(encoding="utf-8").splitlines()
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON object per line. The last line may be in the making, or what a killed run left of it."""
+    try:
+        texts = files.lines(path)
+    except OSError as error:
+        raise RunError(f"{shown(path)} cannot be read: {error}") from error
+    found = []
     for number, text in enumerate(texts, 1):
         try:
-            found.append(json.loads(text))
-        except ValueError as error:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
             if number < len(texts):
                 raise RunError(f"{shown(path)}:{number}: not JSON: {error}") from error
+            continue
+        if not isinstance(line, dict):
+            raise RunError(f"{shown(path)}:{number}: expected an object, not {text[:40]!r}")
+        found.append(line)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,11 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from flowfactory.contracts.types import Sample
+from flowfactory.runs import files
 from flowfactory.runs.files import writing
+from flowfactory.runs.pictures import PictureError, inside, opened
+
+log = logging.getLogger("flowfactory")
 
 TABLE = "samples.jsonl"
 
@@ -49,6 +54,16 @@ def save_video(frames: Tensor, path: Path, rate: int = FRAMES_PER_SECOND) -> boo
     """
     if importlib.util.find_spec("av") is None:
         return False
+    try:
+        _encode(frames, path, rate)
+    except Exception as error:  # a film more or less ends no run
+        log.warning("%s cannot be written: %s", path, error)
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _encode(frames: Tensor, path: Path, rate: int) -> None:
     import av
 
     pictures = to_bytes(frames[..., : frames.shape[-2] // 2 * 2, : frames.shape[-1] // 2 * 2])
@@ -59,7 +74,6 @@ def save_video(frames: Tensor, path: Path, rate: int = FRAMES_PER_SECOND) -> boo
         for picture in pictures.permute(0, 2, 3, 1).cpu().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    return True
 
 
 def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
@@ -86,18 +100,21 @@ def _save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, 
                 "replica": sample.replica,
                 "scores": {k: None if math.isnan(values[number]) else values[number] for k, values in scores.items()},
             }
-            table.write(json.dumps(line, ensure_ascii=False) + "\n")
+            table.write(files.line(line))
 
 
-def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) -> Image.Image:
+def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) -> Image.Image | None:
     """A sheet of two folders that `save_samples` wrote: the same prompts and noise, side by side under each prompt.
 
-    Which prompts the main process saves depends on how many processes there are; those in both folders are shown.
+    Which prompts the main process saves depends on how many processes there are; those in both folders are shown. None
+    where there are none. A picture that is damaged is left white.
     """
     margin, caption = 8, 34
     cell_width, cell_height = 2 * width + 3 * margin, width + caption + margin
     first, second = _listed(before), _listed(after)
     pairs = [(first[slot], second[slot]) for slot in first if slot in second]
+    if not pairs:
+        return None
     sheet = Image.new("RGB", (columns * cell_width, -(-len(pairs) // columns) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, pair in enumerate(pairs):
@@ -106,15 +123,23 @@ def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) 
         for side, (word, (_, file)) in enumerate(zip(("before", "after"), pair, strict=True)):
             x = left + side * (width + margin)
             draw.text((x, top + 17), word, fill="gray")
-            with Image.open(file) as picture:
-                sheet.paste(ImageOps.contain(picture, (width, width), Image.Resampling.BICUBIC), (x, top + caption))
+            try:
+                picture = ImageOps.contain(opened(file), (width, width), Image.Resampling.BICUBIC)
+                sheet.paste(picture, (x, top + caption))
+            except PictureError as error:
+                log.warning("%s: %s; it is left out of the sheet of samples before and after", file.parent, error)
     return sheet
 
 
 def _listed(folder: Path) -> dict[int, tuple[str, Path]]:
-    """Prompt and picture of each sample in a folder, by its slot."""
-    lines = (folder / TABLE).read_text(encoding="utf-8").splitlines()
-    return {line["slot"]: (line["prompt"], folder / line["file"]) for line in map(json.loads, lines)}
+    """Prompt and picture of each sample in a folder, by its slot; none where they are not there any more."""
+    try:
+        found = [json.loads(text) for text in files.lines(folder / TABLE)]
+        listed = {int(line["slot"]): (str(line["prompt"]), folder / line["file"]) for line in found}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        log.warning("%s cannot be read: %s; there is no sheet of samples before and after", folder / TABLE, error)
+        return {}
+    return {slot: one for slot, one in listed.items() if inside(folder, one[1])}
 
 
 def _short(text: str, length: int) -> str:

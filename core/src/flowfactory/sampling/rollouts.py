@@ -141,8 +141,10 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
     spreads: list[float] = []
     name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
     with (
-        source.judge.session(spec.sampling.prompts, spec.sampling.overlap) as scoring,
-        recording(scoring, source.run.folder, epoch),
+        source.judge.session(
+            spec.sampling.prompts, spec.sampling.overlap, lambda: stop.received is not None
+        ) as scoring,
+        recording(processes, scoring, source.run.folder, epoch),
     ):
         with display.phase(name, len(members), "samples") as bar:
             for chunk in [*pieces, *[[]] * surplus]:
@@ -172,6 +174,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
                 bar.note(**scoring.means)
         with display.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), clock("score"):
             scored = scoring.finish()
+        stop.check(processes)
         check_rewards(processes, scoring)
     return Round(members, Rollout.cat(rollouts), scored, gallery, spreads)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from flowfactory.contracts.types import Rollout
 from flowfactory.processes.stop import StopRequest
 from flowfactory.sampling.epochs import Group
-from flowfactory.spec.tables import Spec
 
 SequenceT = TypeVar("SequenceT", bound=Sequence[Any])
 
@@ -53,11 +52,6 @@ class Source(Protocol):
             RewardError: a reward failed past what its table allows; likewise.
         """
         ...
-
-
-def group_size(spec: Spec) -> int:
-    """How many samples a group has."""
-    return 2 if spec.trainer.spec.needs.source == "pairs" else spec.sampling.group
 
 
 def members_of(groups: Sequence[Group], size: int) -> list[Member]:

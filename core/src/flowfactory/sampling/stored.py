@@ -14,7 +14,7 @@ from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.sampling.epochs import plan_epoch, share
-from flowfactory.sampling.source import Collected, group_size, members_of
+from flowfactory.sampling.source import Collected, members_of
 from flowfactory.spec.tables import Spec
 
 CHOSEN, REJECTED = 1.0, -1.0
@@ -41,7 +41,7 @@ class Stored:
 
     def collect(self, epoch: int, stop: StopRequest) -> Collected:
         """This process's share of an epoch; see `Source`."""
-        spec, processes, size = self.spec, self.processes, group_size(self.spec)
+        spec, processes, size = self.spec, self.processes, self.spec.group
         stop.check(processes)
         everything = plan_epoch(spec.run.seed, epoch, self.rows, spec.sampling.prompts, spec.optimizer.updates)
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]

@@ -27,10 +27,15 @@ FAILED: Final = _Failed()
 
 
 class Reader:
-    """Reads tables and values; gathers every problem instead of stopping at the first."""
+    """Reads tables and values; gathers every problem instead of stopping at the first.
 
-    def __init__(self) -> None:
+    Args:
+        moved: whether files and folders that are gone do no harm.
+    """
+
+    def __init__(self, moved: bool = False) -> None:
         self.problems: list[Problem] = []
+        self._moved = moved
 
     def note(self, kind: str, what: str, place: Place | None, hint: str = "") -> None:
         """One more problem."""
@@ -177,6 +182,8 @@ class Reader:
         try:
             return locate(value, node.place.folder, key.exists)
         except ValueError as error:
+            if self._moved:
+                return value
             self.note("no-such-location", f"`{name}`: {error}", node.place)
             return FAILED
 

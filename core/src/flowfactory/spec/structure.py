@@ -55,16 +55,19 @@ COMPONENTS: Mapping[str, str] = {"model": "adapters", "scheduler": "schedulers",
 TOP = ("extends", "requires", "plugins", *TABLES, *COMPONENTS, "reward")
 
 
-def load_spec(path: Path, registry: Registry, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Spec:
+def load_spec(
+    path: Path, registry: Registry, sets: Sequence[str] = (), unsets: Sequence[str] = (), moved: bool = False
+) -> Spec:
     """Read, merge, structure and check a spec; loads the hook modules of the plugins it uses.
 
     Args:
         sets: `a.b=value` changes, as on the command line. unsets: `a.b` removals, made before them.
+        moved: whether files and folders that are gone do no harm, as where a run was copied to.
 
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(toml.load(path, sets, unsets), registry).spec()
+    return _Loader(toml.load(path, sets, unsets), registry, moved).spec()
 
 
 def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
@@ -77,8 +80,8 @@ def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
 
 
 class _Loader:
-    def __init__(self, root: Node, registry: Registry) -> None:
-        self.root, self.registry, self.reader = root, registry, Reader()
+    def __init__(self, root: Node, registry: Registry, moved: bool = False) -> None:
+        self.root, self.registry, self.reader = root, registry, Reader(moved)
 
     def spec(self) -> Spec:
         for name in self.root.value:

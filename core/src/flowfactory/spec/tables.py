@@ -186,3 +186,8 @@ class Spec:
     checkpoint: Checkpoint
     track: Track
     plugins: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> int:
+        """How many samples a group has: a pair has two."""
+        return 2 if self.trainer.spec.needs.source == "pairs" else self.sampling.group

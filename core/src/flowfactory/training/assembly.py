@@ -23,6 +23,7 @@ from flowfactory.contracts.types import Row
 from flowfactory.discovery.components import Components, Events, Target
 from flowfactory.discovery.entries import Source as Distribution
 from flowfactory.errors import RunError
+from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock, Stopwatch
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.models.quantized import adamw
@@ -92,7 +93,10 @@ def assemble(
     judge, held_out_judge = _judges(spec, components.rewards)
     with display.phase("loading the rewards"), clock("load"), _refusals(processes):
         judge.load(device, dtype)
-        held_out_judge.load(device, dtype)
+        if held_out_judge is not judge:
+            held_out_judge.load(device, dtype)
+    if held_out_rows:
+        say_left_out(spec, held_out_judge, display)
     offload = "vae" in spec.memory.offload
     if offload:
         adapter.place(torch.device("cpu"))
@@ -131,6 +135,14 @@ def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
     if not adapter.trains_at(levels, size).any():
         what = f"answers at none of the noise levels {levels.max():g} to {levels.min():g} that {where} leaves"
         raise RunError(f"{' and '.join(adapter.networks())}, which [model] trains, {what}; widen it, or train another")
+
+
+def say_left_out(spec: Spec, judge: Judge, display: Display) -> None:
+    """Say which rewards evaluation does not ask, and what follows."""
+    for label in judge.left_out:
+        why = f"reward {label!r} compares the samples of a group, and evaluation makes one sample of each prompt"
+        best = "; [checkpoint] best counts it, so no evaluation is the best" if label in merit.weights(spec) else ""
+        display.say(f"{why}: it is left out there{best}")
 
 
 @contextmanager

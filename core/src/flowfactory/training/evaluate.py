@@ -66,8 +66,8 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
     with (
         evaluator.instruments.clock("evaluate"),
         evaluator.instruments.display.phase("evaluating", len(mine), "samples") as bar,
-        evaluator.judge.session(total, spec.sampling.overlap) as scoring,
-        recording(scoring, evaluator.run.folder, epoch),
+        evaluator.judge.session(total, spec.sampling.overlap, single=True) as scoring,
+        recording(processes, scoring, evaluator.run.folder, epoch),
     ):
         with evaluator.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
             for numbers in pieces:
@@ -86,7 +86,7 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
         check_rewards(processes, scoring)
     everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
     failed = {label: _gathered(processes, total, column, False) for label, column in scored.failed.items()}
-    entries = [asked.entry for asked in evaluator.judge.rewards]
+    entries = [asked.entry for asked in evaluator.judge.rewards if asked.alone]
     check_losses(processes, entries, failed, torch.arange(total))
     if processes.main:
         listed = {label: values[: len(gallery)].tolist() for label, values in scored.values.items()}
@@ -94,8 +94,9 @@ def evaluate(evaluator: Evaluator, epoch: int) -> dict[str, float]:
         save_samples(folder / f"eval-{epoch:04d}", gallery, listed)
         if epoch > 0 and spec.run.save_samples:
             sheet = before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}")
-            with writing(evaluator.run.folder / BEFORE_AFTER):
-                sheet.save(evaluator.run.folder / BEFORE_AFTER)
+            if sheet is not None:
+                with writing(evaluator.run.folder / BEFORE_AFTER):
+                    sheet.save(evaluator.run.folder / BEFORE_AFTER)
     metrics = score_metrics("eval", everyone)
     metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
     drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowfactory.contracts.hooks import Display, Run, Tracker
 from flowfactory.discovery.components import Components
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, shown
 from flowfactory.metrics import merit
 from flowfactory.metrics.merit import Merit
 from flowfactory.metrics.table import MetricsFile, read_lines
@@ -19,6 +19,7 @@ from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan
 from flowfactory.processes.distributed import PeerLost
 from flowfactory.processes.stop import Stopped, StopRequest, listening
+from flowfactory.rewards.failures import cut_back
 from flowfactory.rewards.scoring import RewardError
 from flowfactory.runs import archive, checkpoint, resumption
 from flowfactory.runs.archive import CHECKPOINTS
@@ -63,13 +64,16 @@ def train(parts: Parts, stop: StopRequest, resume: bool) -> None:
     if saved:
         with said_once():
             progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer, learner.trainer)
+    if parts.processes.main:
+        cut_back(run.folder, progress.epoch)
     file = MetricsFile(run.folder / METRICS, progress.epoch, write=parts.processes.main)
     best = best_saved(parts, file, saved)
     names = spec.track.to if parts.processes.main else ()
     with tracking(names, spec.track.project, run, parts.events) as trackers:
         trackers.append(file)
         if parts.processes.main:
-            trackers.append(Watch(spec, len(evaluator.conditions.rows) if evaluator else 0, file.lines()))
+            prompts, left_out = (len(evaluator.conditions.rows), evaluator.judge.left_out) if evaluator else (0, ())
+            trackers.append(Watch(spec, prompts, file.lines(), left_out))
         parts.events.run_started(run=run, plan=run.plan)
         if progress.epoch == 0:
             report(parts, trackers, 0, evaluate(evaluator, 0) if evaluator else {})
@@ -150,11 +154,12 @@ def closing_words(plan: Plan, folder: Path) -> str:
         if name in lines[0]
     ]
     if (sheet := folder / BEFORE_AFTER).exists():
-        words.append(f"the same prompts and noise before and after: {sheet}")
+        words.append(f"the same prompts and noise before and after: {shown(sheet)}")
     next_step = (
-        f"next: flowfactory report {folder}, to look at it; flowfactory export {folder}, to take the weights along"
+        f"next: flowfactory report {shown(folder)}, to look at it; "
+        f"flowfactory export {shown(folder)}, to take the weights along"
     )
-    return "\n".join([*words, *compared(plan, lines), f"done; the run is in {folder}", next_step])
+    return "\n".join([*words, *compared(plan, lines), f"done; the run is in {shown(folder)}", next_step])
 
 
 def compared(plan: Plan, lines: Sequence[Mapping[str, float]]) -> list[str]:

@@ -25,12 +25,19 @@ class PreferenceSpec:
     question: str = key(
         "What the judge is asked; `{prompt}` stands for the prompt.", default=QUESTION, pattern=r"(?s).*\{prompt\}.*"
     )
-    key_variable: str | None = key("Environment variable that holds the server's API key.", default=None)
-    concurrency: int = key("Comparisons asked at the same time.", default=8, ge=1)
-    max_tokens: int = key("Longest reply, in tokens.", default=512, ge=1)
-    request_timeout: float = key("Seconds one request may take.", default=120.0, gt=0)
-    attempts: int = key("How often a request is made before it counts as failed.", default=4, ge=1)
-    pause: float = key("Seconds before the second attempt; doubled before each further one.", default=1.0, ge=0)
+    key_variable: str | None = key(
+        "Environment variable that holds the server's API key. It is sent only to the addresses that a variable of the "
+        "same name and `_URL` lists.",
+        default=None,
+        pattern="[A-Za-z_][A-Za-z0-9_]*",
+    )
+    concurrency: int = key("Comparisons asked at the same time.", default=8, ge=1, le=256)
+    max_tokens: int = key("Longest reply, in tokens.", default=512, ge=1, le=65536)
+    request_timeout: float = key("Seconds one request may take.", default=120.0, gt=0, le=3600)
+    attempts: int = key("How often a request is made before it counts as failed.", default=4, ge=1, le=100)
+    pause: float = key(
+        "Seconds before the second attempt; doubled before each further one, up to a minute.", default=1.0, ge=0, le=600
+    )
     unclear: float = key(
         "Largest share of a group's replies that may be unclear; beyond it the group has no scores.",
         default=0.5,

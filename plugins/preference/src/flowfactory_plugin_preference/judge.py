@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-import os
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
-from flowfactory import retried, to_image
+from flowfactory import retried, secret, to_image
 from torch import Tensor
 
 from flowfactory_plugin_preference import PreferenceSpec
+
+ANSWER = 4 << 20
+"""Most bytes of an answer."""
 
 
 class JudgeError(RuntimeError):
@@ -28,17 +32,14 @@ class ChatJudge:
 
     Raises:
         JudgeError: the environment variable of the API key is not set.
+        SecretError: the key may not go there, or is none.
     """
 
     def __init__(self, spec: PreferenceSpec) -> None:
-        headers = {}
-        if spec.key_variable is not None:
-            if spec.key_variable not in os.environ:
-                raise JudgeError(f"the environment variable {spec.key_variable} is not set; it holds the API key")
-            headers["Authorization"] = f"Bearer {os.environ[spec.key_variable]}"
-        self._spec = spec
-        limits = httpx.Limits(max_connections=spec.concurrency)
-        self._client = httpx.Client(headers=headers, timeout=spec.request_timeout, limits=limits)
+        self._spec, self._key = spec, secret(spec.key_variable, spec.url)
+        self._tls = httpx.create_ssl_context()
+        if spec.key_variable is not None and self._key is None:
+            raise JudgeError(f"the environment variable {spec.key_variable} is not set; it holds the API key")
 
     def ask(self, question: str, images: Sequence[tuple[str, Sequence[str]]]) -> str:
         """The reply to a question about images.
@@ -63,21 +64,46 @@ class ChatJudge:
         return retried(lambda: self._post(body), self._spec.attempts - 1, self._spec.pause, (Busy,))
 
     def _post(self, body: dict[str, Any]) -> str:
-        address = self._spec.url.rstrip("/") + "/chat/completions"
+        address, seconds = self._spec.url.rstrip("/") + "/chat/completions", self._spec.request_timeout
         try:
-            response = self._client.post(address, json=body)
+            status, content = asyncio.run(asyncio.wait_for(self._exchange(address, body), seconds))
+        except TimeoutError as error:
+            raise Busy(f"{address}: ReadTimeout: there was no whole answer within {seconds:g} s") from error
         except httpx.TransportError as error:
             raise Busy(f"{address}: {type(error).__name__}: {error}") from error
-        if response.status_code != httpx.codes.OK:
-            kind = Busy if response.status_code in (408, 429) or response.status_code >= 500 else JudgeError
-            raise kind(f"{address} answered {response.status_code}: {response.text[:200]}")
+        said = self._safe(content.decode("utf-8", "replace"))
+        if status != httpx.codes.OK:
+            kind = Busy if status in (408, 429) or status >= 500 else JudgeError
+            raise kind(f"{address} answered {status}: {said}")
         try:
-            reply = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise JudgeError(f"{address} answered no chat completion: {response.text[:200]}") from error
+            reply = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise JudgeError(f"{address} answered no chat completion: {said}") from error
         if not isinstance(reply, str):
-            raise JudgeError(f"{address} answered no text, but {reply!r}")
+            raise JudgeError(f"{address} answered no text, but {self._safe(repr(reply))}")
         return reply
+
+    async def _exchange(self, address: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """One request: the status and what was answered, which is neither packed nor without an end."""
+        headers = {"Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        async with (
+            httpx.AsyncClient(timeout=self._spec.request_timeout, verify=self._tls) as client,
+            client.stream("POST", address, headers=headers, json=body) as response,
+        ):
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise JudgeError(f"{address} answered something packed, which it was not asked for")
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > ANSWER:
+                    raise JudgeError(f"{address} answered more than {ANSWER} bytes")
+            return response.status_code, bytes(content)
+
+    def _safe(self, said: str) -> str:
+        """What the server said, without the key it may have repeated."""
+        return (said.replace(self._key, "(the key)") if self._key else said)[:200]
 
 
 def data_url(image: Tensor) -> str:

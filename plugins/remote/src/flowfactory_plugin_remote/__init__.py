@@ -17,13 +17,20 @@ class RemoteSpec:
 
     url: str = key("Address of the server, e.g. `http://127.0.0.1:8399`.", pattern=r"https?://\S+")
     reward: str = key("The reward's label on the server.", min_length=1)
-    token_variable: str = key("Environment variable that holds the server's token.", default=TOKEN_VARIABLE)
+    token_variable: str = key(
+        "Environment variable that holds the server's token. Another one than the default is sent only to the "
+        "addresses that a variable of the same name and `_URL` lists.",
+        default=TOKEN_VARIABLE,
+        pattern="[A-Za-z_][A-Za-z0-9_]*",
+    )
     encoding: Literal["png", "float32"] = key(
         "How media travel: as PNG, rounded to 8 bits, or exactly, in about ten times as many bytes.", default="png"
     )
-    request_timeout: float = key("Seconds one request may take.", default=120.0, gt=0)
-    attempts: int = key("How often a request is made before it counts as failed.", default=4, ge=1)
-    pause: float = key("Seconds before the second attempt; doubled before each further one.", default=0.5, ge=0)
+    request_timeout: float = key("Seconds one request may take.", default=120.0, gt=0, le=3600)
+    attempts: int = key("How often a request is made before it counts as failed.", default=4, ge=1, le=100)
+    pause: float = key(
+        "Seconds before the second attempt; doubled before each further one, up to a minute.", default=0.5, ge=0, le=600
+    )
 
 
 @hookimpl

@@ -1,17 +1,25 @@
-"""Rewards that a server computes; see `wire` for what is sent."""
+"""Rewards that a server computes; see `wire` for what is sent.
+
+The server may be slow, broken or hostile: a request has an end, an answer has a size, and both are checked.
+"""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import httpx
 import torch
-from flowfactory import GroupReward, Reward, Sample, Score, Shared, retried
+from flowfactory import GroupReward, Reward, Sample, Score, Shared, retried, secret
 
 from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.wire import pack
+
+ANSWER = 4 << 20
+"""Most bytes of an answer."""
+BUSY = (429, 502, 503, 504)
 
 
 class RemoteError(RuntimeError):
@@ -53,13 +61,15 @@ class RemoteGroup(GroupReward):
 
 
 class Server:
-    """The server that `spec` names; safe to use from several threads."""
+    """The server that `spec` names; safe to use from several threads.
+
+    Raises:
+        SecretError: the token may not go there, or is none.
+    """
 
     def __init__(self, spec: RemoteSpec) -> None:
-        self._spec = spec
-        token = os.environ.get(spec.token_variable)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=spec.url, headers=headers, timeout=spec.request_timeout)
+        self._spec, self._token = spec, secret(spec.token_variable, spec.url)
+        self._tls = httpx.create_ssl_context()
 
     def check(self, group: bool) -> None:
         """See that the server is up and has the reward.
@@ -67,12 +77,16 @@ class Server:
         Raises:
             RemoteError: it is not or has not, or the reward is of the other kind.
         """
-        rewards = self._request("GET", "/health")["rewards"]
-        name = self._spec.reward
+        rewards, name = self._request("GET", "/health").get("rewards"), self._spec.reward
+        if not isinstance(rewards, dict):
+            raise RemoteError(f"{self._spec.url} does not say which rewards it serves")
         if name not in rewards:
-            raise RemoteError(f"{self._spec.url} serves no reward {name!r}, but {', '.join(sorted(rewards))}")
-        if rewards[name]["group"] != group:
-            right = "remote-group" if rewards[name]["group"] else "remote"
+            raise RemoteError(f"{self._spec.url} serves no reward {name!r}, but {', '.join(sorted(rewards))[:200]}")
+        served = rewards[name]
+        if not isinstance(served, dict) or not isinstance(served.get("group"), bool):
+            raise RemoteError(f"{self._spec.url} does not say of which kind its reward {name!r} is")
+        if served["group"] != group:
+            right = "remote-group" if served["group"] else "remote"
             raise RemoteError(f'reward {name!r} of {self._spec.url} needs name = "{right}" in its table')
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
@@ -82,7 +96,9 @@ class Server:
             RemoteError: after the last attempt.
         """
         answer = self._request("POST", f"/score/{self._spec.reward}", pack(samples, self._spec.encoding))
-        scores: list[Score] = answer["scores"]
+        scores: Any = answer.get("scores")
+        if not isinstance(scores, list) or len(scores) != len(samples):
+            raise RemoteError(f"{self._spec.url} answered no list of {len(samples)} scores, but {str(scores)[:200]}")
         return scores
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
@@ -91,20 +107,51 @@ class Server:
         )
 
     def _once(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        address = self._spec.url + path
+        address, seconds = self._spec.url.rstrip("/") + path, self._spec.request_timeout
         try:
-            response = self._client.request(method, path, content=body)
+            status, content = asyncio.run(asyncio.wait_for(self._exchange(method, address, body), seconds))
+        except TimeoutError as error:
+            raise Unavailable(f"{address}: ReadTimeout: there was no whole answer within {seconds:g} s") from error
         except httpx.TransportError as error:
             raise Unavailable(f"{address}: {type(error).__name__}: {error}") from error
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if response.status_code != httpx.codes.OK:
-            why = answer["error"] if isinstance(answer, dict) and "error" in answer else response.text[:200]
-            kind = Unavailable if response.status_code in (429, 502, 503, 504) else RemoteError
-            raise kind(f"{address} answered {response.status_code}: {why}")
-        wanted, kind_wanted = ("rewards", dict) if body is None else ("scores", list)
-        if not isinstance(answer, dict) or not isinstance(answer.get(wanted), kind_wanted):
-            raise RemoteError(f"{address} answered {response.text[:200]!r}")
+        except httpx.InvalidURL as error:
+            raise RemoteError(f"{address}: {error}") from error
+        answer = _parsed(content)
+        if status != httpx.codes.OK:
+            why = answer["error"] if "error" in answer else content[:200].decode("utf-8", "replace")
+            raise (Unavailable if status in BUSY else RemoteError)(f"{address} answered {status}: {self._safe(why)}")
+        if not answer:
+            raise RemoteError(f"{address} answered {self._safe(content[:200].decode('utf-8', 'replace'))!r}")
         return answer
+
+    async def _exchange(self, method: str, address: str, body: bytes | None) -> tuple[int, bytes]:
+        """One request: the status and what was answered."""
+        headers = {"Accept-Encoding": "identity"}  # a few packed bytes can be many
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        async with (
+            httpx.AsyncClient(timeout=self._spec.request_timeout, verify=self._tls) as client,
+            client.stream(method, address, headers=headers, content=body) as response,
+        ):
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise RemoteError(f"{address} answered something packed, which it was not asked for")
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > ANSWER:
+                    raise RemoteError(f"{address} answered more than {ANSWER} bytes")
+            return response.status_code, bytes(content)
+
+    def _safe(self, said: object) -> str:
+        """What a server said, without the token it may have repeated."""
+        text = str(said)
+        return (text.replace(self._token, "(the token)") if self._token else text)[:200]
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """An answer, empty where it is no JSON object."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ from torch import Tensor
 
 Encoding = Literal["png", "float32"]
 
-PIXELS = 64 * 1024 * 1024
-"""Most pixels of one image; a small PNG can claim to be huge."""
+PIXELS = 128_000_000
+"""Most pixels of one request, where nobody says otherwise: small PNGs can claim to be huge. Each takes 12 bytes."""
 _LENGTH = 8
 """Bytes at the start of a safetensors file that say how long its header is."""
 
@@ -56,15 +57,19 @@ def pack(samples: Sequence[Sample], encoding: Encoding) -> bytes:
     return save(tensors, {"samples": json.dumps(records), "encoding": encoding})
 
 
-def unpack(body: bytes) -> list[Sample]:
+def unpack(body: bytes, max_pixels: int | None = None) -> list[Sample]:
     """The samples that `pack` made into bytes.
 
+    Args:
+        max_pixels: of all images and frames together, `PIXELS` when absent; counted before any is decoded.
+
     Raises:
-        WireError: the bytes are something else, or an image in them is broken or too large.
+        WireError: the bytes are something else, or an image in them is broken, or there are too many pixels.
     """
     try:
         header = json.loads(body[_LENGTH : _LENGTH + int.from_bytes(body[:_LENGTH], "little")])["__metadata__"]
         tensors, records = load(body), json.loads(header["samples"])
+        _count(tensors, PIXELS if max_pixels is None else max_pixels)
         return [_sample(tensors, i, record, header["encoding"]) for i, record in enumerate(records)]
     except WireError:
         raise
@@ -95,15 +100,40 @@ def _png(frame: Tensor) -> Tensor:
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
+def _count(tensors: Mapping[str, Tensor], most: int) -> None:
+    """See how many pixels there are, or will be."""
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float32:
+            height, width = tensor.numel() // 3, 1
+        else:
+            height, width = _size(tensor, name)
+        total += height * width
+        if total > most:
+            what = f"with image {name} of {height} x {width} pixels they are {total} together"
+            raise WireError(f"{what}; {most} are allowed")
+
+
+def _size(data: Tensor, name: str) -> tuple[int, int]:
+    """Height and width that a PNG claims."""
+    try:
+        with _opened(data) as picture:
+            return picture.height, picture.width
+    except Exception as error:  # Pillow raises many kinds on broken files
+        raise WireError(f"image {name} is malformed: {error}") from error
+
+
+def _opened(data: Tensor) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+        return Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"])
+
+
 def _image(data: Tensor, number: int) -> Tensor:
     """An image `(3, H, W)` float32 in [0, 1] from the bytes of a PNG."""
     try:
-        with Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"]) as picture:
-            if picture.width * picture.height > PIXELS:
-                raise WireError(f"an image of sample {number} has {picture.width} x {picture.height} pixels")
+        with _opened(data) as picture:
             array = np.asarray(picture.convert("RGB"))
-    except WireError:
-        raise
     except Exception as error:  # Pillow raises many kinds on broken files
         raise WireError(f"an image of sample {number} is malformed: {error}") from error
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flowfactory import Row, Sample
-from flowfactory import main
+from flowfactory import Row, Sample, main
 from flowfactory.testing import conformance
 
 from {{ cookiecutter.__module }} import {{ cookiecutter.__class }}Spec

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowfactory import Needs
-from flowfactory import main
+from flowfactory import Needs, main
 from flowfactory.testing import conformance
 
 from {{ cookiecutter.__module }} import {{ cookiecutter.__class }}Spec

@@ -12,7 +12,7 @@ from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import DONE, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.errors import BAD_SPEC, RunError, SpecError, shown
-from flowfactory.plan import launch
+from flowfactory.plan import faults, launch
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
 from flowfactory.runs import environment
@@ -38,7 +38,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
     for spec in specs:
         registry = new_registry(ui, entries)
         try:
-            make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
+            faults.refuse(make_plan(load_spec(spec, registry, sets, unsets), registry.versions()).spec)
         except SpecError as error:
             code = max(code, error.code)
             found += [problem.as_json() for problem in error.problems]
@@ -61,7 +61,8 @@ def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], process
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
     made = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), launch.world_size() or processes)
-    needed = estimate(made.spec, made.world)
+    faults.refuse(made.spec)
+    needed = estimate(made.spec, made.world, fetch=True)
     if as_json:
         ui.json(made.as_json() | {"memory": needed.as_json()})
         return

@@ -14,6 +14,7 @@ from typing import Literal
 import click
 
 from flowfactory.cli import completion, launcher
+from flowfactory.cli.leaving import prints_to_stderr
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     DONE,
@@ -24,10 +25,11 @@ from flowfactory.cli.verbs.options import (
     new_registry,
     with_changes,
 )
+from flowfactory.contracts.key import Precision
 from flowfactory.discovery.components import Components, components
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import FAILED, PluginError, RunError, SpecError, shown
-from flowfactory.plan import launch
+from flowfactory.plan import faults, launch
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan, make_plan
 from flowfactory.runs import archive, environment, resumption
 from flowfactory.runs.files import writing
@@ -48,10 +50,12 @@ def run(
     ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
 ) -> int:
     """Train as SPEC says, into a new folder under --runs."""
+    spec, runs = spec.absolute(), runs.absolute()  # plugins may go elsewhere
     world = launch.world_size()
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions(), world or processes)
-    folder = folder or free_folder(runs, plan.spec.run.name)
+    faults.refuse(plan.spec)
+    folder = folder.absolute() if folder else free_folder(runs, plan.spec.run.name)
     if archive.checkpoints(folder / archive.CHECKPOINTS):
         what = f"{shown(folder)} has checkpoints of a run"
         raise click.UsageError(f"{what}; go on with: flowfactory resume {shown(folder)}, or choose another --folder")
@@ -72,6 +76,7 @@ def run(
 @click.pass_obj
 def resume(ui: Ui, run: Path, processes: int) -> int:
     """Go on with the run in folder RUN from its last checkpoint."""
+    run = run.absolute()
     if not (run / PLAN_FILE).is_file():
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
     world = launch.world_size()
@@ -79,6 +84,7 @@ def resume(ui: Ui, run: Path, processes: int) -> int:
     plan = make_plan(load_spec(run / SPEC_FILE, registry), registry.versions(), world or processes)
     if changed := resumption.changes(run, plan):
         raise click.UsageError(changed)
+    faults.refuse(plan.spec)
     if world is None and processes > 1:
         return launcher.launch(processes, ["resume", str(run)])
     return train(ui, plan, registry, run, resume=True)
@@ -110,6 +116,12 @@ def _epoch(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
+@click.option(
+    "--dtype",
+    type=click.Choice(("fp32", "bf16", "fp16")),
+    help="Number format to write; when absent fp32 for LoRA, the run's precision for a whole pipeline.",
+)
+@click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
 @as_json
 @click.pass_obj
 def export(
@@ -119,18 +131,22 @@ def export(
     epoch: int | Literal["best"] | None,
     weights: str | None,
     to: Path | None,
+    dtype: Precision | None,
+    base: str | None,
     as_json: bool,
 ) -> int:
     """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
+    run, to = run.absolute(), to.absolute() if to else None
     if not (run / PLAN_FILE).is_file():
         raise click.UsageError(f"{shown(run)} is not the folder of a run: it has no {PLAN_FILE}")
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.export.export import export as write
     registry = new_registry(ui)
-    spec = load_spec(run / SPEC_FILE, registry)
+    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
+    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
     model, source = registry.target("adapters", spec.model.name), registry.find("adapters", spec.model.name).source
-    done = write(run, spec, model, source, ui, form, epoch, weights, to)
+    done = write(run, spec, model, source, ui, form, epoch, weights, to, dtype)
     if as_json:
         ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
     else:
@@ -159,10 +175,12 @@ def bench_spec(
     """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets), registry.versions())
+    faults.refuse(plan.spec)
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.training.bench import bench
-    measured = bench(plan, resolved(plan.spec, registry), ui, warmup, epochs, baseline)
+    with prints_to_stderr():
+        measured = bench(plan, resolved(plan.spec, registry), ui, warmup, epochs, baseline)
     if as_json:
         ui.json(measured.as_json())
         return DONE
@@ -180,9 +198,10 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             from flowfactory.processes.stop import Stopped
             from flowfactory.training import loop
         try:
-            loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
+            with prints_to_stderr():
+                loop.run(plan, resolved(plan.spec, registry), folder, ui, resume=resume)
         except Stopped as stopped:
-            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {folder}")
+            ui.say(f"stopped by {stopped}; go on with: flowfactory resume {shown(folder)}")
             return TERMINATED if stopped.outcome == "terminated" else INTERRUPTED
         except PeerLost as lost:
             return lost.code
@@ -194,7 +213,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
             raise
         except Exception:
             log.debug("the run failed", exc_info=True)
-            what = f"{traceback.format_exc()}the run failed; this is in {folder / LOG_FILE} too"
+            what = f"{traceback.format_exc()}the run failed; this is in {shown(folder / LOG_FILE)} too"
             ui.error("\n".join([what, *resumption.way_on(folder)]))
             return FAILED
         if launch.rank() == 0:

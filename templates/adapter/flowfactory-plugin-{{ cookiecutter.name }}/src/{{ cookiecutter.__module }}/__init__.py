@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from flowfactory import Provides, hookimpl
-from flowfactory import PipelineSpec
+from flowfactory import PipelineSpec, Provides, hookimpl
 
 SUMMARY = {{ cookiecutter.summary | jsonify }}
 TARGET = "{{ cookiecutter.__module }}.adapter:{{ cookiecutter.__class }}"

@@ -1,4 +1,4 @@
-"""The sampling dynamics against their authors' numbers and against the mathematics they claim."""
+"""The stochastic schedulers against their authors' numbers and against the mathematics they claim."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_ode_equals_the_authors(case: Case) -> None:
     assert not isinstance(scheduler, StochasticScheduler)
 
 
-# --- what each dynamics claims -------------------------------------------------------------------------------------
+# --- what each scheduler claims ------------------------------------------------------------------------------------
 
 
 @given(eta=st.floats(0.05, 2.0), shift=st.floats(0.5, 8.0), steps=st.integers(2, 50))

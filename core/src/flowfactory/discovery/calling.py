@@ -1,0 +1,191 @@
+"""Calling other people's code: what it changes of what the whole process shares is put back. Imports no torch.
+
+Rewards are asked in threads of their own while samples are made, and observers are told in between. Neither may decide
+where a run writes, what its other parts read from the environment, how torch computes for them, or when it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock, local
+from typing import Any
+
+import attrs
+
+from flowfactory.errors import harmless
+
+log = logging.getLogger("flowfactory")
+
+
+class Meddled(Exception):
+    """Foreign code changed how torch computes for everybody; it is as it was again."""
+
+
+@contextmanager
+def calling(who: str) -> Iterator[None]:
+    """Run foreign code. What it changes that everybody shares is put back at the end, however it ends.
+
+    Its `os._exit` is `sys.exit` there, so that it cannot end the process without a word.
+
+    Args:
+        who: as messages name it.
+
+    Raises:
+        Meddled: it changed how torch computes; what others computed meanwhile may be wrong.
+    """
+    outer, _thread.before, _thread.process = _before(), {}, os.getpid()
+    own = {name: setting.read() for name, setting in _thread_settings().items()}
+    _shared.enter()
+    try:
+        yield
+    finally:
+        noted, _thread.before = _thread.before, outer
+        for name in _put_back(noted):
+            if (who, name) not in _told:
+                log.warning("%s changed %s, which everybody shares; it is as it was again", who, name)
+            _told.add((who, name))
+        changed = [*_shared.leave(), *_differences(_thread_settings(), own)]
+    if changed:
+        raise Meddled(f"{who} changed {' and '.join(changed)}, by which everybody computes")
+
+
+def said(error: BaseException) -> str:
+    """An exception in words that can be shown, whatever it holds."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be had)"
+    return harmless(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+# --- how torch computes ----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Setting:
+    """Something that is shared."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+
+def _process_settings() -> Mapping[str, Setting]:
+    """What the whole process shares and computes by; nothing while torch is not there."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    flags = {"mkldnn": ("enabled",), "cudnn": ("enabled", "benchmark", "deterministic", "allow_tf32")}
+    return {
+        "torch's default dtype": Setting(torch.get_default_dtype, torch.set_default_dtype),
+        "whether torch is deterministic": Setting(
+            torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms
+        ),
+        "the precision of matrix products": Setting(
+            torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        ),
+        **{
+            f"torch.backends.{part}.{name}": _attribute(vars(torch.backends)[part], name)
+            for part, names in flags.items()
+            for name in names
+        },
+    }
+
+
+def _thread_settings() -> Mapping[str, Setting]:
+    """What belongs to the thread, which may be that of the run itself."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "the number of torch's threads": Setting(torch.get_num_threads, torch.set_num_threads),
+        "torch's default device": Setting(
+            torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)
+        ),
+        "whether gradients are recorded": Setting(torch.is_grad_enabled, torch.set_grad_enabled),
+    }
+
+
+def _attribute(owner: Any, name: str) -> Setting:
+    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+def _differences(settings: Mapping[str, Setting], before: Mapping[str, Any]) -> list[str]:
+    """Which settings are other ones than before; they are put back."""
+    changed = [name for name in before if settings[name].read() != before[name]]
+    for name in changed:
+        settings[name].write(before[name])
+    return changed
+
+
+class _Shared:
+    """The process's settings as they were before any foreign code began that is still under way."""
+
+    def __init__(self) -> None:
+        self._lock, self._calls, self._before = Lock(), 0, dict[str, Any]()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._calls == 0:
+                self._before = {name: setting.read() for name, setting in _process_settings().items()}
+            self._calls += 1
+
+    def leave(self) -> list[str]:
+        with self._lock:
+            self._calls -= 1
+            return _differences(_process_settings(), self._before)
+
+
+_shared = _Shared()
+
+# --- the current folder, the environment, the end of the process ------------------------------------------------------
+
+_thread, _told = local(), set[tuple[str, str]]()
+_end = os._exit
+
+
+def _before() -> dict[bytes | None, Any] | None:
+    """What foreign code in this thread has changed so far: variables and, by `None`, the folder; `None` elsewhere."""
+    found: dict[bytes | None, Any] | None = vars(_thread).get("before")
+    return found
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    """Python tells of each change before it is made, in the thread that makes it."""
+    if event not in ("os.chdir", "os.putenv", "os.unsetenv"):
+        return
+    before = _before()
+    if before is not None and event == "os.chdir":
+        before.setdefault(None, os.getcwd())
+    elif before is not None:
+        before.setdefault(arguments[0], os.environb.get(arguments[0]))
+
+
+def _put_back(noted: Mapping[bytes | None, Any]) -> list[str]:
+    """Undo what was noted, and say what it was."""
+    changed = []
+    for name, value in noted.items():
+        if name is None:
+            os.chdir(value)
+            changed.append("the current folder")
+        elif os.environb.get(name) != value:
+            changed.append(f"the environment variable {harmless(os.fsdecode(name))}")
+            if value is None:
+                del os.environb[name]
+            else:
+                os.environb[name] = value
+    return changed
+
+
+def _exit(status: int) -> None:
+    """`os._exit`, but in foreign code `sys.exit`; what it has forked may end as it likes."""
+    if _before() is not None and os.getpid() == _thread.process:
+        raise SystemExit(f"os._exit({status})")
+    _end(status)
+
+
+os._exit = _exit  # type: ignore[assignment]
+sys.addaudithook(_note)

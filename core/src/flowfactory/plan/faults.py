@@ -1,0 +1,168 @@
+"""What can be seen to be wrong with a model's files before they are read: absent, cut, pointers, of other variants."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowfactory.builtin import PipelineSpec
+from flowfactory.errors import Problem, SpecError
+from flowfactory.plan import headers
+from flowfactory.plan.checkpoint import FILE, INDEX, Folder, Part, on_disk
+from flowfactory.spec.tables import Full, Spec
+
+LIBRARIES = {"quanto": "optimum.quanto"}
+"""What reads weights in fewer bits, by the `quant_method` of a config, where it is called otherwise."""
+
+Fault = tuple[str, str]
+"""What is wrong, and what to do about it."""
+
+
+def refuse(spec: Spec) -> None:
+    """Look at a model's files, which takes no network and no torch.
+
+    Raises:
+        SpecError: with everything that is wrong with them.
+    """
+    own = spec.model.spec
+    if isinstance(own, PipelineSpec) and (found := [*_file_faults(own), *_path_faults(spec, own)]):
+        raise SpecError([Problem("checkpoint", f"[model] {what}", None, hint) for what, hint in found])
+
+
+def _path_faults(spec: Spec, own: PipelineSpec) -> Iterator[Fault]:
+    if not Path(own.path).is_absolute() and (wrong := [*_id_faults(own.path)]):
+        yield from wrong
+    elif Path(own.path).is_file():
+        hint = "set [model] path to the pipeline's folder or hub id, and [model] single_file to this file"
+        yield f"path {own.path} is one file, and a pipeline has several models", hint
+    elif folder := on_disk(own):
+        found = [*_folder_faults(own, folder)] if Path(own.path).is_absolute() else []
+        yield from found or _precision_faults(spec, own, folder)
+
+
+def _id_faults(name: str) -> Iterator[Fault]:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        yield f"path `{name}` is neither a folder here nor the id of a model on the hub: {error}", ""
+
+
+def _file_faults(own: PipelineSpec) -> Iterator[Fault]:
+    if own.single_file is None:
+        return
+    file = Path(own.single_file)
+    if file.suffix not in (".safetensors", ".gguf"):
+        yield f"single_file {file} is neither a .safetensors nor a .gguf file", ""
+        return
+    try:
+        headers.weights(file)
+    except (ValueError, OSError) as error:
+        yield f"single_file {file} {error}", ""
+    if file.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
+        yield f"single_file {file} is read by gguf, which is not installed", 'pip install "flowfactory[gguf]"'
+
+
+def _folder_faults(own: PipelineSpec, folder: Folder) -> Iterator[Fault]:
+    path = own.path
+    if INDEX not in folder.names:
+        yield f"path {path} is no diffusers pipeline: it has no {INDEX}", ""
+        return
+    try:
+        models, table = folder.models(), folder.table(INDEX)
+    except (ValueError, OSError) as error:
+        yield f"path {path}: {INDEX} {error}", ""
+        return
+    for name, what in table.items():
+        if isinstance(what, list) and what[-1] and not any(file.startswith(f"{name}/") for file in folder.names):
+            yield (
+                f"path {path} lacks its part `{name}`: {INDEX} names it, and there is no such folder, or nothing in it",
+                "",
+            )
+            models = [model for model in models if model != name]
+    variants = {name: _variants(folder, name) for name in models}
+    if own.variant and not any(own.variant in found for found in variants.values()):
+        there = sorted({v for found in variants.values() for v in found if v})
+        yield f"variant `{own.variant}` is of no part of {path}; there is {', '.join(there) or 'none'}", ""
+        return
+    for name in models:
+        if own.single_file and own.trains(name):
+            continue
+        yield from _model_faults(own, folder, name, variants[name])
+
+
+def _variants(folder: Folder, model: str) -> set[str | None]:
+    """The variants that a model has; `None` among them is the one without a name."""
+    matches = [FILE.fullmatch(name.partition("/")[2]) for name in folder.names if name.startswith(f"{model}/")]
+    return {match["variant"] or match["late"] for match in matches if match}
+
+
+def _model_faults(own: PipelineSpec, folder: Folder, name: str, variants: set[str | None]) -> Iterator[Fault]:
+    path = own.path
+    if not variants:
+        yield f"path {path} has no weights for its part `{name}`", ""
+    elif None not in variants and own.variant not in variants:
+        there = sorted(v for v in variants if v)
+        what = f"path {path} has weights of its part `{name}` as the variant {' and '.join(there)} only"
+        yield what, f'set [model] variant = "{there[0]}"'
+    read = folder.files(name, own.variant)
+    for index in [n for n in folder.names if n.startswith(f"{name}/") and ".safetensors.index" in n]:
+        if index.endswith(f".index.{own.variant}.json" if own.variant in variants - {None} else ".index.json"):
+            yield from _shard_faults(path, folder, name, index)
+    for file in [f"{name}/config.json", *read]:
+        try:
+            if file.endswith(".json"):
+                if file not in folder.names:
+                    raise ValueError("is missing")
+                folder.table(file)
+            else:
+                folder.weights(file)
+        except (ValueError, OSError) as error:
+            yield f"path {path}: {file} {error}", ""
+
+
+def _shard_faults(path: str, folder: Folder, name: str, index: str) -> Iterator[Fault]:
+    try:
+        wanted = sorted(set(folder.table(index)["weight_map"].values()))
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+        yield f"path {path}: {index} is no index of shards: {error}", ""
+        return
+    if missing := [shard for shard in wanted if f"{name}/{shard}" not in folder.names]:
+        what = f"{', '.join(missing[:3])} of {len(wanted)} files that {index} names"
+        yield f"path {path}: its part `{name}` lacks {what}", ""
+
+
+def _precision_faults(spec: Spec, own: PipelineSpec, folder: Folder) -> Iterator[Fault]:
+    """Networks that come in fewer bits, with keys that cannot go together with that."""
+    try:
+        tables = {n: folder.table(f"{n}/config.json") for n in folder.models() if f"{n}/config.json" in folder.names}
+    except (ValueError, OSError):
+        return
+    for name, config in tables.items():
+        method = _method(own, name, config)
+        if not method:
+            continue
+        library = LIBRARIES.get(method, method.replace("-", "_"))
+        if importlib.util.find_spec(library.partition(".")[0]) is None:
+            yield f"path {own.path}: {name} is read by {library}, which is not installed", f"pip install {library}"
+        if not own.trains(name):
+            continue
+        clashes = {
+            "[full] trains every weight": isinstance(spec.tuning, Full),
+            f'quantize = "{own.quantize}" would round it again': own.quantize is not None,
+            "[memory] shard cannot divide it": spec.memory.shard,
+        }
+        for clash, holds in clashes.items():
+            if holds:
+                yield f"path {own.path}: {name} is stored in fewer bits by {method}, and {clash}", "leave that out"
+
+
+def _method(own: PipelineSpec, name: str, config: Mapping[str, Any]) -> str:
+    """By what a model's weights are stored in fewer bits; empty if they are not."""
+    if own.single_file and own.trains(name):
+        return "gguf" if own.single_file.endswith(".gguf") else ""
+    return Part({}, config).quantized

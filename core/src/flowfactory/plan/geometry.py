@@ -1,0 +1,114 @@
+"""Sizes of a transformer at work, from the configs of a checkpoint, as diffusers names them. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from flowfactory.builtin import PipelineSpec
+from flowfactory.plan.checkpoint import Part
+from flowfactory.spec.tables import Spec
+
+TEXT = 512
+"""Text tokens of a prompt, where the spec does not say."""
+
+
+LAYERS = (
+    *("num_layers", "num_single_layers", "n_layers", "num_mmdit_layers", "num_single_dit_layers", "depth"),
+    *("num_refiner_layers", "n_refiner_layers", "num_visual_blocks", "num_text_blocks", "num_decoder_layers"),
+)
+WIDTHS = ("hidden_size", "dim", "model_dim")
+CAPTIONS = (
+    *("joint_attention_dim", "text_dim", "caption_channels", "cap_feat_dim", "text_embed_dim", "text_hidden_dim"),
+    *("context_in_dim", "in_text_dim", "cross_attention_dim"),
+)
+BESIDE = ("cross_attention_dim", "text_dim", "in_text_dim", "crossattn_proj_in_channels")
+"""Names in the configs of diffusers' networks: how many layers there are, how wide they are, how wide text is when it
+comes, and those of networks in which text does not pass through the layers but is looked at from them."""
+
+
+@attrs.frozen
+class Geometry:
+    """Sizes of a transformer at work.
+
+    tokens: of one sample; text's among them where it passes through the same layers. elements: of one latent.
+    caption: numbers a prompt is encoded to.
+    """
+
+    layers: int
+    width: int
+    tokens: int
+    elements: int
+    caption: int
+    embeds_guidance: bool
+
+
+def geometry(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
+    """Sizes, as diffusers' configs name them.
+
+    Raises:
+        KeyError, TypeError: a config has no such name, or something else by it.
+    """
+    network = next(part.config for name, part in parts.items() if spec.model.spec.trains(name))
+    vae, size, own = parts["vae"].config, spec.sampling.size, spec.model.spec
+    scale, slower = _scales(vae)
+    channels = _first(vae, "latent_channels", "z_dim")
+    time, side = _patch(network)
+    if network.get("in_channels") == 4 * channels and side == 1:
+        side = 2  # the pipeline makes a token of four latent pixels before the network sees them
+    frames = (size.frames - 1) // slower + 1
+    pixels = frames * (size.height // scale) * (size.width // scale)
+    text = (own.max_sequence_length if isinstance(own, PipelineSpec) else None) or TEXT
+    heads, deep = network.get("num_attention_heads"), network.get("attention_head_dim")
+    return Geometry(
+        layers=sum(network.get(name) or 0 for name in LAYERS),
+        width=heads * deep if heads and deep else _first(network, *WIDTHS),
+        tokens=pixels // (time * side * side) + (0 if any(network.get(name) for name in BESIDE) else text),
+        elements=channels * pixels,
+        caption=text * _caption(network),
+        embeds_guidance=bool(network.get("guidance_embeds")),
+    )
+
+
+def _first(config: Mapping[str, Any], *names: str) -> Any:
+    """What the first of several names stands for.
+
+    Raises:
+        KeyError: there is none of them.
+    """
+    return next((config[name] for name in names if config.get(name) is not None), None) or config[names[0]]
+
+
+def _caption(network: Mapping[str, Any]) -> int:
+    """Numbers that one token of a prompt is encoded to; of some models, by several layers or encoders."""
+    width = _first(network, *CAPTIONS)
+    total: int = sum(width) if isinstance(width, list) else width
+    return total * (network.get("num_text_layers") or 1)
+
+
+def _patch(network: Mapping[str, Any]) -> tuple[int, int]:
+    """Of what a token is made: frames, and rows or columns, of latents."""
+    patch = network.get("patch_size") or network.get("all_patch_size") or 1
+    slow = network.get("patch_size_t") or network.get("all_f_patch_size") or 1
+    time, *_, side = (slow, patch) if isinstance(patch, int) else (slow, *patch) if len(patch) == 1 else patch
+    return (time[0] if isinstance(time, list | tuple) else time), side
+
+
+def _scales(vae: Mapping[str, Any]) -> tuple[int, int]:
+    """How many pixels, and how many frames, a latent one stands for."""
+    halved = len(vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0]) - 1
+    slowed = 0
+    if (doubled := vae.get("temperal_downsample")) is not None:
+        halved, slowed = len(doubled), sum(doubled)
+    elif (scaled := vae.get("spatio_temporal_scaling")) is not None:
+        halved = slowed = sum(scaled)
+        kinds = vae.get("downsample_type") or ()
+        if "spatiotemporal" in kinds:
+            halved, slowed = (sum(word in kind for kind in kinds) for word in ("spati", "temporal"))
+    patch = vae.get("patch_size") if vae.get("spatio_temporal_scaling") else None
+    space = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or 2**halved * (patch or 1)
+    time = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 2**slowed
+    return space, math.prod(vae.get("temporal_expansions") or [time])

@@ -1,0 +1,279 @@
+"""Checkpoints as people have them: what is wrong with one is said before anything is loaded, with the part named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from flowfactory.cli.main import main
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import SpecError
+from flowfactory.models.tiny import stable_diffusion_3
+from flowfactory.plan import checkpoint, faults, headers
+from flowfactory.plan.estimate import estimate
+from flowfactory.spec.structure import load_spec
+from ggufs import gguf_file
+from huggingface_hub import errors
+from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
+from safetensors.torch import load_file, save_file
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    stable_diffusion_3().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(published: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(published, tmp_path / "model"))
+
+
+def what_is_wrong(spec: Path, model: Path, *sets: str) -> str:
+    """What is said of a spec; empty if nothing is."""
+    try:
+        faults.refuse(load_spec(spec, Registry(), (f"model.path={model}", *sets)))
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+def cut(file: Path, share: float) -> None:
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+
+
+def as_variant(model: Path, *parts: str) -> None:
+    for part in parts:
+        for file in (model / part).glob("*.safetensors"):
+            file.rename(file.with_suffix(".fp16.safetensors"))
+
+
+def in_shards(model: Path) -> None:
+    shutil.rmtree(model)
+    stable_diffusion_3().save_pretrained(model, max_shard_size="60KB")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no text encoder": (lambda m: shutil.rmtree(m / "text_encoder_2"), "lacks its part `text_encoder_2`"),
+    "no vae": (lambda m: shutil.rmtree(m / "vae"), "lacks its part `vae`"),
+    "no tokenizer": (lambda m: shutil.rmtree(m / "tokenizer_3"), "lacks its part `tokenizer_3`"),
+    "no weights": (lambda m: (m / WEIGHTS).unlink(), "has no weights for its part `transformer`"),
+    "no config": (lambda m: (m / "vae/config.json").unlink(), "vae/config.json is missing"),
+    "config": (lambda m: (m / "vae/config.json").write_text("[1"), "vae/config.json is no JSON"),
+    "a list": (lambda m: (m / "vae/config.json").write_text("[1]"), "vae/config.json is not a table of JSON"),
+    "a config's pointer": (lambda m: (m / "vae/config.json").write_text(POINTER), "vae/config.json is a pointer of"),
+    "no index": (lambda m: (m / "model_index.json").unlink(), "it has no model_index.json"),
+    "index": (lambda m: (m / "model_index.json").write_text("{"), "model_index.json is no JSON"),
+    "pointer": (lambda m: (m / WEIGHTS).write_text(POINTER), f"{WEIGHTS} is a pointer of git-lfs"),
+    "empty": (lambda m: (m / WEIGHTS).write_text(""), f"{WEIGHTS} is empty"),
+    "cut in its header": (lambda m: cut(m / WEIGHTS, 0.01), f"{WEIGHTS} is cut short"),
+    "cut": (lambda m: cut(m / WEIGHTS, 0.99), f"{WEIGHTS} is cut short: it has "),
+    "noise": (lambda m: (m / WEIGHTS).write_bytes(b"\x08" + bytes(7) + b"x" * 99), "its header is not JSON"),
+    "no header": (lambda m: (m / WEIGHTS).write_bytes(b"\x07" + bytes(7) + b'{"a":1}'), "its header is not one"),
+    "fp16 only": (
+        lambda m: as_variant(m, "transformer", "vae", "text_encoder"),
+        'has weights of its part `transformer` as the variant fp16 only; set [model] variant = "fp16"',
+    ),
+    "a shard": (
+        lambda m: [in_shards(m), next((m / "transformer").glob("*-00002-of-*")).unlink()],
+        "its part `transformer` lacks diffusion_pytorch_model-00002-of-",
+    ),
+    "a shard's index": (
+        lambda m: [in_shards(m), next((m / "transformer").glob("*.index.json")).write_text("{}")],
+        "is no index of shards",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_missing_or_damaged_is_named(name: str, spec: Path, model: Path) -> None:
+    damage, expected = DAMAGE[name]
+    assert what_is_wrong(spec, model) == ""
+    damage(model)
+    assert expected in what_is_wrong(spec, model)
+
+
+def test_check_says_it_and_imports_no_torch(
+    spec: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model / WEIGHTS).write_text(POINTER)
+    monkeypatch.delitem(sys.modules, "torch")
+    for verb in ("check", "plan", "run"):
+        assert main([verb, str(spec), "--set", f"model.path={model}"]) == 2
+        assert f"{WEIGHTS} is a pointer of git-lfs" in capsys.readouterr().err
+    assert "torch" not in sys.modules
+
+
+def test_variants(spec: Path, model: Path) -> None:
+    as_variant(model, "transformer", "vae")
+    assert what_is_wrong(spec, model, "model.variant=fp16") == ""
+    assert "variant `bf16` is of no part of" in what_is_wrong(spec, model, "model.variant=bf16")
+    made = load_spec(spec, Registry(), (f"model.path={model}", "model.variant=fp16", "model.name=diffusers"))
+    assert (estimate(made)["frozen"] or 0) > 0
+
+
+def test_files_of_one_file_checkpoints(spec: Path, model: Path, tmp_path: Path) -> None:
+    single = Path(shutil.copy(model / WEIGHTS, tmp_path / "comfy.safetensors"))
+    assert "is one file, and a pipeline has several models; set [model] path" in what_is_wrong(spec, single)
+    shutil.rmtree(model / "transformer")
+    assert "lacks its part `transformer`" in what_is_wrong(spec, model, f"model.single_file={single}")
+    (model / "transformer").mkdir()
+    (model / "transformer/config.json").write_text("{}")
+    assert what_is_wrong(spec, model, f"model.single_file={single}") == ""
+    cut(single, 0.5)
+    assert "single_file" in (said := what_is_wrong(spec, model, f"model.single_file={single}"))
+    assert "is cut short" in said
+    other = tmp_path / "comfy.ckpt"
+    other.touch()
+    assert "is neither a .safetensors nor a .gguf file" in what_is_wrong(spec, model, f"model.single_file={other}")
+
+
+def test_gguf_is_counted(spec: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = load_file(model / WEIGHTS)
+    file = gguf_file(tmp_path / "tiny.gguf", state)
+    read = headers.weights(file).tensors
+    assert {name: tensor.shape for name, tensor in read.items()} == {n: tuple(t.shape) for n, t in state.items()}
+    weight = read["transformer_blocks.0.attn.to_q.weight"]
+    assert weight.bytes == np.prod(weight.shape) * 34 // 32
+    sets = (f"model.single_file={file}", "model.name=diffusers")
+    whole, small = (load_spec(spec, Registry(), (f"model.path={model}", *s)) for s in ((), sets))
+    assert estimate(whole)["trained"] == estimate(small)["trained"] != 0
+    assert (estimate(small)["frozen"] or 0) < 0.5 * (estimate(whole)["frozen"] or 0)
+    said = what_is_wrong(spec, model, *sets, "model.quantize=nf4")
+    assert 'stored in fewer bits by gguf, and quantize = "nf4" would round it again; leave that out' in said
+    (model / WEIGHTS).unlink()
+    assert estimate(small)["trained"] is None
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert 'pip install "flowfactory[gguf]"' in what_is_wrong(spec, model, sets[0])
+    cut(file, 0.6)
+    with pytest.raises(ValueError, match="cut short"):
+        headers.weights(file)
+
+
+def test_weights_in_fewer_bits_are_counted(tmp_path: Path) -> None:
+    """As bitsandbytes stores them: two to a byte, with the shape as JSON beside them."""
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    name = "blocks.0.attn.to_q.weight"
+    facts = torch.tensor(list(json.dumps({"shape": [64, 32]}).encode()), dtype=torch.uint8)
+    tensors = {
+        name: torch.zeros(1024, 1, dtype=torch.uint8),
+        f"{name}.absmax": torch.zeros(32),
+        f"{name}.quant_state.bitsandbytes__nf4": facts,
+        "blocks.0.attn.to_k.weight": torch.zeros(64, 32, dtype=torch.int8),
+        "blocks.0.attn.to_k.SCB": torch.zeros(64),
+        "norm.weight": torch.zeros(32, dtype=torch.bfloat16),
+    }
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    part = checkpoint.Folder(tmp_path).read("transformer", None)
+    assert part is not None
+    assert part.parameters == 2 * 64 * 32 + 32
+    assert part.bytes(2) == sum(t.nbytes for t in tensors.values())
+    assert part.adapted(()) == [(64, 32)] * 2
+    assert part.quantized == "bitsandbytes"
+
+
+def test_what_does_not_go_together_with_fewer_bits(spec: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model / "transformer/config.json"
+    table = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | table))
+    assert what_is_wrong(spec, model) == ""
+    said = what_is_wrong(spec, model, "model.name=diffusers", "model.quantize=nf4")
+    assert 'transformer is stored in fewer bits by bitsandbytes, and quantize = "nf4" would round it again' in said
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "transformer is read by bitsandbytes, which is not installed" in what_is_wrong(spec, model)
+
+
+# --- the hub ---
+
+
+class FakeHub:
+    """Answers as the hub does, from a folder; `downloads` are the files that were asked for whole."""
+
+    folder: Path
+    failure: Exception | None = None
+    downloads: tuple[str, ...] = ()
+
+    def model_info(self, name: str, revision: str | None = None, timeout: float | None = None) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        siblings = [{"rfilename": n} for n in checkpoint.Folder(self.folder).names]
+        facts = {"id": name, "private": False, "downloads": 0, "likes": 0, "tags": []}
+        return huggingface_hub.ModelInfo(**facts, siblings=siblings)
+
+    def hf_hub_download(self, name: str, file: str, revision: str | None = None) -> str:
+        type(self).downloads += (file,)
+        return str(self.folder / file)
+
+    def parse_safetensors_file_metadata(self, name: str, file: str, revision: str | None = None) -> Any:
+        tensors = {
+            n: TensorInfo(dtype="F32", shape=list(t.shape), data_offsets=(0, t.nbytes))
+            for n, t in load_file(self.folder / file).items()
+        }
+        return SafetensorsFileMetadata(metadata={}, tensors=tensors)
+
+
+@pytest.fixture
+def hub(published: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
+    class Ours(FakeHub):
+        folder = published
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Ours)
+    return Ours
+
+
+def test_a_model_on_the_hub_is_planned_before_its_weights_are_here(
+    spec: Path, published: Path, hub: type[FakeHub]
+) -> None:
+    there = estimate(load_spec(spec, Registry(), ("model.name=diffusers",)), fetch=True)
+    here = estimate(load_spec(spec, Registry(), ("model.name=diffusers", f"model.path={published}")))
+    assert there == here
+    assert here["update"] is not None
+    assert {Path(name).suffix for name in hub.downloads} == {".json"}
+
+
+def refusal(kind: type[Any]) -> Exception:
+    import httpx
+
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    made: Exception = kind("no", response=response)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (errors.GatedRepoError, "is gated: accept its terms at https://huggingface.co/some-org/some-model and log in"),
+        (errors.RepositoryNotFoundError, "is not at https://huggingface.co/some-org/some-model, or is private"),
+        (errors.RevisionNotFoundError, "has no revision 'x' at https://huggingface.co/some-org/some-model"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_at_plan(
+    kind: type[Any], words: str, spec: Path, hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.failure = refusal(kind)
+    assert main(["plan", str(spec), "--set", "model.revision=x"]) == 2
+    assert f"some-org/some-model {words}" in capsys.readouterr().err
+
+
+def test_without_a_connection_the_rest_is_planned(
+    spec: Path, hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.failure = errors.OfflineModeIsEnabled("offline")
+    assert main(["plan", str(spec)]) == 0
+    assert "is not on this disk, and the hub cannot be asked: OfflineModeIsEnabled" in capsys.readouterr().out
