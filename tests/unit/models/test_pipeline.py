@@ -333,8 +333,7 @@ def test_a_fixed_schedule_is_served_at_its_own_number_of_steps(folder):
 @pytest.mark.parametrize("error", [TypeError, AttributeError, IndexError, KeyError, RuntimeError, AssertionError])
 def test_an_error_in_its_code_is_told_with_the_checkpoint_and_the_place(folder, error):
     class Broken(StableDiffusion3Pipeline):
-        @property
-        def joint_attention_kwargs(self):
+        def check_inputs(self, *arguments, **others):
             raise error("of its own")
 
     with pytest.raises(tap.Refused) as said:
