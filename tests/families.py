@@ -38,7 +38,8 @@ class Family:
 
     size: a small one. guidance: for the adapter. arguments: how a user says the same to the pipeline.
     max_sequence_length: for the adapter and the user, where the default would be slow or too short for byte tokens.
-    image: whether rows come with a condition image.
+    trained: which part of the latents that are stepped is trained, if there are others.
+    image: how many condition images a row comes with. shapes: width and height of those of two rows.
     """
 
     make: Callable[[], DiffusionPipeline]
@@ -47,7 +48,17 @@ class Family:
     arguments: dict[str, Any]
     max_sequence_length: int | None = None
     true_cfg: float = 1.0
-    image: bool = False
+    image: int = 0
+    shapes: tuple[tuple[int, int], tuple[int, int]] = ((48, 32), (20, 40))
+    trained: Callable[[torch.Tensor], torch.Tensor] = lambda stepped: stepped
+
+
+@torch.no_grad()
+def loud(network: torch.nn.Module) -> None:
+    """Give weights that begin at zero, as gates do, other values: else whole layers would not be compared."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.normal_(0, 0.1)
 
 
 def chroma() -> DiffusionPipeline:
@@ -330,10 +341,10 @@ IMAGE, VIDEO = Size(32, 48), Size(32, 48, 5)
 FAMILIES = {
     "flux": Family(tiny_flux, IMAGE, 3.5, {"guidance_scale": 3.5}, 32),
     "flux-true-cfg": Family(tiny_flux, IMAGE, 3.5, {"guidance_scale": 3.5, "true_cfg_scale": 4.0}, 32, 4.0),
-    "flux-kontext": Family(flux_kontext, IMAGE, 3.5, {"guidance_scale": 3.5, "max_area": 32 * 48}, 32, image=True),
+    "flux-kontext": Family(flux_kontext, IMAGE, 3.5, {"guidance_scale": 3.5, "max_area": 32 * 48}, 32, image=1),
     "sd3": Family(stable_diffusion_3, IMAGE, 4.5, {"guidance_scale": 4.5}, 32),
     "qwen-image": Family(tiny_qwen_image, IMAGE, 4.0, {"true_cfg_scale": 4.0}),
-    "qwen-image-edit": Family(tiny_qwen_image_edit, IMAGE, 4.0, {"true_cfg_scale": 4.0}, image=True),
+    "qwen-image-edit": Family(tiny_qwen_image_edit, IMAGE, 4.0, {"true_cfg_scale": 4.0}, image=1),
     "wan": Family(tiny_wan, VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
     "wan-2.2": Family(lambda: tiny_wan(2), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
     "wan-ti2v": Family(lambda: tiny_wan(expand_timesteps=True), VIDEO, 5.0, {"guidance_scale": 5.0}, 32),

@@ -35,12 +35,14 @@ def run(pipe: DiffusionPipeline, **arguments: Any) -> Run:
     step = pipe.scheduler.step
 
     def noted(model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any) -> Any:
+        sample = sample.clone()  # some pipelines write the next latents where these are
         stepped = step(model_output, timestep, sample, **kwargs)
         velocities.append(model_output)
         latents.extend([sample, stepped[0]] if not latents else [stepped[0]])
         return stepped
 
     pipe.scheduler.step = noted
+    torch.manual_seed(0)  # for what is drawn without the generator
     try:
         generator = torch.Generator().manual_seed(0)
         (media,) = pipe(**arguments, generator=generator, output_type="pt", return_dict=False)

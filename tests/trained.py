@@ -11,7 +11,7 @@ import attrs
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from families import FAMILIES, Family
+from families import Family
 from flowfactory.cli.ui import Ui
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
@@ -25,6 +25,7 @@ from flowfactory.runs.archive import Origin
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
+from more_families import EVERY
 from oracle import Run
 from oracle import run as run_plainly
 from PIL import Image
@@ -120,7 +121,7 @@ def train(
     folder: Path, name: str, tuning: str = LORA, precision: str = "fp32", targets: str = "", ema: float = 0.9
 ) -> Trained:
     """A run of a family in `folder`, as if it had been trained: random LoRA that matters, or weights that moved."""
-    family = FAMILIES[name]
+    family = EVERY[name]
     torch.manual_seed(0)
     family.make().save_pretrained(folder / "model")
     row = {"prompt": "a cat", "negative_prompt": "blurry"} | ({"image": "picture.png"} if family.image else {})

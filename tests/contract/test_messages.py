@@ -44,6 +44,26 @@ class Case:
 
 
 ONE_BY_ONE = ("sampling.micro_batch=1", "optimizer.micro_batch=1", "memory.shard=true")
+FAR = '''
+
+from flowfactory import AdapterSpec
+
+
+@attrs.frozen(kw_only=True)
+class FarSpec(AdapterSpec):
+    """An adapter that needs what nobody has."""
+
+    def packages(self):
+        return {"far_away": "far-away>=2"}
+
+
+@hookimpl
+def flowfactory_adapters():
+    yield Provides("far", FarSpec, "toy:Far", "Far.")
+
+
+@hookimpl
+def flowfactory_trainers'''
 EVEN = ("    exact: bool", "    even_calls = True\n    exact: bool")
 
 OFFLINE = (
@@ -125,6 +145,14 @@ CASES = (
     Case(
         "quantize",
         edits=(("[lora]\nrank = 4\n", "[full]\n"), ('some-model"\n', 'some-model"\nquantize = "nf4"\n')),
+    ),
+    Case(
+        "package",
+        edits=(
+            ('path = "some-org/some-model"', 'name = "far"\npath = "some-org/some-model"'),
+            ('name = "diffusers"\n', ""),
+        ),
+        toy=("\n\n@hookimpl\ndef flowfactory_trainers", FAR),
     ),
     Case("labels", edits=(('label = "dark"\n', ""),)),
     Case(

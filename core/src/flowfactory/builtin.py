@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import attrs
@@ -10,6 +12,9 @@ import attrs
 from flowfactory.contracts.hooks import Provides, hookimpl
 from flowfactory.contracts.key import Calls, Density, Location, key
 from flowfactory.contracts.specs import AdapterSpec, SchedulerSpec, StochasticSpec
+
+WITH_VIDEOS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
+"""Parts of checkpoints that transformers only reads where torchvision is installed, for their videos."""
 
 Quantization = Literal["int8", "nf4"]
 
@@ -47,6 +52,14 @@ class PipelineSpec(AdapterSpec):
     @property
     def calls(self) -> Calls:
         return "sample"
+
+    def packages(self) -> Mapping[str, str]:
+        wanted = {"bitsandbytes": "flowfactory[bitsandbytes]"} if self.quantize else {}
+        index = Path(self.path) / "model_index.json"
+        parts = json.loads(index.read_text()) if index.is_file() else {}
+        if any(isinstance(part, list) and part[-1] in WITH_VIDEOS for part in parts.values()):
+            wanted["torchvision"] = "flowfactory[vision]"
+        return wanted
 
 
 @attrs.frozen(kw_only=True)

@@ -30,6 +30,7 @@ KINDS = {
     "2.2": (Wan, {"experts": 2}, {"guidance_low": 3.0}),
     "ti2v": (Wan, {"expand_timesteps": True}, {}),
     "i2v-2.1": (WanI2V, {}, {"max_sequence_length": None}),
+    "flf-2.1": (WanI2V, {"last": True}, {"max_sequence_length": None}),
     "i2v-2.2": (WanI2V, {"experts": 2}, {"guidance_low": 3.0}),
 }
 
@@ -59,7 +60,10 @@ def case(request, tmp_path_factory):
         paths = [folder / "wide.png", folder / "tall.png"]
         for path, shape in zip(paths, [(48, 32), (20, 40)], strict=True):
             Image.linear_gradient("L").convert("RGB").resize(shape).save(path)
-        rows = tuple(attrs.evolve(row, images=(path,)) for row, path in zip(rows, paths, strict=True))
+        images = [(path,) for path in paths]
+        if "last" in kind:
+            images = [(paths[0], paths[1]), (paths[1], paths[0])]
+        rows = tuple(attrs.evolve(row, images=own) for row, own in zip(rows, images, strict=True))
     adapter = load(target, target.tiny(folder / "checkpoint", **kind), **keys)
     return Case(adapter, rows, adapter.encode(rows))
 
@@ -80,7 +84,7 @@ def test_equals_the_pipeline(case):
         num_inference_steps=STEPS,
         max_sequence_length=case.adapter.spec.max_sequence_length or 512,
         **({} if low is None else {"guidance_scale_2": low}),
-        **({"image": Image.open(row.images[0])} if row.images else {}),
+        **{name: Image.open(path) for name, path in zip(("image", "last_image"), row.images, strict=False)},
     )
     assert torch.equal(case.adapter.sigmas(STEPS, SIZE), reference.sigmas)
     conditions = {name: tensor[1:] for name, tensor in case.conditions.items()}
@@ -152,3 +156,14 @@ def test_another_length_of_text_is_refused_where_attention_counts_on_it(tmp_path
 def test_ti2v_from_an_image_is_refused(tmp_path):
     with pytest.raises(ValueError, match="it puts the image into what it makes only when it is done"):
         load(WanI2V, WanI2V.tiny(tmp_path, expand_timesteps=True))
+
+
+def test_how_many_images_a_row_needs_is_the_checkpoints(tmp_path):
+    Image.new("RGB", (48, 32)).save(image := tmp_path / "image.png")
+    one, two = (
+        load(WanI2V, WanI2V.tiny(tmp_path / str(last), last=last), max_sequence_length=None) for last in (False, True)
+    )
+    with pytest.raises(ValueError, match="it begins with one image, and the prompt 'a cat' has 2"):
+        one.encode([Row("a cat", images=(image, image))])
+    with pytest.raises(ValueError, match=r"it needs two images, its first frame and its last, .* has 1"):
+        two.encode([Row("a cat", images=(image,))])

@@ -8,11 +8,12 @@ import weakref
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusion3Pipeline
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Row
-from flowfactory.models import tap
+from flowfactory.errors import RunError
+from flowfactory.models import stepping, tap
 from flowfactory.models.pipeline import PipelineAdapter
 from oracle import conditions_of, lora_without_gradient, rollout, run
 from PIL import Image
@@ -227,16 +228,25 @@ class FreshNoise(StableDiffusion3Pipeline):
 
     @property
     def joint_attention_kwargs(self):
+        self.transformer._forward_hooks.clear()
         self.transformer.register_forward_hook(lambda module, inputs, output: (output[0] + self.noise,))
         return None
 
 
+class NeverTheSame(FreshNoise):
+    """Adds noise of which no seed decides."""
+
+    def prepare_latents(self, *arguments):
+        torch.seed()
+        return super().prepare_latents(*arguments)
+
+
 class CountsSteps(StableDiffusion3Pipeline):
-    """Guides less after its first step."""
+    """Guides a little less from step `late` on."""
 
     @property
     def guidance_scale(self):
-        return 1.5 if self.scheduler.step_index else self._guidance_scale
+        return self._guidance_scale - (0.2 if (self.scheduler.step_index or 0) >= self.late else 0)
 
 
 class OwnSampler(StableDiffusion3Pipeline):
@@ -247,8 +257,8 @@ class OwnSampler(StableDiffusion3Pipeline):
         return True
 
 
-def changed(folder, pipeline) -> PipelineAdapter:
-    adapter = load(folder)
+def changed(folder, pipeline, dtype=torch.float32) -> PipelineAdapter:
+    adapter = load(folder, dtype)
     adapter.pipe.__class__ = pipeline
     return adapter
 
@@ -263,7 +273,7 @@ def test_a_pipeline_that_steps_from_elsewhere_is_refused(folder, monkeypatch):
 
     def elsewhere(*arguments):
         outcome = original(*arguments)
-        if isinstance(outcome, tap.Reached):
+        if isinstance(outcome, stepping.Reached):
             outcome.sample = outcome.sample * 2
         return outcome
 
@@ -273,9 +283,20 @@ def test_a_pipeline_that_steps_from_elsewhere_is_refused(folder, monkeypatch):
         adapter.latent_shape(SIZE)
 
 
-def test_a_pipeline_that_counts_its_steps_is_refused(folder):
-    with pytest.raises(ValueError, match="depends on the number of the step"):
-        changed(folder, CountsSteps).latent_shape(SIZE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("late", [1, 5, 9])
+def test_a_pipeline_that_counts_its_steps_is_refused(folder, late, dtype):
+    """Whichever step it changes at, by however little, in every precision; a run without that step is right."""
+    adapter = changed(folder, CountsSteps, dtype)
+    adapter.pipe.late = late
+    with pytest.raises(ValueError, match=r"depends on the number of the step.*at step \d+ of 10 it is"):
+        adapter.sigmas(10, SIZE)
+    assert len(adapter.sigmas(late, SIZE)) == late + 1
+
+
+def test_a_pipeline_that_answers_at_random_is_refused(folder):
+    with pytest.raises(ValueError, match="asked the same twice, its answers are"):
+        changed(folder, NeverTheSame).latent_shape(SIZE)
 
 
 def test_a_pipeline_with_a_sampler_of_its_own_is_refused(folder):
@@ -290,11 +311,95 @@ def test_a_refused_size_stays_refused(folder):
             adapter.latent_shape(SIZE)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("header too large"), KeyError("config"), ValueError("Expecting value")])
-def test_whatever_a_checkpoint_raises_is_told_with_its_path(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise error
+# --- what is unusual, and served or told ----------------------------------------------------------------------------
 
-    monkeypatch.setattr(tap.DiffusionPipeline, "load_config", fail)
-    with pytest.raises(ValueError, match=f"some/model cannot be loaded .*: {type(error).__name__}"):
-        tap.read("some/model", None, torch.float32)
+
+class OwnSchedule(FlowMatchEulerDiscreteScheduler):
+    """Has four noise levels, whatever number is asked for."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
+        super().set_timesteps(sigmas=[1.0, 0.7, 0.4, 0.1], device=device)
+
+
+def test_a_fixed_schedule_is_served_at_its_own_number_of_steps(folder):
+    adapter = load(folder)
+    adapter.pipe.scheduler = OwnSchedule.from_config(adapter.pipe.scheduler.config)
+    assert adapter.latent_shape(SIZE)
+    assert adapter.sigmas(4, SIZE).shape == (5,)
+    with pytest.raises(ValueError, match=r"has 4 steps, however many .*; set \[sampling\] steps to 4, not 6"):
+        adapter.sigmas(6, SIZE)
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, IndexError, KeyError, RuntimeError, AssertionError])
+def test_an_error_in_its_code_is_told_with_the_checkpoint_and_the_place(folder, error):
+    class Broken(StableDiffusion3Pipeline):
+        def check_inputs(self, *arguments, **others):
+            raise error("of its own")
+
+    with pytest.raises(tap.Refused) as said:
+        changed(folder, Broken).sigmas(4, SIZE)
+    assert str(said.value).startswith(f"{folder} (Broken) cannot be trained here: its code fails with {error.__name__}")
+    assert "of its own" in str(said.value)
+    assert "test_pipeline.py, line " in str(said.value)
+    assert isinstance(said.value, RunError)  # no traceback is shown, at whatever time
+    assert isinstance(said.value.__cause__, error)
+
+
+def test_a_full_memory_is_not_a_refusal(folder):
+    class Large(StableDiffusion3Pipeline):
+        @property
+        def joint_attention_kwargs(self):
+            raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        changed(folder, Large).sigmas(4, SIZE)
+
+
+def test_what_its_call_needs_beyond_a_row_is_seen_before_it_is_called(folder):
+    class Posed(StableDiffusion3Pipeline):
+        def __call__(self, prompt, pose_video, face_video, seed=0, **others):
+            raise AssertionError("called")
+
+    pipe = changed(folder, Posed).pipe
+    (reason,) = tap.reasons_against(pipe)
+    assert reason == "its call needs `face_video`, `pose_video`, which rows of data do not have"
+
+
+def test_sound_is_refused_for_what_it_is(folder):
+    class Loud(StableDiffusion3Pipeline):
+        def __call__(self, prompt=None, audio_latents=None):
+            raise AssertionError("called")
+
+    (reason,) = tap.reasons_against(changed(folder, Loud).pipe)
+    assert reason.startswith("it makes sound, too")
+
+
+class OneRow(StableDiffusion3Pipeline):
+    """Takes no lists, as some pipelines do."""
+
+    def check_inputs(self, prompt, *arguments, **others):
+        if isinstance(prompt, list):
+            raise ValueError("lists of prompts are not supported")
+
+
+def test_a_pipeline_that_takes_one_row_is_called_for_each(folder):
+    adapter, plain = changed(folder, OneRow), load(folder)
+    conditions, x = adapter.encode(ROWS), torch.randn(3, *plain.latent_shape(SIZE))
+    assert all(name.endswith((":row", ":none")) for name in conditions if name != "shapes")
+    sigma = torch.tensor([0.9, 0.9, 0.2])
+    found = adapter.velocity(x, sigma, conditions, 4.5, SIZE)
+    expected = plain.velocity(x, sigma, plain.encode(ROWS), 4.5, SIZE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert torch.equal(adapter.decode(x, SIZE)[1:2], adapter.decode(x[1:2], SIZE))
+    cached = load(folder)
+    cached._sample = {name: tensor[:1] for name, tensor in conditions.items()}
+    torch.testing.assert_close(cached.velocity(x, sigma, conditions, 4.5, SIZE), found)
+
+
+def test_another_pipeline_than_expected_is_refused_before_its_weights_are_read(folder, tmp_path):
+    class Flux(PipelineAdapter):
+        pipeline = FluxPipeline
+
+    (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
+    with pytest.raises(ValueError, match="it is no FluxPipeline; the adapter `diffusers` may serve it"):
+        Flux(PipelineSpec(path=str(tmp_path))).load(torch.device("cpu"), torch.float32)

@@ -10,7 +10,7 @@ import torch
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.types import Row
-from flowfactory.models import tap
+from flowfactory.models import reading
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.models.tiny import stable_diffusion_3
 from flowfactory.policy.weights import Weights
@@ -35,15 +35,15 @@ def spec_of(path: Path, variant: str | None = None, single_file: Path | None = N
 
 
 def same(spec: PipelineSpec, published: Path) -> bool:
-    expected, found = load_file(published / FILE), tap.read(spec, torch.float32).transformer.state_dict()
+    expected, found = load_file(published / FILE), reading.read(spec, torch.float32).transformer.state_dict()
     return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_variant(published: Path, tmp_path: Path) -> None:
     stable_diffusion_3().save_pretrained(tmp_path / "model", variant="fp16")
     assert same(spec_of(tmp_path / "model", variant="fp16"), published)
-    with pytest.raises(tap.Unreadable, match="model cannot be read as a diffusers pipeline: "):
-        tap.read(spec_of(tmp_path / "model"), torch.float32)
+    with pytest.raises(reading.Unreadable, match="model cannot be read as a diffusers pipeline: "):
+        reading.read(spec_of(tmp_path / "model"), torch.float32)
 
 
 def test_a_network_in_one_file(published: Path, tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_a_network_in_one_file(published: Path, tmp_path: Path) -> None:
     (model / FILE).unlink()
     assert same(spec_of(model, single_file=file), published)
     (tmp_path / "noise.safetensors").write_bytes(b"noise" * 9)
-    with pytest.raises(tap.Unreadable, match=r"noise.safetensors "):
-        tap.read(spec_of(model, single_file=tmp_path / "noise.safetensors"), torch.float32)
+    with pytest.raises(reading.Unreadable, match=r"noise.safetensors "):
+        reading.read(spec_of(model, single_file=tmp_path / "noise.safetensors"), torch.float32)
 
 
 def test_gguf_is_run_and_its_lora_trained(published: Path, tmp_path: Path) -> None:
@@ -79,4 +79,4 @@ def test_pointers_are_refused_in_words(part: str, published: Path, tmp_path: Pat
     for file in (model / part).glob("*.safetensors"):
         file.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=str(model)):
-        tap.read(spec_of(model), torch.float32)
+        reading.read(spec_of(model), torch.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from flowfactory.models import tap
+from flowfactory.models import stepping
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "schedule.json"
 CASES = {case["name"]: case for case in json.loads(GOLDEN.read_text())["cases"]}
@@ -26,10 +26,10 @@ def scheduled(name: str):
     inputs = CASES[name]["inputs"]
     steps = inputs["N"]
     if name in UNIPC:
-        scheduler = tap.scheduler(UniPCMultistepScheduler(**inputs["cfg"]))
+        scheduler = stepping.scheduler(UniPCMultistepScheduler(**inputs["cfg"]))
         scheduler.set_timesteps(steps)
         return scheduler
-    scheduler = tap.scheduler(FlowMatchEulerDiscreteScheduler(**inputs.get("cfg", {"shift": inputs.get("shift")})))
+    scheduler = stepping.scheduler(FlowMatchEulerDiscreteScheduler(**inputs.get("cfg", {"shift": inputs.get("shift")})))
     if name.endswith(f"_default_N{steps}"):
         scheduler.set_timesteps(steps)
     else:
@@ -54,7 +54,7 @@ def test_flow_matching_timesteps_are_a_thousand_sigmas(name):
     "base", [FlowMatchEulerDiscreteScheduler(shift=3.0), scheduled(UNIPC[0])], ids=["euler", "unipc"]
 )
 def test_a_pinned_schedule_is_always_this_one(base):
-    pinned = tap.scheduler(base, [0.25, 0.0], [250.9])
+    pinned = stepping.scheduler(base, [0.25, 0.0], [250.9])
     pinned.set_timesteps(7)
     assert pinned.sigmas.tolist() == [0.25, 0.0]
     truncated = [250] if pinned.timesteps.dtype == torch.int64 else [pytest.approx(250.9)]
@@ -63,9 +63,9 @@ def test_a_pinned_schedule_is_always_this_one(base):
 
 
 def test_a_tapped_step_stops_and_carries_what_the_network_said():
-    pinned = tap.scheduler(FlowMatchEulerDiscreteScheduler(), [0.5, 0.0], [500.0])
+    pinned = stepping.scheduler(FlowMatchEulerDiscreteScheduler(), [0.5, 0.0], [500.0])
     v, x = torch.ones(1), torch.zeros(1)
-    with pytest.raises(tap.Reached) as reached:
+    with pytest.raises(stepping.Reached) as reached:
         pinned.step(v, 500.0, x, return_dict=False)
     assert reached.value.model_output is v
     assert reached.value.sample is x

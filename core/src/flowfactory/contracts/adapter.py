@@ -103,6 +103,13 @@ class Adapter(ABC, Generic[SpecT]):
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
         """The guided velocity `(B, …)` at latents `x` `(B, …)` and noise levels `sigma` `(B,)`, which may differ."""
 
+    def trains_at(self, sigma: Tensor, size: Size) -> Tensor:
+        """Which noise levels `(n,)` one of `networks` answers, as booleans `(n,)`: all, unless frozen ones answer some.
+
+        At the others `velocity` may come without a gradient.
+        """
+        return torch.ones(len(sigma), dtype=torch.bool)
+
     @abstractmethod
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1]."""

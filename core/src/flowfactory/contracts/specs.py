@@ -38,6 +38,10 @@ class AdapterSpec:
         """For which batches one velocity takes the same calls of the networks; see `Calls`."""
         return "unknown"
 
+    def packages(self) -> Mapping[str, str]:
+        """What these keys or this checkpoint need beside what the adapter comes with: how to install it, by module."""
+        return {}
+
     def trains(self, part: str) -> bool:
         """Whether a model of the pipeline, by its name there, is one of the adapter's `networks`."""
         return part.startswith("transformer")

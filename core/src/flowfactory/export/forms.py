@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowfactory.contracts.types import Conditions
 from flowfactory.export.kohya import A, from_kohya, to_kohya, unread
 from flowfactory.export.words import MODULES, described_as, loading
-from flowfactory.models import tap
+from flowfactory.models import reading
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.weights import LORA_NAME, Weights, lora_config
 from flowfactory.processes.distributed import DTYPES
@@ -212,7 +212,7 @@ class Whole(Form):
             if not all(parameter.is_floating_point() for parameter in network.parameters()):
                 raise ValueError("its base is quantized, and merging would round it again; write the form lora")
             merge(network)
-        pipe = tap.read(spec.model.spec, DTYPES[spec.run.precision])
+        pipe = reading.read(spec.model.spec, DTYPES[spec.run.precision])
         pipe.register_modules(**networks)
         pipe.save_pretrained(folder)
         for file in folder.rglob("*.json"):

@@ -3,6 +3,7 @@
 A name says where a tensor belongs: `encode_prompt.1.0` is the first item of what the second call of `encode_prompt`
 returned. A suffix says how it meets the batch. None: its first axis is the batch. `:each`: the method returned a list
 with one tensor per sample. `:shared`: it has no batch axis and is repeated for each row. `:none`: it was `None`.
+`:row`: it is of one row, whichever of its axes the batch is, so every row is a call of its own.
 Rows of unequal length are padded by `Adapter.collate`; `shapes` `(B, …)` keeps what their lengths were.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from flowfactory.contracts.types import Conditions
 
 SHAPES = "shapes"
-EACH, SHARED, NONE = ":each", ":shared", ":none"
+EACH, SHARED, NONE, ROW = ":each", ":shared", ":none", ":row"
 
 Call = tuple[str, Any]
 """A method's name and what it returned."""
@@ -31,6 +32,10 @@ class Recorder:
         self.calls: list[Call] = []
         self._depth = 0
 
+    def idle(self) -> bool:
+        """Whether none of the methods is running."""
+        return self._depth == 0
+
     def around(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         """A function that calls `method` and records the result."""
 
@@ -40,7 +45,7 @@ class Recorder:
                 value = method(*args, **kwargs)
             finally:
                 self._depth -= 1
-            if self._depth == 0:
+            if self._depth == 0 and not _text(value):
                 self.calls.append((name, value))
             return value
 
@@ -59,6 +64,20 @@ def suffixes(one: Sequence[Call], two: Sequence[Call]) -> dict[str, str]:
     for (name, a), (_, b) in zip(_named(one), _named(two), strict=True):
         found.update(_compare(name, a, b))
     return found
+
+
+def as_one_row(calls: Sequence[Call]) -> dict[str, str]:
+    """Suffixes for the recorded values of a batch of one row, which is never to be part of a larger one.
+
+    Raises:
+        ValueError: a value cannot be kept.
+    """
+    return {name: suffix for call in _named(calls) for name, suffix in _as_it_is(*call)}
+
+
+def one_row_a_call(conditions: Conditions) -> bool:
+    """Whether they can be used by calls of one row only."""
+    return any(name.endswith(ROW) for name in conditions)
 
 
 def flatten(calls: Sequence[Call], suffix: Mapping[str, str]) -> dict[str, Tensor]:
@@ -97,7 +116,7 @@ class Replay:
         node = self._returns
         for part in above:
             node = node.setdefault(part, {})
-        node[last] = {"": tensor, EACH: list(tensor), SHARED: tensor[0], NONE: None}[colon + kind]
+        node[last] = {"": tensor, EACH: list(tensor), SHARED: tensor[0], ROW: tensor[0], NONE: None}[colon + kind]
 
     def method(self, name: str) -> Callable[..., Any]:
         """A function that returns what the next call of method `name` returned."""
@@ -105,6 +124,8 @@ class Replay:
         def replayed(*args: Any, **kwargs: Any) -> Any:
             call = str(self._made[name])
             self._made[name] += 1
+            if name not in self._returns and "encode_" not in name:
+                return [*args, *kwargs.values()][0]  # it makes prompts of prompts, which are not read any more
             if call not in self._returns.get(name, {}):
                 raise ValueError(f"the pipeline calls {name} oftener than when the prompts were encoded")
             return _sequence(self._returns[name][call])
@@ -126,6 +147,10 @@ def together(keys: Sequence[Hashable], ask: Callable[[list[int]], Tensor]) -> Te
         return answers
     order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
     return answers[order.to(answers.device)]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def _named(calls: Sequence[Call]) -> Iterator[tuple[str, Any]]:
@@ -154,13 +179,27 @@ def _compare(name: str, one: Any, two: Any) -> Iterator[tuple[str, str]]:
         raise ValueError(f"{name} is of {type(one).__name__}, which cannot be kept as tensors")
 
 
+def _as_it_is(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if value is None:
+        yield name, NONE
+    elif isinstance(value, Tensor):
+        yield name, ROW
+    elif isinstance(value, list) and len(value) == 1 and isinstance(value[0], Tensor):
+        yield name, EACH
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _as_it_is(f"{name}.{i}", item)
+    else:
+        raise ValueError(f"{name} is of {type(value).__name__}, which cannot be kept as tensors")
+
+
 def _leaves(name: str, value: Any, suffix: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     match suffix.get(name):
         case ":none":
             yield name, torch.empty(1, 0)
         case ":each":
             yield name, value[0][None]
-        case ":shared":
+        case ":shared" | ":row":
             yield name, value[None]
         case "":
             yield name, value

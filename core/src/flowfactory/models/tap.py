@@ -1,92 +1,63 @@
-"""How a diffusers pipeline is made to stop where the tap wants it: stand-ins for its scheduler and its methods."""
+"""How a diffusers pipeline is read, judged, and called with stand-ins for some of its members."""
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flowfactory.builtin import PipelineSpec
+from flowfactory.errors import RunError
+from flowfactory.models.stepping import Stop
 
 IMAGE = "image"
 """Among recorded calls: not a method, but the sizes of condition images."""
 
 
-class Stop(Exception):
-    """Ends a pipeline's call early; `run` returns it."""
+ENCODER = r"(text|image|vision_language)_encoder(_\d)?"
+"""Names of a pipeline's parts that only turn prompts and images into tensors."""
+
+GIVEN = {"self", "prompt", "image", "images"}
+"""Arguments of a pipeline's call that rows have values for."""
 
 
-class Reached(Stop):
-    """The scheduler's step was called: what the network predicted `(B, …)`, and the latents `(B, …)` it was for."""
-
-    def __init__(self, model_output: Tensor, sample: Tensor) -> None:
-        super().__init__()
-        self.model_output = model_output
-        self.sample = sample
+class AtTheVae(Stop):
+    """The pipeline is about to encode an image or a video by itself, in none of its methods for that."""
 
 
-def read(spec: PipelineSpec, dtype: torch.dtype, encoders: bool = True) -> DiffusionPipeline:
-    """The pipeline a spec names, every weight in `dtype`; with or without text and image encoders.
-
-    Raises:
-        ValueError: there is no pipeline there, or it cannot be read.
-    """
-    path, where = spec.path, {"revision": spec.revision}
-    with reading(path):
-        parts = DiffusionPipeline.load_config(path, **where)
-        given: dict[str, Any] = {}
-        if not encoders:
-            given = {name: None for name in parts if re.match("(text|image)_encoder", name)}
-        if spec.single_file is not None:
-            given |= _network_from(spec, parts, dtype)
-        return DiffusionPipeline.from_pretrained(path, variant=spec.variant, dtype=dtype, **where, **given)
+class Refused(RunError, ValueError):
+    """A pipeline that cannot be trained, and why, in words."""
 
 
-def _network_from(spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The one network of a pipeline, from `single_file`."""
-    file = str(spec.single_file)
-    names = [name for name, what in parts.items() if name.startswith("transformer") and what[0] is not None]
-    if len(names) != 1:
-        raise ValueError(f"`single_file` holds one network, and the pipeline has {len(names)}: {', '.join(names)}")
-    (name,) = names
-    network: Any = getattr(diffusers, parts[name][1])
-    options: dict[str, Any] = {"config": spec.path, "subfolder": name, "revision": spec.revision, "dtype": dtype}
-    if file.endswith(".gguf"):
-        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    with reading(file):
-        return {name: network.from_single_file(file, **options)}
+def refusal(path: str, pipeline: str, why: str) -> Refused:
+    """A pipeline of this class, from this checkpoint, is refused."""
+    return Refused(f"{path} ({pipeline}) cannot be trained here: {why}")
 
 
-@contextmanager
-def reading(path: str) -> Iterator[None]:
-    """What a library says of a checkpoint it cannot read is said with its name.
-
-    Raises:
-        ValueError: naming `path` and the library's reason.
-    """
-    try:
-        yield
-    except Unreadable:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        raise Unreadable(f"{path} cannot be read as a diffusers pipeline: {error}") from error
-    except SafetensorError as error:
-        raise Unreadable(f"{path} has weights that are damaged or are none: {error}") from error
+def words(error: Exception) -> str:
+    """What a pipeline raised, for a person: its own words, or which place of its code failed and what may help."""
+    if isinstance(error, ImportError):
+        extra = '; pip install "flowfactory[vision]"' if "torchvision" in str(error).lower() else ""
+        return f"it needs a package that is not installed here{extra}: {_line(error)}"
+    if isinstance(error, ValueError) and str(error):
+        return f"in its own words: {_line(error)}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{'/'.join(Path(frame.filename).parts[-2:])}, line {frame.lineno}"
+    how = "see whether it runs by itself, called from Python with the same prompt and size; if so, report this"
+    return f"its code fails with {type(error).__name__}: {_line(error)} ({where}); {how}"
 
 
-class Unreadable(ValueError):
-    """A checkpoint cannot be read; the message names it."""
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:
@@ -95,25 +66,34 @@ def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:
     return call
 
 
-def refuse_unless_flow_matching(pipe: DiffusionPipeline) -> None:
-    """Raises:
-    ValueError: the pipeline's scheduler or arguments show that it does not carry noise to data along a velocity.
-    """
-    scheduler = pipe.scheduler
+def reasons_against(pipe: DiffusionPipeline) -> list[str]:
+    """Why the pipeline cannot be trained, as far as its parts and its arguments show; empty if they show nothing."""
+    scheduler, arguments, parts = pipe.components.get("scheduler"), parameters(pipe), pipe.components
+    if scheduler is None:
+        return ["it has no `scheduler`, so it carries nothing from noise to data"]
     name, config = type(scheduler).__name__, scheduler.config
     flow = name.startswith("FlowMatch") or (
         config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
     )
+    needed = [
+        argument
+        for argument, parameter in arguments.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    wanting = sorted(set(needed) - GIVEN)
     reasons = {
         f"its scheduler {name} is not set up for flow matching": not flow,
         f"its scheduler {name} calls the network several times a step": scheduler.order != 1,
         "its noise levels rise": config.get("invert_sigmas", False),
-        "it starts from an image instead of noise": {"strength", "mask_image"} & parameters(pipe).keys(),
+        "it makes sound, too: what it predicts of one depends on the noise of the other, and only images and frames "
+        "are trained here": any("audio" in argument for argument in arguments),
+        f"its call needs {', '.join(f'`{one}`' for one in wanting)}, which rows of data do not have": wanting,
+        "it is steered by a control image, which rows of data do not have": "control_image" in arguments
+        or "controlnet" in parts,
+        "it starts from an image instead of noise": {"strength", "mask_image"} & arguments.keys(),
         "it has no transformer to train": not networks(pipe),
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(f"{type(pipe).__name__} cannot be trained here: {reason}")
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def parameters(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
@@ -138,46 +118,16 @@ def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def encode_methods(pipe: DiffusionPipeline) -> dict[str, Callable[..., Any]]:
-    """The pipeline's own methods that turn prompts and images into tensors."""
-    return {name: getattr(pipe, name) for name in dir(type(pipe)) if re.match("_?encode_", name)}
+    """The pipeline's own methods that turn prompts and images into tensors, or into other prompts."""
+    return {name: getattr(pipe, name) for name in dir(type(pipe)) if _encodes(name, getattr(type(pipe), name))}
 
 
-def scheduler(
-    original: Any, sigmas: Sequence[float] | None = None, timesteps: Sequence[float] | None = None, steps: int = 0
-) -> Any:
-    """A copy of `original` whose `step`, after `steps` real ones, raises `Reached`.
-
-    Its schedule, if given, is always this one.
-    """
-    tapped = copy.copy(original)
-    base: Any = type(original)
-    tapped.__class__ = _tapped(base)
-    tapped.pinned = None if sigmas is None else (torch.tensor(sigmas), torch.tensor(timesteps, dtype=torch.float64))
-    tapped.real_steps = steps
-    return tapped
-
-
-@functools.cache
-def _tapped(base: Any) -> Any:
-    class Tapped(base):  # type: ignore[misc]
-        sigmas: Tensor
-        timesteps: Tensor
-        real_steps: int
-
-        @functools.wraps(base.set_timesteps)  # pipelines look at its signature
-        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-            super().set_timesteps(*args, **kwargs)
-            if self.pinned is not None:
-                sigmas, timesteps = self.pinned
-                self.sigmas, self.timesteps = sigmas.to(self.sigmas), timesteps.to(self.timesteps)
-
-        def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.real_steps == 0:
-                raise Reached(model_output, sample)
-            self.real_steps -= 1
-            return super().step(model_output, timestep, sample, *args, **kwargs)
-
-    return Tapped
+def _encodes(name: str, member: Any) -> bool:
+    if re.match("_?encode_", name):
+        return True
+    if name.startswith(("__", "check_", "prepare_")) or not inspect.isfunction(function := inspect.unwrap(member)):
+        return False
+    return any(re.fullmatch(ENCODER, used) for used in function.__code__.co_names)
 
 
 def run(pipe: DiffusionPipeline, members: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
@@ -209,6 +159,11 @@ def stopping_at(networks: Iterable[nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
+def prepares_latents(pipe: DiffusionPipeline) -> bool:
+    """Whether it has the method that most have."""
+    return "prepare_latents" in dir(type(pipe))
+
+
 def replacing_latents(pipe: DiffusionPipeline, x: Tensor) -> Callable[..., Any]:
     """The pipeline's `prepare_latents`, with `x` for the latents it returns first."""
     original = pipe.prepare_latents
@@ -220,6 +175,70 @@ def replacing_latents(pipe: DiffusionPipeline, x: Tensor) -> Callable[..., Any]:
         return (given, *rest) if isinstance(made, tuple) else given
 
     return prepare_latents
+
+
+@contextmanager
+def stopping_at_the_vae(pipe: DiffusionPipeline, when: Callable[[], bool]) -> Iterator[None]:
+    """Stop the pipeline before it encodes an image or a whole video by itself, which is of no use and takes long."""
+    vae = pipe.components.get("vae")
+    if vae is None:
+        yield
+        return
+    encode = vae.encode
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if when():
+            raise AtTheVae
+        return encode(*args, **kwargs)
+
+    vars(vae)["encode"] = stop
+    try:
+        yield
+    finally:
+        del vars(vae)["encode"]
+
+
+@contextmanager
+def steady_vae(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Whatever the pipeline draws of what its autoencoder makes of an image is always the same draw."""
+    vae = pipe.components.get("vae")
+    if vae is None:
+        yield
+        return
+    encode = vae.encode
+
+    def steadied(*args: Any, **kwargs: Any) -> Any:
+        made = encode(*args, **kwargs)
+        if isinstance(made, AutoencoderKLOutput):
+            draw = made.latent_dist.sample
+            made.latent_dist.sample = lambda generator=None: draw(torch.Generator().manual_seed(0))
+        return made
+
+    vars(vae)["encode"] = steadied
+    try:
+        yield
+    finally:
+        del vars(vae)["encode"]
+
+
+@contextmanager
+def noting_latents(pipe: DiffusionPipeline, shapes: list[tuple[int, ...]]) -> Iterator[None]:
+    """Add to `shapes` those of the latents that `prepare_latents` returns first."""
+    if not prepares_latents(pipe):
+        yield
+        return
+    original = pipe.prepare_latents
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        shapes.append(tuple((made[0] if isinstance(made, tuple) else made).shape))
+        return made
+
+    vars(pipe)["prepare_latents"] = prepare_latents
+    try:
+        yield
+    finally:
+        del vars(pipe)["prepare_latents"]
 
 
 @contextmanager

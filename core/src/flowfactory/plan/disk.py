@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,8 +35,15 @@ def _checkpoint(where: Where, model: Component, tuning: Lora | Full, memory: Mem
         )
     kind = _pipeline(own)
     if own.pipelines and kind is not None and kind not in own.pipelines:
-        what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {own.path} is a {kind}"
+        what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {shown(Path(own.path))} is a {kind}"
         yield Problem("pipeline", what, where("model", "path"), "set [model] name to that pipeline's adapter")
+
+
+def _packages(where: Where, model: Component) -> Iterator[Problem]:
+    for module, install in model.spec.packages().items():
+        if importlib.util.find_spec(module) is None:
+            what = f"the model needs the package `{module}`, which is not installed"
+            yield Problem("package", what, where("model"), f'pip install "{install}"')
 
 
 def _sizes(where: Where, model: Component, sampling: Sampling, table: Eval) -> Iterator[Problem]:
@@ -149,6 +157,7 @@ def _lr(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
 
 RULES: tuple[Rule, ...] = (
     (("model", "tuning", "memory"), _checkpoint),
+    (("model",), _packages),
     (("model", "sampling", "eval"), _sizes),
     (("model", "tuning"), _targets),
     (("data",), _data),

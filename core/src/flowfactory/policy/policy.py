@@ -60,6 +60,10 @@ class ModelPolicy:
         """Noise levels `(steps+1,)` of the model's own schedule."""
         return self._adapter.sigmas(steps, self._size)
 
+    def trains_everywhere(self) -> bool:
+        """Whether there is no noise level at which a network answers that is not trained."""
+        return bool(self._adapter.trains_at(torch.linspace(1, 0, 1001)[:-1], self._size).all())
+
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
         return self._adapter.latent_shape(self._size)

@@ -42,6 +42,17 @@ def noise_levels(times: Times, sigmas: Tensor, draws: Draws) -> Tensor:
     return continuous(times, strata(u)).float().T
 
 
+def possible(times: Times, sigmas: Tensor) -> Tensor:
+    """The noise levels that may be drawn `(n,)`; of a continuous rule, a thousand of them."""
+    schedule = sigmas[:-1]
+    if times.rule == "subset":
+        return schedule
+    if times.rule.startswith("discrete"):
+        first = 1 if times.rule == "discrete-without-first" else 0
+        return schedule[first : int(len(schedule) * (times.fraction or 1))]
+    return torch.linspace(*(times.range or (0.01, 1.0)), 1000)
+
+
 def _steps(times: Times, end: int, count: int, draws: Draws) -> Tensor:
     """Steps `(B, count)` out of `0 … end-1`."""
     if times.rule == "discrete":

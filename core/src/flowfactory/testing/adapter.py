@@ -1,100 +1,44 @@
-"""What every adapter owes, on its own tiny checkpoint. Where it drives a pipeline, the tap is the oracle."""
+"""What every adapter owes, on its own tiny checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from flowfactory.conditions.cache import ConditionCache
-from flowfactory.contracts.adapter import Adapter
-from flowfactory.contracts.key import Size
-from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.types import Conditions, Row
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Lora
 from flowfactory.testing import exporting
-from flowfactory.testing.subject import Check, NotOwed, Subject, expect, offline
+from flowfactory.testing.subject import Check, NotOwed, expect
+from flowfactory.testing.tapped import (
+    CPU,
+    LEVELS,
+    SQUARE,
+    TOLERANCE,
+    WIDE,
+    LoadedAdapter,
+    decode_equals_the_tap,
+    encode_equals_the_tap,
+    near,
+    schedule_equals_the_tap,
+    true_cfg_equals_the_tap,
+    velocity_equals_the_tap,
+)
 
-CPU = torch.device("cpu")
-SQUARE, WIDE = Size(64, 64), Size(64, 96)
 LARGEST = 8_000_000
 """Bytes of a tiny checkpoint."""
-TOLERANCE = 1e-5
-"""Largest difference of velocities that should be equal, relative to the largest velocity."""
-LEVELS = torch.tensor([0.9, 0.5, 0.2])
-GUIDANCES = (1.0, 3.5)
 
 
-class AdapterSubject(Subject):
+class AdapterSubject(LoadedAdapter):
     """An adapter, loaded from its own tiny checkpoint on the CPU."""
 
     def checks(self) -> Sequence[Check]:
         return CHECKS
-
-    def tiny(self, folder: Path) -> Mapping[str, Any]:
-        return {"path": str(self.target.tiny(folder))}
-
-    def load(self, spec: Any = None, encoded: Conditions | None = None) -> Adapter[Any]:
-        """A new adapter with its weights."""
-        adapter: Adapter[Any] = self.target(spec or self.spec)
-        with offline():
-            adapter.load(CPU, torch.float32, encoded)
-        return adapter
-
-    @cached_property
-    def adapter(self) -> Adapter[Any]:
-        """One that no check changes."""
-        return self.load()
-
-    @cached_property
-    def rows(self) -> Sequence[Row]:
-        """Three rows; with images of their own, of two sizes, for an adapter that edits."""
-        rows = self.hints.rows[:3]
-        if not self.target.edits or rows[0].images:
-            return rows
-        images = [self.folder / f"{i}.png" for i in range(len(rows))]
-        for i, path in enumerate(images):
-            Image.linear_gradient("L").convert("RGB").rotate(60 * i).resize(((64, 64), (48, 64))[i % 2]).save(path)
-        return [attrs.evolve(row, images=(path,)) for row, path in zip(rows, images, strict=True)]
-
-    @cached_property
-    def conditions(self) -> Conditions:
-        """Of three rows."""
-        return self.adapter.encode(self.rows)
-
-    @cached_property
-    def pipeline(self) -> PipelineAdapter[Any]:
-        """The adapter, where it drives a pipeline.
-
-        Raises:
-            NotOwed: it drives none.
-        """
-        if not isinstance(self.adapter, PipelineAdapter):
-            raise NotOwed("it drives no diffusers pipeline, so there is no tap to compare with")
-        return self.adapter
-
-    def overridden(self, *names: str) -> PipelineAdapter[Any]:
-        """The adapter, where it has a version of its own of what the tap does.
-
-        Raises:
-            NotOwed: it leaves all of it to the tap.
-        """
-        adapter = self.pipeline
-        if all(vars(PipelineAdapter)[name] is _found(type(adapter), name) for name in names):
-            raise NotOwed(f"it leaves {' and '.join(names)} to the tap")
-        return adapter
-
-    def latents(self, size: Size = SQUARE, count: int = 3) -> Tensor:
-        """Noise `(count, …)`, each time the same."""
-        return Draws([(0, "conformance", i) for i in range(count)]).normal(*self.adapter.latent_shape(size))
 
 
 def tiny_is_small(subject: AdapterSubject) -> None:
@@ -160,7 +104,7 @@ def velocities_are_each_samples_own(subject: AdapterSubject) -> None:
     for i in range(3):
         own = slice(i, i + 1)
         alone = adapter.velocity(x[own], LEVELS[own], {n: t[own] for n, t in conditions.items()}, 1.0, SQUARE)
-        _near(together[own], alone, f"the velocity of sample {i} depends on its batch")
+        near(together[own], alone, f"the velocity of sample {i} depends on its batch")
     swapped = adapter.velocity(x, LEVELS, {n: t[[1, 0, 2]] for n, t in conditions.items()}, 1.0, SQUARE)
     expect(not torch.allclose(swapped[0], together[0]), "velocities do not depend on the conditions")
 
@@ -199,7 +143,7 @@ def media_are_in_range(subject: AdapterSubject) -> None:
         expect(media.dtype == torch.float32, f"media are {media.dtype}")
         expect(media.shape == (2, 3, size.height, size.width), f"media of {size} have the shape {tuple(media.shape)}")
         expect(media.min() >= 0 and media.max() <= 1, f"media range from {media.min():g} to {media.max():g}")
-        _near(media[:1], subject.adapter.decode(8 * x[:1], size), "an image depends on what is decoded with it")
+        near(media[:1], subject.adapter.decode(8 * x[:1], size), "an image depends on what is decoded with it")
 
 
 def gradients_reach_every_lora(subject: AdapterSubject) -> None:
@@ -223,70 +167,6 @@ def gradients_reach_every_lora(subject: AdapterSubject) -> None:
     with torch.no_grad():
         lost = [name for name in without if _moves(weights.parameters[name], made, ask)]
     expect(not lost, f"the velocity depends on {', '.join(lost)}, but no gradient reaches it")
-
-
-def velocity_equals_the_tap(subject: AdapterSubject) -> None:
-    """Its own `velocity` is the tap's, at every size, guidance and noise level it is tried at."""
-    adapter = subject.overridden("velocity")
-    for size in (SQUARE, WIDE):
-        x = subject.latents(size)
-        for guidance in GUIDANCES:
-            expected, found = (
-                one(adapter, x, LEVELS, subject.conditions, guidance, size)
-                for one in (PipelineAdapter.velocity, type(adapter).velocity)
-            )
-            _near(expected, found, f"at {size} and guidance {guidance:g} its velocity is not the tap's")
-
-
-def true_cfg_equals_the_tap(subject: AdapterSubject) -> None:
-    """The same with classifier-free guidance beside the embedded one."""
-    subject.overridden("velocity")
-    adapter = subject.target(attrs.evolve(subject.spec, true_cfg=2.0))
-    try:
-        adapter.load(CPU, torch.float32)
-    except ValueError as refusal:
-        raise NotOwed(str(refusal)) from None
-    conditions, x = adapter.encode(subject.rows), subject.latents()
-    expected = PipelineAdapter.velocity(adapter, x, LEVELS, conditions, 1.0, SQUARE)
-    found = adapter.velocity(x, LEVELS, conditions, 1.0, SQUARE)
-    _near(expected, found, "with `true_cfg` 2 its velocity is not the tap's")
-
-
-def decode_equals_the_tap(subject: AdapterSubject) -> None:
-    """Its own `decode` is the pipeline's."""
-    adapter = subject.overridden("decode")
-    for size in (SQUARE, WIDE):
-        x = subject.latents(size, 2)
-        _near(
-            PipelineAdapter.decode(adapter, x, size), adapter.decode(x, size), f"at {size} its media are not the tap's"
-        )
-
-
-def schedule_equals_the_tap(subject: AdapterSubject) -> None:
-    """Its own `sigmas` and `latent_shape` are the pipeline's, bit for bit."""
-    adapter = subject.overridden("sigmas", "latent_shape")
-    for size in (SQUARE, WIDE):
-        expect(
-            adapter.latent_shape(size) == PipelineAdapter.latent_shape(adapter, size),
-            f"latents of {size} are {adapter.latent_shape(size)}",
-        )
-        for steps in (4, 10):
-            expected = PipelineAdapter.sigmas(adapter, steps, size)
-            expect(
-                torch.equal(adapter.sigmas(steps, size), expected), f"{steps} steps at {size} are not the pipeline's"
-            )
-
-
-def encode_equals_the_tap(subject: AdapterSubject) -> None:
-    """Its own `encode` returns what the tap records, under the same names or not: the pipeline's velocities follow."""
-    adapter = subject.overridden("encode")
-    expected = PipelineAdapter.encode(adapter, subject.rows)
-    x = subject.latents()
-    _near(
-        PipelineAdapter.velocity(adapter, x, LEVELS, expected, 1.0, SQUARE),
-        adapter.velocity(x, LEVELS, subject.conditions, 1.0, SQUARE),
-        "with its own conditions, velocities are not the tap's",
-    )
 
 
 def export_round_trips(subject: AdapterSubject) -> None:
@@ -321,10 +201,6 @@ CHECKS = (
 )
 
 
-def _found(cls: type, name: str) -> Any:
-    return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
-
-
 def _moves(parameter: nn.Parameter, before: Tensor, ask: Any) -> bool:
     """Whether the velocity changes with a parameter."""
     kept = parameter.clone()
@@ -332,8 +208,3 @@ def _moves(parameter: nn.Parameter, before: Tensor, ask: Any) -> bool:
     moved = not torch.equal(ask(), before)
     parameter.copy_(kept)
     return moved
-
-
-def _near(expected: Tensor, found: Tensor, what: str) -> None:
-    gap, size = float((expected - found).detach().abs().max()), float(expected.detach().abs().max())
-    expect(gap <= TOLERANCE * size, f"{what}: they differ by {gap:.1e}, of {size:.1e}")

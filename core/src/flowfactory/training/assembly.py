@@ -17,7 +17,7 @@ from flowfactory.conditions.identity import encoder_identity, user_folder
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
-from flowfactory.contracts.specs import RewardEntry
+from flowfactory.contracts.specs import DecoupledSpec, RewardEntry, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
@@ -39,7 +39,9 @@ from flowfactory.runs.archive import Origin
 from flowfactory.sampling.epochs import rows_used
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
+from flowfactory.sampling.times import possible
 from flowfactory.spec.tables import Full, Lora, Memory, Spec
+from flowfactory.spec.window import candidates
 from flowfactory.training.evaluate import Evaluator
 from flowfactory.training.optimise import Learner
 
@@ -97,6 +99,7 @@ def assemble(
         for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
             adapter.latent_shape(size)
             adapter.sigmas(steps or spec.sampling.steps, size)
+        _refuse_untrained(spec, adapter)
     with _refusals(processes):
         if isinstance(spec.tuning, Lora):
             check_targets(adapter.networks(), spec.tuning, adapter.lora_targets())
@@ -130,6 +133,23 @@ def assemble(
         if held_out_rows
         else None,
     )
+
+
+def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
+    """Raises:
+    RunError: at all noise levels that the run may train at, networks answer that are not trained.
+    """
+    size, steps = spec.sampling.size, spec.sampling.steps
+    sigmas, where = adapter.sigmas(steps, size), "[scheduler] window"
+    if isinstance(spec.trainer.spec, DecoupledSpec):
+        levels, where = possible(spec.trainer.spec.times, sigmas), "[trainer] times"
+    elif isinstance(spec.scheduler.spec, StochasticSpec):
+        levels = sigmas[list(candidates(spec.scheduler.spec.window, steps))]
+    else:
+        levels = sigmas[:-1]
+    if not adapter.trains_at(levels, size).any():
+        what = f"answers at none of the noise levels {levels.max():g} to {levels.min():g} that {where} leaves"
+        raise RunError(f"{' and '.join(adapter.networks())}, which [model] trains, {what}; widen it, or train another")
 
 
 def say_left_out(spec: Spec, judge: Judge, display: Display) -> None:

@@ -151,7 +151,9 @@ def accumulate(
 ) -> bool:
     """Gradients of one update: the mean over all its samples or groups, on all processes, and over each one's terms.
 
-    Returns whether there was any sample to learn from.
+    Terms of noise levels at which no trained network answers have no gradient, as an average over all levels has it.
+
+    Returns whether there was anything to learn from.
     """
     learner.optimizer.zero_grad()
     total = learner.processes.sum(sum(micro.units for micro in batches))
@@ -160,14 +162,16 @@ def accumulate(
         weight = micro.units / total / len(micro.terms)
         for term in micro.terms:
             loss = learner.trainer.loss(learner.policy, batch, term)
-            with learner.instruments.stopwatch.backward():
-                learner.processes.backward(torch.stack(list(loss.parts.values())).sum() * weight)
+            objective = torch.stack(list(loss.parts.values())).sum() * weight
+            if objective.requires_grad or learner.policy.trains_everywhere():
+                with learner.instruments.stopwatch.backward():
+                    learner.processes.backward(objective)
             if micro.units:
                 means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
                 means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
         advance(len(micro.samples) if micro.units else 0)
     learner.processes.sum_gradients(learner.weights.parameters.values())
-    return total > 0
+    return total > 0 and any(p.grad is not None for p in learner.weights.parameters.values())
 
 
 def take_step(learner: Learner, where: str, step: int, means: Means) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from diffusers import FluxPipeline
 from flowfactory import Conditions, PipelineAdapter, PipelineSpec, Size
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class Flux(PipelineAdapter[SpecT]):
     `guidance` is dev's embedded guidance. `true_cfg` above 1 also steers away from the negative prompts, at twice the
     cost: `v = v_negative + true_cfg (v_positive - v_negative)`. A row without a negative prompt has the empty one.
     """
+
+    pipeline: ClassVar[type[Any] | None] = FluxPipeline
 
     def __init__(self, spec: SpecT) -> None:
         super().__init__(spec)

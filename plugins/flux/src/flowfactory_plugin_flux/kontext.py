@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffusers import FluxKontextPipeline
 from flowfactory import Conditions, Size, lengths, together
@@ -21,6 +21,7 @@ class FluxKontext(Flux[FluxKontextSpec]):
     """FLUX.1 Kontext; each row has one condition image, which the pipeline scales to a size it prefers."""
 
     edits: ClassVar[bool] = True
+    pipeline: ClassVar[type[Any] | None] = FluxKontextPipeline
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
         """One call for each shape of condition images; positive and negative prompts share it."""

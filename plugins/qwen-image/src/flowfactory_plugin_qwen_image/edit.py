@@ -21,7 +21,7 @@ class QwenImageEdit(QwenImage[QwenImageEditSpec]):
     """Qwen-Image-Edit; each row has one condition image, with which its prompts are encoded, too."""
 
     edits: ClassVar[bool] = True
-    pipeline: ClassVar[type[Any]] = QwenImageEditPipeline
+    pipeline: ClassVar[type[Any] | None] = QwenImageEditPipeline
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
         """One call for each shape of condition images; positive and negative prompts share it."""

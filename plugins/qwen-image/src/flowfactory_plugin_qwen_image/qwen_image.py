@@ -32,13 +32,10 @@ class QwenImage(PipelineAdapter[SpecT]):
     has the empty one. Where the transformer embeds guidance, `guidance` is that and `true_cfg` the classifier-free one.
     """
 
-    pipeline: ClassVar[type[Any]] = QwenImagePipeline
-    """What the checkpoint has to be."""
+    pipeline: ClassVar[type[Any] | None] = QwenImagePipeline
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
         super().load(device, dtype, encoded)
-        if not isinstance(self.pipe, self.pipeline):
-            raise self._refusal(f"it is no {self.pipeline.__name__}; the adapter `diffusers` may serve it")
         embedding = self.pipe.transformer.time_text_embed
         if self._embeds_guidance() and "guidance" not in inspect.signature(embedding.forward).parameters:
             raise self._refusal("it embeds guidance, which its transformer in this version of diffusers does not")

@@ -27,8 +27,11 @@ def tiny_wan(experts: int = 1, expand_timesteps: bool = False, flow_shift: float
     )
 
 
-def tiny_wan_i2v(experts: int = 1, seed: int = 0) -> WanImageToVideoPipeline:
-    """Image to video. Wan 2.1 also sees the image through CLIP; the two experts of 2.2 do not."""
+def tiny_wan_i2v(experts: int = 1, seed: int = 0, last: bool = False) -> WanImageToVideoPipeline:
+    """Image to video. Wan 2.1 also sees the image through CLIP; the two experts of 2.2 do not.
+
+    last: like the checkpoint of 2.1 that takes a first and a last frame.
+    """
     torch.manual_seed(seed)
     eye: dict[str, Any] = {}
     if experts == 1:
@@ -47,6 +50,8 @@ def tiny_wan_i2v(experts: int = 1, seed: int = 0) -> WanImageToVideoPipeline:
         }
     image_dim = WIDTH if experts == 1 else None
     channels: dict[str, Any] = {"in_channels": 16 + 4 + 16, "image_dim": image_dim, "added_kv_proj_dim": image_dim}
+    if last:
+        channels["pos_embed_seq_len"] = 2 * 5
     return WanImageToVideoPipeline(
         **_parts(3.0), **_experts(experts, **channels), **eye, boundary_ratio=0.9 if experts == 2 else None
     )

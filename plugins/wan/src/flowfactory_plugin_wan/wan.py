@@ -29,13 +29,10 @@ class Wan(PipelineAdapter[SpecT]):
     """
 
     not_encoded: ClassVar[frozenset[str]] = PipelineAdapter.not_encoded | {"guidance_low", "experts"}
-    pipeline: ClassVar[type[Any]] = WanPipeline
-    """What the checkpoint has to be."""
+    pipeline: ClassVar[type[Any] | None] = WanPipeline
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
         super().load(device, dtype, encoded)
-        if not isinstance(self.pipe, self.pipeline):
-            raise self._refusal(f"it is no {self.pipeline.__name__}; the adapter `diffusers` may serve it")
         if self._boundary() is None and (self.spec.experts != "both" or self.spec.guidance_low is not None):
             raise self._refusal("it has one expert; leave out `experts` and `guidance_low`")
         for name in self._networks.keys() - self.networks().keys():
@@ -55,10 +52,8 @@ class Wan(PipelineAdapter[SpecT]):
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float, size: Size) -> Tensor:
         """One call of each expert; positive and negative prompts share it."""
-        told = [self._timestep(level, size) for level in sigma.float().tolist()]
-        timesteps = torch.tensor(told, dtype=torch.float64).to(self._survey(size).timesteps.dtype)
-        boundary = self._boundary()
-        experts = ["high" if boundary is None or told >= boundary else "low" for told in timesteps.tolist()]
+        timesteps = self._told(sigma, size)
+        experts = self._experts(timesteps)
         timesteps = timesteps.to(x.device)
 
         def ask(rows: list[int]) -> Tensor:
@@ -66,6 +61,10 @@ class Wan(PipelineAdapter[SpecT]):
             return self._expert(experts[rows[0]], x[rows], timesteps[rows], own, guidance, size)
 
         return together(experts, ask)
+
+    def trains_at(self, sigma: Tensor, size: Size) -> Tensor:
+        trained = self.networks()
+        return torch.tensor([EXPERTS[expert] in trained for expert in self._experts(self._told(sigma, size))])
 
     def seen(self, x: Tensor, conditions: Conditions, size: Size) -> tuple[Tensor, Tensor | None]:
         """What a network sees of latents `x` `(B, …)`, and tokens `(B, tokens, width)` of an image, if any."""
@@ -87,6 +86,16 @@ class Wan(PipelineAdapter[SpecT]):
         """Like Wan 2.1, like the two experts of 2.2, or like TI2V-5B."""
         tiny_wan(experts, expand_timesteps).save_pretrained(folder)
         return folder
+
+    def _told(self, sigma: Tensor, size: Size) -> Tensor:
+        """What the networks are told at noise levels `(n,)`, on the CPU."""
+        told = [self._timestep(level, size) for level in sigma.float().tolist()]
+        return torch.tensor(told, dtype=torch.float64).to(self._survey(size).timesteps.dtype)
+
+    def _experts(self, timesteps: Tensor) -> list[str]:
+        """Which expert answers at each."""
+        boundary = self._boundary()
+        return ["high" if boundary is None or told >= boundary else "low" for told in timesteps.tolist()]
 
     def _boundary(self) -> float | None:
         """The timestep below which the expert for low noise answers."""

@@ -1,0 +1,94 @@
+"""Pipelines that are refused, each with its reason, as `docs/families.md` has them.
+
+`FLOWFACTORY_WRITE_DOCS=1` writes them there. What no test has tried is listed there too: a class that another version
+of diffusers brings fails nothing, and is listed when the page is next written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Location, Size
+from flowfactory.contracts.types import Row
+from flowfactory.models import tap
+from flowfactory.models.pipeline import PipelineAdapter
+from more_families import refused, small_sizes
+
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
+HEAD, UNTRIED = "| refused | because |\n|---|---|\n", "Not tried: "
+WRITES = bool(os.environ.get("FLOWFACTORY_WRITE_DOCS"))
+BUILDERS = refused()
+reasons: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def sizes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        small_sizes(patch)
+        yield
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_it_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pipe = BUILDERS[name]()
+    assert type(pipe).__name__ == name
+    reasons[name] = next(iter(tap.reasons_against(pipe)), None) or refusal(pipe, tmp_path)
+    if not WRITES:
+        assert documented()[name] == reasons[name]
+
+
+def refusal(pipe: DiffusionPipeline, folder: Path) -> str:
+    """What is said of a run of twelve steps."""
+    pipe.save_pretrained(folder)
+    with pytest.raises(tap.Refused) as said:
+        sigmas_of_a_run(PipelineAdapter(PipelineSpec(path=Location(str(folder)))))
+    assert str(said.value).startswith(f"{folder} ({type(pipe).__name__}) cannot be trained here: ")
+    return str(said.value).partition(" cannot be trained here: ")[2].replace(str(folder), "it")
+
+
+def sigmas_of_a_run(adapter: PipelineAdapter[PipelineSpec]) -> torch.Tensor:
+    adapter.load(torch.device("cpu"), torch.float32)
+    adapter.encode([Row("a cat")])
+    return adapter.sigmas(12, Size(32, 32))
+
+
+def test_the_page_lists_what_was_not_tried() -> None:
+    """Last, since it writes the page where it is asked to."""
+    page = PAGE.read_text()
+    if WRITES:
+        before, _, rest = page.partition(HEAD)
+        rows = "".join(f"| `{name}` | {reasons[name]} |\n" for name in sorted(reasons))
+        after = rest.partition(UNTRIED)[2].partition("\n\n")[2]
+        names = ", ".join(f"`{name}`" for name in candidates() if f"`{name}`" not in before + rows)
+        page = f"{before}{HEAD}{rows}\n{UNTRIED}{names}.\n\n{after}"
+        PAGE.write_text(page)
+    assert set(documented()) == set(BUILDERS)
+    assert not [name for name in BUILDERS if f"`{name}`" in page.partition(UNTRIED)[2].partition("\n\n")[0]]
+
+
+def documented() -> dict[str, str]:
+    """The reasons on the page, by class."""
+    rows = PAGE.read_text().partition(HEAD)[2].partition("\n\n")[0].splitlines()
+    return {name.strip(" `"): why.strip() for _, name, why, _ in (row.split("|") for row in rows)}
+
+
+def candidates() -> list[str]:
+    """Classes of the installed diffusers that make or edit images or videos with a transformer, from a prompt."""
+    found = []
+    for name in sorted(dir(diffusers)):
+        if name.endswith("Pipeline") and name != "DiffusionPipeline":
+            kind: Any = getattr(diffusers, name)
+            made, called = (inspect.signature(inspect.unwrap(f)).parameters for f in (kind.__init__, kind.__call__))
+            if "transformer" in made and "prompt" in called and "scheduler" in made:
+                found.append(name)
+    return found
