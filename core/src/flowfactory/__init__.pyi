@@ -43,6 +43,7 @@ from .contracts.specs import (
 from .contracts.trainer import Policy as Policy, Scores as Scores, Trainer as Trainer
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
 from .sampling.times import noise_levels as noise_levels, noised as noised
+from .sampling.transition import Transition as Transition
 
 # Rewards: a number for a sample.
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
