@@ -35,6 +35,49 @@ def test_uniform_equals_flow_factory(case: Case) -> None:
     close(ours.sort().values, expected.sort().values, 1e-6)
 
 
+@each("sft_loss", lambda case: case["name"].startswith("time_"))
+def test_levels_of_the_table_equal_diffusers(case: Case) -> None:
+    """Its scripts draw how much is denoised and look that up in a falling table; we draw the noise level, and round."""
+    given, expected, raw = case["inputs"], case["outputs"], case["inputs"]["raw"].double()
+    own = {"shift": given["shift"], "table": 1000}
+    times, quantiles = {
+        "none": (Times(rule="uniform", range=(0.0, 1.0), **own), 1 - raw),
+        "logit_normal": (
+            Times(
+                rule="logit-normal", mean=-given["logit_mean"], std=given["logit_std"], range=(0.0, 1.0), **own
+            ),
+            torch.special.ndtr(-raw),
+        ),
+        "mode": (Times(rule="mode", peak=given["mode_scale"], **own), raw),
+    }[given["weighting"]]  # fmt: skip
+    sigma = continuous(times, quantiles)
+    close(sigma, expected["sigma"], 1e-7, 1e-6)
+    even = sigma / (given["shift"] - (given["shift"] - 1) * sigma)
+    assert torch.equal((1000 * (1 - even)).round().long(), expected["index"])
+
+
+@pytest.mark.parametrize("rule", ["uniform", "logit-normal", "mode"])
+def test_a_table_has_its_levels_only_and_never_0(rule: str) -> None:
+    times = Times(rule=rule, count=1, table=4, range=None if rule == "mode" else (0.0, 1.0))  # type: ignore[arg-type]
+    assert set(levels(times)[0].tolist()) == {0.25, 0.5, 0.75, 1.0}
+    assert continuous(times, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [0.25, 1.0]
+
+
+def test_mode_sampling_prefers_the_middle_and_is_uniform_without_a_peak() -> None:
+    middle = {peak: float(((levels(Times(rule="mode", count=1, peak=peak)) - 0.5).abs() < 0.25).float().mean())
+              for peak in (-1.0, 0.0, 1.29)}  # fmt: skip
+    assert middle[-1.0] < middle[0.0] - 0.1 < middle[0.0] + 0.1 < middle[1.29]
+    u = torch.rand(10, dtype=torch.float64)
+    close(continuous(Times(rule="mode", peak=0.0), u), u, 1e-12)
+    close(continuous(Times(rule="mode"), u), continuous(Times(rule="mode", peak=1.29), u), 0)
+
+
+def test_what_mode_and_schedules_have_no_use_for() -> None:
+    assert [key for key, _ in Times(rule="mode", range=(0.1, 0.9), mean=1.0, table=10).problems(4)] == ["range", "mean"]
+    assert [key for key, _ in Times(rule="uniform", peak=1.0, table=10).problems(4)] == ["peak"]
+    assert [key for key, _ in Times(rule="discrete", peak=1.0, table=10).problems(4)] == ["peak", "table"]
+
+
 @each("time_sampling", lambda case: case["inputs"]["kind"] == "logit_normal")
 def test_logit_normal_is_flow_factorys_towards_noise(case: Case) -> None:
     """What Flow-Factory takes for the fraction of denoising (so its shift leads to clean samples), we, as the authors

@@ -128,23 +128,35 @@ class Window:
 class Times:
     """The noise levels a decoupled trainer trains at: several per sample, one in each of as many equal strata."""
 
-    rule: Literal["uniform", "logit-normal", "discrete", "discrete-with-first", "discrete-without-first", "subset"] = (
-        key(
-            "`uniform` or `logit-normal` noise levels; levels of the sampling schedule: `discrete`, with the first one "
-            "always (`discrete-with-first`) or never (`discrete-without-first`) among them; different ones (`subset`)."
-        )
+    rule: Literal[
+        "uniform", "logit-normal", "mode", "discrete", "discrete-with-first", "discrete-without-first", "subset"
+    ] = key(
+        "`uniform`, `logit-normal` or `mode` noise levels; levels of the sampling schedule: `discrete`, with the first "
+        "one always (`discrete-with-first`) or never (`discrete-without-first`) among them; different ones (`subset`)."
     )
     count: int | None = key("Noise levels per sample; 6, or all but one (`subset`), when absent.", default=None, ge=1)
     range: tuple[float, float] | None = key(
         "`uniform`, `logit-normal`: lowest and highest noise level; 0.01 and 1 when absent.", default=None, ge=0, le=1
     )
     shift: float | None = key(
-        "`uniform`, `logit-normal`: moves levels towards noise, as a schedule's shift does; 1 when absent.",
+        "`uniform`, `logit-normal`, `mode`: moves levels towards noise, as a schedule's shift does; 1 when absent.",
         default=None,
         gt=0,
     )
     mean: float | None = key("`logit-normal`: mean of the logit before the shift; 0 when absent.", default=None)
     std: float | None = key("`logit-normal`: standard deviation of the logit; 1 when absent.", default=None, gt=0)
+    peak: float | None = key(
+        "`mode`: how much more often than others the middle levels come; 1.29 when absent, 0 is `uniform`.",
+        default=None,
+        ge=-1,
+        le=1.75,
+    )
+    table: int | None = key(
+        "`uniform`, `logit-normal`, `mode`: only levels of a table of so many, evenly spaced before the shift; scripts "
+        "that pretrain have 1000. Any level when absent.",
+        default=None,
+        ge=1,
+    )
     fraction: float | None = key(
         "`discrete…`: which share of the schedule's steps to draw from, beginning at noise; 1 when absent.",
         default=None,
@@ -154,9 +166,10 @@ class Times:
 
     def problems(self, steps: int) -> list[tuple[str, str]]:
         """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
-        continuous, discrete = self.rule in ("uniform", "logit-normal"), self.rule.startswith("discrete")
-        normal = self.rule == "logit-normal"
-        applies = {"range": continuous, "shift": continuous, "mean": normal, "std": normal, "fraction": discrete}
+        discrete, normal, mode = self.rule.startswith("discrete"), self.rule == "logit-normal", self.rule == "mode"
+        cut = normal or self.rule == "uniform"
+        applies = {"range": cut, "mean": normal, "std": normal, "peak": mode, "fraction": discrete}
+        applies |= {"shift": cut or mode, "table": cut or mode}
         found = [
             (name, f"has no meaning for rule {self.rule!r}")
             for name, meant in applies.items()
