@@ -11,7 +11,7 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 
-TRAINERS = ("grpo", "grpo-guard", "dppo", "nft", "awm")
+TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "nft", "awm")
 DENSITY = {
     "flow-sde": "gaussian",
     "dance-sde": "gaussian",
@@ -25,10 +25,11 @@ ACCEPTS = {
     "grpo": {"gaussian", "squared-error"},
     "grpo-guard": {"gaussian"},
     "dppo": {"gaussian"},
+    "dpo": set(DENSITY.values()),
     "nft": set(DENSITY.values()),
     "awm": set(DENSITY.values()),
 }
-PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "dppo": {"policy"}} | {
+PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "dppo": {"policy"}, "dpo": {"policy"}} | {
     "nft": {"policy", "kl"},
     "awm": {"policy", "kl", "average"},
 }
