@@ -139,6 +139,10 @@ def _group(where: _Where, trainer: Component, sampling: Sampling) -> Iterator[Pr
     if needs.source != "rollouts" and where.root.at("sampling", "group") is not None:
         what = f"trainer `{trainer.name}` learns from the data, whose rows make the groups: [sampling] group has no use"
         yield Problem("group", what, where("sampling", "group"), "leave it out")
+    for name in ("aggregate", "std"):
+        if not needs.scores and where.root.at("trainer", name) is not None:
+            what = f"trainer `{trainer.name}` compares no samples: `{name}` has no use"
+            yield Problem("uncompared", what, where("trainer", name), "leave it out")
     if sampling.refill and not (needs.source == "rollouts" and needs.scores):
         what = f"trainer `{trainer.name}` scores no samples, so there is nothing that [sampling] refill could replace"
         yield Problem("refill", what, where("sampling", "refill"), "leave it out")
@@ -226,6 +230,9 @@ def _shard_calls(
 
 def _rewards(where: _Where, trainer: Component, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
     yield from _labels(where, rewards, ("reward",))
+    if rewards and trainer.spec.needs.source != "rollouts":
+        what = f"trainer `{trainer.name}` learns from the data, so there are no samples that [[reward]] could score"
+        yield Problem("unscored", what, where("reward", 0, "name"), "leave it out; evaluations have [[eval.reward]]")
     if not trainer.spec.needs.scores:
         return
     if not rewards:
