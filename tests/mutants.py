@@ -5,11 +5,14 @@ A mutant is a template baked anew, with one replacement in one of its files.
 
 from __future__ import annotations
 
+import inspect
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import attrs
 from flowfactory.cli.baking import bake
+from flowfactory.testing import Case, Kit
 
 
 @attrs.frozen
@@ -248,6 +251,14 @@ TRAINERS = (
         "missing_scores_take_no_part", "without a score",
     ),
     Mutant(
+        "scores of media that nobody scores", "trainer", HOOKS, "Needs(", 'Needs(source="media", ',
+        "needs_are_sound", "which nobody scores",
+    ),
+    Mutant(
+        "trajectories of media", "trainer", HOOKS, "Needs(", 'Needs(source="media", scores=False, ',
+        "needs_are_sound", "have no trajectories",
+    ),
+    Mutant(
         "needs it does not state", "trainer", HOOKS, ", reference=self.kl_beta > 0", "",
         "terms_leave_no_trace", "no weight set 'reference'",
     ),
@@ -289,6 +300,88 @@ ADAPTERS = (
     ),
 )  # fmt: skip
 MUTANTS = (*EVERY_ENTRY, *REWARDS, *SCHEDULERS, *TRAINERS, *ADAPTERS)
+
+
+@attrs.frozen
+class Fault:
+    """A fault of an installed trainer: in the module of its class `old` becomes `new`; `check` finds it."""
+
+    name: str
+    entry: str
+    old: str
+    new: str
+    check: str
+    words: str
+
+
+LOSS = "torch.where(term.pairs.differ, -logsigmoid(chosen - rejected), 0.0).mean()"
+FAULTS = (
+    *(
+        Fault(
+            "shuffled pairs", entry, "torch.cat([pairs.chosen, pairs.rejected])",
+            "torch.cat([pairs.chosen, pairs.rejected.roll(1)])",
+            "microbatch_invariance", "differs",
+        )
+        for entry in ("dpo", "diffusion-dpo")
+    ),
+    *(
+        Fault(
+            "the rejected preferred", entry, "int(ranked[0]), int(ranked[-1])", "int(ranked[-1]), int(ranked[0])",
+            "groups_prefer_their_best", "it prefers the worst",
+        )
+        for entry in ("dpo", "diffusion-dpo")
+    ),
+    Fault(
+        "divided groups", "dpo", "slots, A = groups.tolist()", "slots, A = [i // 2 for i in range(len(groups))]",
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "a mean over samples", "dpo", LOSS, LOSS.replace(".mean()", ".sum() / len(batch.advantages)"),
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "a mean over what has a pair", "dpo", LOSS, "-logsigmoid(chosen - rejected)[term.pairs.differ].mean()",
+        "groups_of_one_are_no_fault", "its loss is",
+    ),
+    Fault(
+        "noise of one's own", "dpo", "torch.cat([noise, noise])", "torch.cat([noise, noise.flip(0)])",
+        "groups_share_their_draws", "of its samples have a noise or a level of their own",
+    ),
+    Fault(
+        "a level of one's own", "diffusion-dpo", "torch.cat([sigma, sigma])", "torch.cat([sigma, sigma.flip(0)])",
+        "groups_share_their_draws", "of its samples have a noise or a level of their own",
+    ),
+    Fault(
+        "only the rejected are pushed", "diffusion-dpo", "(found - term.reference)",
+        "(found - term.reference) * torch.tensor([[-1.0], [1.0]])",
+        "learns", "squared distances",
+    ),
+    Fault(
+        "away from the data", "sft", "(weight * error).mean()", "-(weight * error).mean()",
+        "targets_get_likelier", "less likely",
+    ),
+    Fault("not learning", "sft", "term.noise - x0)", "term.noise + x0)", "learns", "squared distances"),
+    Fault(
+        "the bad preferred", "dppo", "dropped, 0.0, -advantages", "dropped, 0.0, advantages",
+        "advantage_raises_likelihood", "less likely",
+    ),
+    Fault(
+        "a ratio centred in the micro-batch", "dppo", "kept = torch", "kept = log_ratio - log_ratio.mean() + torch",
+        "microbatch_invariance", "differs",
+    ),
+)  # fmt: skip
+
+
+def faulty(fault: Fault) -> Case:
+    """The check that must find a fault, on the class that has it."""
+    (case,) = (case for case in Kit(fault.entry).cases if case.check.__name__ == fault.check)
+    sound = case.subject.target
+    text = Path(inspect.getfile(sound)).read_text()
+    assert text.count(fault.old) == 1, f"{fault.name}: {fault.old!r} occurs {text.count(fault.old)} times"
+    module = ModuleType(sound.__module__)
+    exec(compile(text.replace(fault.old, fault.new), sound.__module__, "exec"), vars(module))
+    vars(case.subject)["target"] = vars(module)[sound.__name__]
+    return case
 
 
 def install(folder: Path, kind: str, name: str, mutant: Mutant | None = None) -> str:

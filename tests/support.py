@@ -57,17 +57,20 @@ def close(actual: Tensor, expected: Tensor, atol: float, rtol: float = 0.0) -> N
 class FieldPolicy:
     """A policy by weight set: a tensor it always answers, or a function of `x` and `sigma`.
 
-    calls: the weight set of every velocity asked for. moves: every `move`, as (set, decay).
+    calls: the weight set of every velocity asked for. guidances: and the guidance.
+    moves: every `move`, as (set, decay).
     """
 
     def __init__(self, current: Field, **others: Field) -> None:
         self.fields = {"current": current, **others}
         self.active = "current"
         self.calls: list[str] = []
+        self.guidances: list[float | None] = []
         self.moves: list[tuple[str, float]] = []
 
-    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         self.calls.append(self.active)
+        self.guidances.append(guidance)
         field = self.fields[self.active]
         return field if isinstance(field, Tensor) else field(x, sigma)
 

@@ -17,7 +17,6 @@ from flowfactory.contracts.specs import (
     AdapterSpec,
     Decay,
     Needs,
-    RewardEntry,
     SchedulerSpec,
     StochasticSpec,
     Times,
@@ -30,7 +29,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.spec.describe import describe
 from flowfactory.spec.schema import contributions
 from flowfactory.spec.structure import TABLES
-from flowfactory.spec.tables import COMPONENTS
+from flowfactory.spec.tables import COMPONENTS, RewardEntry
 
 BASES: Mapping[str, Mapping[str, type]] = {
     "model": {"Every adapter takes:": AdapterSpec},

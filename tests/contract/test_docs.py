@@ -15,12 +15,12 @@ import pytest
 import reference
 from flowfactory.cli.main import cli
 from flowfactory.contracts import hooks
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.describe import describe
 from flowfactory.spec.kinds import keys
 from flowfactory.spec.structure import TABLES
+from flowfactory.spec.tables import RewardEntry
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from flowfactory.discovery.entries import KINDS
 from flowfactory.errors import PluginError
 from flowfactory.testing import Case, Kit, conformance
 from flowfactory.testing.kit import counted
-from mutants import MUTANTS, Mutant, install
+from mutants import FAULTS, MUTANTS, Fault, Mutant, faulty, install
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +122,13 @@ def test_the_fault_is_found(installed: Path, mutant: Mutant) -> None:
     outcome = case_of(mutant).outcome()
     assert outcome.result == "failed"
     assert mutant.words in outcome.why
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: re.sub(r"\W+", "-", f"{fault.entry}-{fault.name}"))
+def test_the_fault_of_a_trainer_of_groups_or_data_is_found(fault: Fault) -> None:
+    outcome = faulty(fault).outcome()
+    assert outcome.result == "failed"
+    assert fault.words in outcome.why
 
 
 def test_there_are_many_faults() -> None:

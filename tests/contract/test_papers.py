@@ -13,11 +13,11 @@ from flowfactory.discovery.registry import Registry, installed_entries
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "papers.md").read_text()
-PLUGINS = ("grpo", "nft", "awm")
+PLUGINS = ("grpo", "nft", "awm", "dppo", "dpo", "sft")
 
 
 def names(kind: str) -> list[str]:
-    """The names of a kind that core and the three plugins provide."""
+    """The names of a kind that core and the trainers' plugins provide."""
     ours = {"flowfactory", *(f"flowfactory-plugin-{plugin}" for plugin in PLUGINS)}
     registry = Registry([entry for entry in installed_entries() if entry.source.name in ours])
     return sorted(registry.names(kind))

@@ -60,6 +60,7 @@ PUBLIC = [
     "Tracker",
     "Trainer",
     "TrainerSpec",
+    "Transition",
     "Update",
     "Window",
     "euler",

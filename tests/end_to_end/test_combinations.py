@@ -11,7 +11,7 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 
-TRAINERS = ("grpo", "grpo-guard", "nft", "awm")
+TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "nft", "awm")
 DENSITY = {
     "flow-sde": "gaussian",
     "dance-sde": "gaussian",
@@ -24,10 +24,15 @@ DENSITY = {
 ACCEPTS = {
     "grpo": {"gaussian", "squared-error"},
     "grpo-guard": {"gaussian"},
+    "dppo": {"gaussian"},
+    "dpo": set(DENSITY.values()),
     "nft": set(DENSITY.values()),
     "awm": set(DENSITY.values()),
 }
-PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "nft": {"policy", "kl"}, "awm": {"policy", "kl", "average"}}
+PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "dppo": {"policy"}, "dpo": {"policy"}} | {
+    "nft": {"policy", "kl"},
+    "awm": {"policy", "kl", "average"},
+}
 SIZES = {"flux": "32", "diffusers": "32", "qwen-image": "32", "wan": "[32, 32, 5]"}
 TUNINGS = {"full": ("full={}",), "lora": ("-full", "lora.rank=2")}
 

@@ -67,6 +67,12 @@ CASES = (
         FIRST + 2 * SAMPLES // 2 + 2 * SAMPLES,
         2 * SAMPLES,
     ),
+    # As for Guard: nothing but what is trained in the first update, the old mean of both steps in the second.
+    case("dppo", "dppo", 1, [window(TWO)], FIRST, 2 * SAMPLES),
+    case("dppo-second-update", "dppo", 2, [window(TWO)], FIRST + 2 * SAMPLES // 2, 2 * SAMPLES),
+    # Of each of the 4 groups of 3, two samples: the reference's velocity and the trained one, at one level and at two.
+    case("dpo", "dpo", 1, [], FIRST + 4 * 2, 4 * 2),
+    case("dpo-levels", "dpo", 2, [TWICE], FIRST + 2 * 4 * 2, 2 * 4 * 2),
     # The old policy's velocity is part of the loss, at each of the 3 noise levels and in every update.
     case("nft", "nft", 1, ["trainer.kl_beta=0"], FIRST + 3 * SAMPLES, 3 * SAMPLES),
     case("nft-second-update", "nft", 2, ["trainer.kl_beta=0"], FIRST + 3 * SAMPLES, 3 * SAMPLES),

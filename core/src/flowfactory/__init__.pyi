@@ -40,9 +40,11 @@ from .contracts.specs import (
     Times as Times,
     TrainerSpec as TrainerSpec,
 )
-from .contracts.trainer import Policy as Policy, Scores as Scores, Trainer as Trainer
+from .contracts.trainer import Policy as Policy, Trainer as Trainer
+from .rewards.advantages import Scores as Scores
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
 from .sampling.times import noise_levels as noise_levels, noised as noised
+from .sampling.transition import Transition as Transition
 
 # Rewards: a number for a sample.
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared

@@ -11,13 +11,14 @@ from flowfactory.contracts.scheduler import StochasticScheduler
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Batch
 from flowfactory.sampling.rollout import Noise, rollout
+from flowfactory.sampling.transition import Transition
 from flowfactory.schedulers.cps import CPS
 from flowfactory.schedulers.dance_sde import DanceSDE
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory.schedulers.linear_sde import LinearSDE
 from flowfactory_plugin_grpo import GRPOSpec
+from flowfactory_plugin_grpo.clipping import clipped
 from flowfactory_plugin_grpo.grpo import GRPO
-from flowfactory_plugin_grpo.transition import Transition, clipped
 from support import GRID, STORAGE, Case, FieldPolicy, close, each, transition
 from torch import Tensor
 

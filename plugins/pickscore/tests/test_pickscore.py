@@ -10,11 +10,11 @@ import attrs
 import pytest
 import torch
 from flowfactory.contracts.reward import GroupReward
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.rewards.scoring import Judge
 from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import RewardEntry
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.tiny import tiny_clip
 from flowfactory_plugin_pickscore import PickScoreSpec

@@ -23,12 +23,12 @@ import uvicorn
 from click.testing import CliRunner
 from flowfactory.cli import main as cli
 from flowfactory.contracts.reward import GroupReward, Score
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.secrets import SecretError
 from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import RewardEntry
 from flowfactory.testing import conformance
 from flowfactory_plugin_remote import RemoteSpec, server, wire
 from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup, Server

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 from flowfactory.components.resolved import Events
+from flowfactory.discovery.entries import OF_REWARDS
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import BAD_PLUGIN, PluginError
+from flowfactory.spec.tables import RewardEntry
 from specs import TOY
 
 
@@ -202,3 +205,7 @@ def test_a_plugin_that_is_refused_is_refused_again_in_the_same_words(installed: 
     registry = Registry()
     first = refusal(lambda: registry.find("rewards", "misnamed"))
     assert refusal(lambda: registry.find("rewards", "misnamed")) == first
+
+
+def test_no_plugin_takes_a_key_of_a_rewards_table() -> None:
+    assert {field.name for field in attrs.fields(RewardEntry)} - {"spec"} == OF_REWARDS

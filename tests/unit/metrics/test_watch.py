@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.metrics.watch import Watch
+from flowfactory.spec.tables import RewardEntry
 
 
 def entry(label: str, weight: float = 1.0) -> RewardEntry:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from flowfactory.contracts.reward import FunctionReward, GroupReward, Score
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.advantages import advantages
 from flowfactory.rewards.asking import Asked, RewardError
+from flowfactory.spec.tables import RewardEntry
 
 Function = Callable[[Sequence[Sample]], Any]
 

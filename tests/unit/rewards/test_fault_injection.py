@@ -23,15 +23,15 @@ import pytest
 import torch
 from flowfactory.cli.ui import Phase
 from flowfactory.contracts.reward import Score
-from flowfactory.contracts.specs import Needs, RewardEntry
-from flowfactory.contracts.trainer import Scores
+from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.types import Rollout, Row, Sample
-from flowfactory.rewards.advantages import advantages
+from flowfactory.rewards.advantages import Scores, advantages
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
 from flowfactory.sampling import rollouts
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Collected, Member
+from flowfactory.spec.tables import RewardEntry
 from torch import Tensor
 
 PROMPTS, GROUP = 6, 3

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
+from flowfactory.spec.tables import RewardEntry
 
 
 def judge(backbones: dict[str, Any] | None = None, **targets: Any) -> Judge:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
+from flowfactory.spec.tables import RewardEntry
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import torch
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.sampling.times import continuous, noise_levels, noised, shifted, step_strata, strata
-from flowfactory.spec.window import level_problems
+from flowfactory.spec.window import decay_problems, level_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import GRID, Case, close, each
@@ -34,6 +34,52 @@ def test_uniform_equals_flow_factory(case: Case) -> None:
     times = Times(rule="uniform", range=(1 - high, 1 - low))
     ours = continuous(times, strata(1 - given["u"].double().flip(0)[None]))[0]
     close(ours.sort().values, expected.sort().values, 1e-6)
+
+
+@each("sft_loss", lambda case: case["name"].startswith("time_"))
+def test_levels_of_the_table_equal_diffusers(case: Case) -> None:
+    """Its scripts draw how much is denoised and look that up in a falling table; we draw the noise level, and round."""
+    given, expected, raw = case["inputs"], case["outputs"], case["inputs"]["raw"].double()
+    own = {"shift": given["shift"], "table": 1000}
+    times, quantiles = {
+        "none": (Times(rule="uniform", range=(0.0, 1.0), **own), 1 - raw),
+        "logit_normal": (
+            Times(
+                rule="logit-normal", mean=-given["logit_mean"], std=given["logit_std"], range=(0.0, 1.0), **own
+            ),
+            torch.special.ndtr(-raw),
+        ),
+        "mode": (Times(rule="mode", peak=given["mode_scale"], **own), raw),
+    }[given["weighting"]]  # fmt: skip
+    sigma = continuous(times, quantiles)
+    close(sigma, expected["sigma"], 1e-7, 1e-6)
+    even = sigma / (given["shift"] - (given["shift"] - 1) * sigma)
+    assert torch.equal((1000 * (1 - even)).round().long(), expected["index"])
+
+
+@pytest.mark.parametrize("rule", ["uniform", "logit-normal", "mode"])
+def test_a_table_has_its_levels_only_and_never_0(rule: str) -> None:
+    times = Times(rule=rule, count=1, table=4, range=None if rule == "mode" else (0.0, 1.0))  # type: ignore[arg-type]
+    assert set(levels(times)[0].tolist()) == {0.25, 0.5, 0.75, 1.0}
+    assert continuous(times, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [0.25, 1.0]
+
+
+def test_mode_sampling_prefers_the_middle_and_is_uniform_without_a_peak() -> None:
+    middle = {peak: float(((levels(Times(rule="mode", count=1, peak=peak)) - 0.5).abs() < 0.25).float().mean())
+              for peak in (-1.0, 0.0, 1.29)}  # fmt: skip
+    assert middle[-1.0] < middle[0.0] - 0.1 < middle[0.0] + 0.1 < middle[1.29]
+    u = torch.rand(10, dtype=torch.float64)
+    close(continuous(Times(rule="mode", peak=0.0), u), u, 1e-12)
+    close(continuous(Times(rule="mode"), u), continuous(Times(rule="mode", peak=1.29), u), 0)
+
+
+def test_what_mode_and_schedules_have_no_use_for() -> None:
+    assert [key for key, _ in level_problems(Times(rule="mode", range=(0.1, 0.9), mean=1.0, table=10), 4)] == [
+        "range",
+        "mean",
+    ]
+    assert [key for key, _ in level_problems(Times(rule="uniform", peak=1.0, table=10), 4)] == ["peak"]
+    assert [key for key, _ in level_problems(Times(rule="discrete", peak=1.0, table=10), 4)] == ["peak", "table"]
 
 
 @each("time_sampling", lambda case: case["inputs"]["kind"] == "logit_normal")
@@ -190,9 +236,9 @@ def test_nothing_is_wrong_with_defaults() -> None:
 
 
 def test_a_decay_that_starts_above_its_limit_is_refused() -> None:
-    ((found, message),) = Decay(start=0.9, limit=0.5, rate=0.0).problems()
+    ((found, message),) = decay_problems(Decay(start=0.9, limit=0.5, rate=0.0))
     assert (found, message) == ("start", "expected at most `limit`, 0.5, not 0.9")
-    assert Decay(start=0.5, limit=0.5, rate=0.0).problems() == []
+    assert decay_problems(Decay(start=0.5, limit=0.5, rate=0.0)) == []
 
 
 @pytest.mark.parametrize("std", [0.3, 0.1, 0.07, 0.04])

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
-import attrs
 from torch import Tensor
 
 from flowfactory.contracts.seeds import Draws
@@ -37,15 +36,21 @@ class Policy(Protocol):
         ...
 
 
-@attrs.frozen(eq=False)
-class Scores:
+class Scores(Protocol):
     """Rewards of one epoch, over all processes.
 
     values: by label, `(N,)` float64; NaN where a reward does not apply or failed. weights: by label.
     """
 
-    values: Mapping[str, Tensor]
-    weights: Mapping[str, float]
+    @property
+    def values(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+
+    def advantages(self, groups: Tensor, aggregate: str, std: str) -> Tensor:
+        """What they say together, `(N,)` float64: see the keys `aggregate` and `std` of `TrainerSpec`."""
+        ...
 
 
 class Trainer(ABC, Generic[SpecT]):
@@ -59,12 +64,9 @@ class Trainer(ABC, Generic[SpecT]):
         """What core must provide."""
         return self.spec.needs
 
-    def advantages(self, scores: Scores, groups: Tensor) -> Tensor | None:
-        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare. NaN takes no part in the training.
-
-        `None`, as here: what the spec's `aggregate` and `std` say.
-        """
-        return None
+    def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
+        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare. NaN takes no part in the training."""
+        return scores.advantages(groups, self.spec.aggregate, self.spec.std)
 
     @abstractmethod
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from flowfactory.contracts.hooks import PROJECT, Provides
-from flowfactory.contracts.specs import AdapterSpec, RewardEntry, SchedulerSpec, TrainerSpec
+from flowfactory.contracts.specs import AdapterSpec, SchedulerSpec, TrainerSpec
 
 
 @attrs.frozen
@@ -41,6 +41,12 @@ class Kind:
         return f"{PROJECT}_{self.plural}"
 
 
+OF_REWARDS = frozenset({
+    "name", "label", "weight", "on_error", "retries", "retry_pause", "max_dropped", "timeout", "workers",
+    "micro_batch", "device", "dtype", "offload",
+})  # fmt: skip
+"""Keys of a `[[reward]]` table that are core's (`spec.tables.RewardEntry`)."""
+
 KINDS: Mapping[str, Kind] = {
     kind.plural: kind
     for kind in (
@@ -52,7 +58,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("trainer", "trainers", "[trainer] name", TrainerSpec, ("flowfactory.contracts.trainer:Trainer",)),
         Kind(
             "reward", "rewards", "[[reward]] name", object, ("flowfactory.contracts.reward:Reward",),
-            frozenset(field.name for field in attrs.fields(RewardEntry)) - {"spec"},
+            OF_REWARDS,
         ),
     )
 }  # fmt: skip

@@ -16,6 +16,9 @@ from flowfactory.spec.tables import Full, Lora, Memory, Spec
 LIBRARIES = {"quanto": "optimum.quanto"}
 """What reads weights in fewer bits, by the `quant_method` of a config, where it is called otherwise."""
 
+BESIDE = (".bin", ".json", ".model", ".txt")
+"""Files of a pipeline's parts beside safetensors: only how they begin can be looked at."""
+
 Fault = tuple[str, str]
 """What is wrong, and what to do about it."""
 
@@ -43,6 +46,8 @@ def _path_faults(own: PipelineSpec, tuning: Lora | Full, memory: Memory) -> Iter
     elif Path(own.path).is_file():
         hint = "set [model] path to the pipeline's folder or hub id, and [model] single_file to this file"
         yield f"path {own.path} is one file, and a pipeline has several models", hint
+    elif Path(own.path).is_dir() and not (Path(own.path) / INDEX).is_file():
+        yield f"path {own.path} is no diffusers pipeline: it has no {INDEX}", ""
     elif folder := on_disk(own):
         wrong = [*_folder_faults(own, folder)] if Path(own.path).is_absolute() else []
         yield from wrong or _precision_faults(own, folder, tuning, memory)
@@ -75,9 +80,12 @@ def _file_faults(own: PipelineSpec) -> Iterator[Fault]:
 
 def _folder_faults(own: PipelineSpec, folder: Folder) -> Iterator[Fault]:
     path = own.path
-    if INDEX not in folder.names:
-        yield f"path {path} is no diffusers pipeline: it has no {INDEX}", ""
-        return
+    for name in folder.names:
+        if "/" in name and name.endswith(BESIDE) and not name.endswith(("config.json", ".index.json")):
+            try:
+                headers.refuse_empty(folder.path / name)
+            except (ValueError, OSError) as error:
+                yield f"path {path}: {name} {error}", ""
     try:
         models, table = folder.models(), folder.table(INDEX)
     except (ValueError, OSError) as error:

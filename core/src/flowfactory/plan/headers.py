@@ -50,17 +50,28 @@ def weights(file: Path) -> Weights:
     Raises:
         ValueError: what is wrong with the file, without its name.
     """
+    refuse_empty(file)
     size = file.stat().st_size
     with file.open("rb") as opened:
-        begin = opened.read(len(POINTER))
+        begin = opened.read(4)
         opened.seek(0)
-        if begin == POINTER:
-            raise ValueError("is a pointer of git-lfs, not the file it stands for; run `git lfs pull` where it lies")
-        if not size:
-            raise ValueError("is empty")
         if begin.startswith(b"GGUF"):
             return _gguf(opened, size)
         return _safetensors(opened, size)
+
+
+def refuse_empty(file: Path) -> None:
+    """Look at how a file begins.
+
+    Raises:
+        ValueError: there is nothing in it, or it only stands for the file that git-lfs has not fetched.
+    """
+    with file.open("rb") as opened:
+        begin = opened.read(len(POINTER))
+    if not begin:
+        raise ValueError("is empty")
+    if begin == POINTER:
+        raise ValueError("is a pointer of git-lfs, not the file it stands for; run `git lfs pull` where it lies")
 
 
 def of_header(header: Any) -> dict[str, Tensor]:

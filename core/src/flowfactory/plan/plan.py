@@ -13,12 +13,12 @@ from typing import Any
 import attrs
 
 from flowfactory.contracts.key import Location
-from flowfactory.contracts.specs import RewardEntry, StochasticSpec
+from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import toml, window
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
 from flowfactory.spec.rules import nearest_divisors
-from flowfactory.spec.tables import Spec, plain, unstructure
+from flowfactory.spec.tables import RewardEntry, Spec, plain, unstructure
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
 

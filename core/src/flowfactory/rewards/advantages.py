@@ -13,13 +13,10 @@ gets NaN. Rewards of weight 0 are only watched. GDPO's `P` has mean 0 already, s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
-
-from flowfactory.contracts.trainer import Scores, Trainer
 
 
 @attrs.frozen
@@ -41,10 +38,19 @@ WITHIN = Scale(eps=1e-4)
 ACROSS = Scale(floor=1e-6)
 
 
-def compared(trainer: Trainer[Any], scores: Scores, groups: Tensor) -> Tensor:
-    """A trainer's own advantages `(N,)` float64, or those its spec's `aggregate` and `std` ask for."""
-    own, spec = trainer.advantages(scores, groups), trainer.spec
-    return advantages(scores.values, scores.weights, groups, spec.aggregate, spec.std) if own is None else own
+@attrs.frozen(eq=False)
+class Scores:
+    """Rewards of one epoch, over all processes; see the contract of this name.
+
+    values: by label, `(N,)` float64; NaN where a reward does not apply or failed. weights: by label.
+    """
+
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+
+    def advantages(self, groups: Tensor, aggregate: str, std: str) -> Tensor:
+        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare."""
+        return advantages(self.values, self.weights, groups, aggregate, std)
 
 
 def advantages(

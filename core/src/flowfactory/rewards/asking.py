@@ -17,10 +17,10 @@ from torch import Tensor
 
 from flowfactory.components.calling import Meddled, calling, said
 from flowfactory.contracts.reward import GroupReward, Reward
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
 from flowfactory.errors import RunError, harmless
 from flowfactory.rewards.retry import retried
+from flowfactory.spec.tables import RewardEntry
 
 LARGEST = 1e100
 """Scores beyond it have no standard deviation in float64."""

@@ -14,7 +14,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.processes.distributed import PeerLost, Processes
 from flowfactory.processes.stop import Stopped
 from flowfactory.rewards.asking import RewardError
@@ -22,6 +21,7 @@ from flowfactory.rewards.session import Failure, Session, too_many
 from flowfactory.runs import files
 from flowfactory.runs.files import writing
 from flowfactory.runs.media import to_image
+from flowfactory.spec.tables import RewardEntry
 
 log = logging.getLogger("flowfactory")
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from flowfactory.components.calling import Meddled, calling, said
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.rewards.asking import Asked, RewardError, never
 from flowfactory.rewards.session import Session
+from flowfactory.spec.tables import RewardEntry
 
 log = logging.getLogger("flowfactory")
 

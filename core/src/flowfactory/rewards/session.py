@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from flowfactory.components.calling import said
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Sample
 from flowfactory.rewards.asking import GLANCE, Answer, Asked, RewardError, never
+from flowfactory.spec.tables import RewardEntry
 
 log = logging.getLogger("flowfactory")
 

@@ -14,8 +14,8 @@ from flowfactory.components.resolved import Events
 from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
-from flowfactory.contracts.specs import RewardEntry, StochasticSpec
-from flowfactory.contracts.trainer import Scores, Trainer
+from flowfactory.contracts.specs import StochasticSpec
+from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Rollout, Sample
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, zero_std_groups
@@ -23,7 +23,7 @@ from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import StopRequest
-from flowfactory.rewards.advantages import compared
+from flowfactory.rewards.advantages import Scores
 from flowfactory.rewards.failures import check_losses, check_rewards, recording, without_failures
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.session import Scored
@@ -31,7 +31,7 @@ from flowfactory.runs.media import save_samples
 from flowfactory.sampling.epochs import Group, Share, plan_epoch, refilled, share
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
 from flowfactory.sampling.source import Collected, Member, chunks, members_of, places
-from flowfactory.spec.tables import Spec
+from flowfactory.spec.tables import RewardEntry, Spec
 from flowfactory.spec.window import stochastic_steps
 
 log = logging.getLogger("flowfactory")
@@ -126,7 +126,7 @@ class Rollouts:
         """Advantages `(N,)` float64 of all samples; 0 where the trainer compares none."""
         if not self.trainer.needs.scores:
             return torch.zeros(len(slots), dtype=torch.float64)
-        return compared(self.trainer, Scores(values, self.judge.weights), slots)
+        return self.trainer.advantages(Scores(values, self.judge.weights), slots)
 
 
 def planned(source: Rollouts, epoch: int) -> Share:

@@ -2,11 +2,14 @@
 
     uniform        sigma = f_a(u)                       f_a(s) = a s / (1 + (a - 1) s), the shift towards noise
     logit-normal   sigma = f_a(sigmoid(mean + std z))   Esser et al. 2024, arXiv:2403.03206
+    mode           sigma = f_a(u + peak (cos²(pi u / 2) - 1 + u))   the same
     discrete…      a level of the sampling schedule     AWM, arXiv:2509.25050
     subset         several different ones of them       DiffusionNFT, arXiv:2509.16117
 
-The first two are cut to a range of sigma after the shift. Of `count` levels, each lies in its own stratum of equal
-probability; strata of schedule steps have whole-numbered ends. Every step can be drawn, the last one too.
+The first two are cut to a range of sigma after the shift. With a `table` of n levels, what is shifted is first rounded
+up to whole nths: so diffusers' scripts draw, who take entry `floor(n (1 - s))` of a table that falls from 1. Of `count`
+levels, each lies in its own stratum of equal probability; strata of schedule steps have whole-numbered ends. Every step
+can be drawn, the last one too.
 """
 
 from __future__ import annotations
@@ -76,15 +79,21 @@ def step_strata(u: Tensor, first: int, end: int) -> Tensor:
 
 
 def continuous(times: Times, u: Tensor) -> Tensor:
-    """The noise levels at quantiles `u` of a `uniform` or `logit-normal` rule, cut to its range; any shape, float64."""
+    """The noise levels at quantiles `u` of a rule that is no schedule's, cut to its range; any shape, float64."""
     shift, mean, std = times.shift or 1.0, times.mean or 0.0, times.std or 1.0
-    ends = torch.tensor(times.range or (0.01, 1.0), dtype=torch.float64)
+    whole = (0.0, 1.0) if times.rule == "mode" else (0.01, 1.0)
+    ends = torch.tensor(times.range or whole, dtype=torch.float64)
     low, high = shifted(ends, 1 / shift).clamp(0, 1)
     if times.rule == "uniform":
         levels = low + u * (high - low)
+    elif times.rule == "mode":
+        peak = 1.29 if times.peak is None else times.peak
+        levels = u + peak * (torch.cos(math.pi * u / 2).square() - 1 + u)
     else:
         first, last = ((torch.logit(end) - mean) / std for end in (low, high))
         levels = torch.sigmoid(mean + std * cut_normal(first, last, u))
+    if times.table is not None:
+        levels = (levels * times.table).ceil().clamp(1, times.table) / times.table
     return shifted(levels, shift).clamp(*ends)
 
 

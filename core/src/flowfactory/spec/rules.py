@@ -9,7 +9,7 @@ from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Density
-from flowfactory.contracts.specs import Decay, RewardEntry, SchedulerSpec, StochasticSpec, Times, TrainerSpec
+from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Times, TrainerSpec
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
 from flowfactory.spec import window
@@ -23,6 +23,7 @@ from flowfactory.spec.tables import (
     Lora,
     Memory,
     Optimizer,
+    RewardEntry,
     RunTable,
     Sampling,
     Track,
@@ -106,19 +107,17 @@ def _density(where: Where, trainer: Component, scheduler: Component) -> Iterator
         accepted = tuple(d for d in accepted if d != "none")
     if density in accepted:
         return
-    fitting = [c.provides.name for c in where.registry.loaded("schedulers") if density_of(c.provides.spec) in accepted]
+    fitting = [
+        c.provides.name
+        for c in where.registry.loaded("schedulers")
+        if issubclass(c.provides.spec, SchedulerSpec) and c.provides.spec.density in accepted
+    ]
     has = "is deterministic" if density == "none" else f"has only a surrogate for it ({density})"
     wants = "a Gaussian probability" if needs.density == "gaussian" else "a probability"
     what = f"trainer `{trainer.name}` needs {wants} of each step, but scheduler `{scheduler.name}` {has}"
     yield Problem(
         "density", what, where("scheduler", "name"), f"set [scheduler] name to one of {listed(sorted(fitting))}"
     )
-
-
-def density_of(spec: type) -> Density:
-    """The density a scheduler's spec class declares."""
-    assert issubclass(spec, SchedulerSpec)
-    return spec.density
 
 
 def _window(where: Where, sampling: Sampling, scheduler: Component) -> Iterator[Problem]:
@@ -157,6 +156,10 @@ def _group(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Pro
     if needs.source != "rollouts" and where.root.at("sampling", "group") is not None:
         what = f"trainer `{trainer.name}` learns from the data, whose rows make the groups: [sampling] group has no use"
         yield Problem("group", what, where("sampling", "group"), "leave it out")
+    for name in ("aggregate", "std"):
+        if not needs.scores and where.root.at("trainer", name) is not None:
+            what = f"trainer `{trainer.name}` compares no samples: `{name}` has no use"
+            yield Problem("uncompared", what, where("trainer", name), "leave it out")
     if sampling.refill and not (needs.source == "rollouts" and needs.scores):
         what = f"trainer `{trainer.name}` scores no samples, so there is nothing that [sampling] refill could replace"
         yield Problem("refill", what, where("sampling", "refill"), "leave it out")
@@ -172,7 +175,7 @@ def _times(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Pro
 def _decays(where: Where, trainer: Component) -> Iterator[Problem]:
     for name, table in attributes(trainer.spec).items():
         if isinstance(table, Decay):
-            for key, what in table.problems():
+            for key, what in window.decay_problems(table):
                 yield Problem("decay", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
 
 
@@ -248,6 +251,9 @@ def _shard_calls(
 
 def _rewards(where: Where, trainer: Component, rewards: tuple[RewardEntry, ...]) -> Iterator[Problem]:
     yield from _labels(where, rewards, ("reward",))
+    if rewards and trainer.spec.needs.source != "rollouts":
+        what = f"trainer `{trainer.name}` learns from the data, so there are no samples that [[reward]] could score"
+        yield Problem("unscored", what, where("reward", 0, "name"), "leave it out; evaluations have [[eval.reward]]")
     if not trainer.spec.needs.scores:
         return
     if not rewards:

@@ -8,17 +8,16 @@ from typing import Any, get_args, get_origin
 import attrs
 
 from flowfactory.contracts.key import Key, Location, Size
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
 from flowfactory.spec.kinds import arms_of, declared, hints, is_literal, keys
 from flowfactory.spec.structure import TABLES
-from flowfactory.spec.tables import COMPONENTS, plain
+from flowfactory.spec.tables import COMPONENTS, RewardEntry, plain
 
 Schema = dict[str, Any]
 
-REQUIRED = ("run", "model", "data", "sampling", "scheduler", "trainer", "reward", "optimizer")
+REQUIRED = ("run", "model", "data", "sampling", "scheduler", "trainer", "optimizer")
 
 
 def spec_schema(registry: Registry) -> tuple[Schema, Sequence[PluginError]]:
@@ -38,7 +37,7 @@ def spec_schema(registry: Registry) -> tuple[Schema, Sequence[PluginError]]:
     properties |= {name: table_schema(cls, required=False) for name, cls in TABLES.items()}
     properties |= {name: _component(offers[kind], kind, {}) for name, kind in COMPONENTS.items()}
     reward = _component(offers["rewards"], "rewards", _properties(RewardEntry, leave=("name", "spec")))
-    properties["reward"] = {"type": "array", "items": reward, "minItems": 1}
+    properties["reward"] = {"type": "array", "items": reward}
     properties["eval"]["properties"]["reward"] = {"type": "array", "items": reward}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.discovery.soundness import unmet_requirement
@@ -27,6 +26,7 @@ from flowfactory.spec.tables import (
     Lora,
     Memory,
     Optimizer,
+    RewardEntry,
     RunTable,
     Sampling,
     Spec,

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import attrs
 
 from flowfactory.contracts.key import NAME, Location, Precision, Size, key
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.spec.kinds import attributes, keys
 
 
@@ -154,6 +153,42 @@ class Component:
     """A plugin's table: `[model]`, `[scheduler]` or `[trainer]`. `spec` is an instance of the plugin's own class."""
 
     name: str = key("Which plugin: its public name, or `name@distribution` where two share one.", min_length=1)
+    spec: Any
+
+
+@attrs.frozen(kw_only=True)
+class RewardEntry:
+    """`[[reward]]`: core's keys, and the plugin's own in `spec`."""
+
+    name: str = key("Which reward plugin.", min_length=1)
+    label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
+    weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0, ge=-1e6, le=1e6)
+    on_error: Literal["retry", "drop-group", "abort"] = key(
+        "After a failure: ask again `retries` times and then drop the group; drop it at once; or end the run.",
+        default="retry",
+    )
+    retries: int = key("How often a failed call is made again, where `on_error` is `retry`.", default=2, ge=0, le=100)
+    retry_pause: float = key(
+        "Seconds before the first retry; doubled before each further one, up to a minute.", default=1.0, ge=0, le=3600
+    )
+    max_dropped: float = key(
+        "Largest share of an epoch's groups that may be without its score; past it the run ends, with a checkpoint.",
+        default=0.25,
+        ge=0,
+        le=1,
+    )
+    timeout: float = key("Seconds one call may take before it counts as failed.", default=600.0, gt=0, le=86400)
+    workers: int = key(
+        "Calls made at the same time; more than one for rewards that wait for a server.", default=1, ge=1, le=256
+    )
+    micro_batch: int = key("Most samples of one call; a group reward gets its whole group.", default=64, ge=1)
+    device: str | None = key(
+        "Where its networks compute, e.g. `cpu` or `cuda:1`; where the model does when absent.",
+        default=None,
+        pattern=r"(cpu|cuda|xpu|mps)(:\d+)?",
+    )
+    dtype: Precision | None = key("Number format of its networks; the run's precision when absent.", default=None)
+    offload: bool = key("Keep its networks in main memory while nothing is scored.", default=False)
     spec: Any
 
 

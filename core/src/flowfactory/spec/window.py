@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from flowfactory.contracts.digest import seed_of
-from flowfactory.contracts.specs import Times, Window
+from flowfactory.contracts.specs import Decay, Times, Window
 
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
 _MOVES = {"every", "stride", "restart", "pace"}
@@ -118,9 +118,10 @@ def _misfits(window: Window, steps: int) -> list[tuple[str, str]]:
 
 def level_problems(times: Times, steps: int) -> list[tuple[str, str]]:
     """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
-    continuous, discrete = times.rule in ("uniform", "logit-normal"), times.rule.startswith("discrete")
-    normal = times.rule == "logit-normal"
-    applies = {"range": continuous, "shift": continuous, "mean": normal, "std": normal, "fraction": discrete}
+    discrete, normal, mode = times.rule.startswith("discrete"), times.rule == "logit-normal", times.rule == "mode"
+    cut = normal or times.rule == "uniform"
+    applies = {"range": cut, "mean": normal, "std": normal, "peak": mode, "fraction": discrete}
+    applies |= {"shift": cut or mode, "table": cut or mode}
     found = [
         (name, f"has no meaning for rule {times.rule!r}")
         for name, meant in applies.items()
@@ -144,3 +145,9 @@ def _mass(times: Times) -> float:
     logits = [-math.inf if s <= 0 else math.inf if s >= 1 else math.log(s) - math.log1p(-s) for s in ends]
     low, high = ((logit - mean) / std / math.sqrt(2) for logit in logits)
     return (math.erfc(low) - math.erfc(high) if low > 0 else math.erfc(-high) - math.erfc(-low)) / 2
+
+
+def decay_problems(decay: Decay) -> list[tuple[str, str]]:
+    """What is wrong with a decay: `(key, message)` pairs, none if all is sound."""
+    above = decay.start > decay.limit
+    return [("start", f"expected at most `limit`, {decay.limit:g}, not {decay.start:g}")] if above else []

@@ -10,8 +10,7 @@ checks from the shell, where pytest need not be installed.
 
 from __future__ import annotations
 
-from flowfactory.testing.kit import Case, Kit, Outcome
+from flowfactory.testing.kit import Case, Kit, Outcome, conformance
 from flowfactory.testing.subject import Broken, NotOwed, Subject
-from flowfactory.testing.suite import conformance
 
 __all__ = ["Broken", "Case", "Kit", "NotOwed", "Outcome", "Subject", "conformance"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 from packaging.utils import canonicalize_name
 
 from flowfactory.contracts.hooks import PROJECT
 from flowfactory.contracts.types import Row
+from flowfactory.data.rows import load_rows
 from flowfactory.data.text import path_of
 from flowfactory.discovery.entries import KINDS, Entry, noun
 from flowfactory.discovery.registry import Registry
@@ -162,3 +163,42 @@ def counted(outcomes: Iterable[Outcome]) -> str:
     counts = Counter(outcome.result for outcome in outcomes)
     parts = ", ".join(f"{number} {result}" for result, number in sorted(counts.items(), key=lambda item: -item[1]))
     return f"{sum(counts.values())} checks: {parts}"
+
+
+def conformance(
+    name: str,
+    *,
+    keys: Mapping[str, Keys] | None = None,
+    prompts: Path | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> Callable[..., None]:
+    """A test function, with one case for every check that the entries of a distribution owe.
+
+    Args:
+        name: a distribution, or the public name of an entry.
+        keys: by entry name, keys its table needs beyond those of its `tiny`; or a function `folder -> keys`.
+        prompts: a file of prompts to try entries on, in place of the kit's own.
+        expected_failures: by case id, e.g. `"trainer mine: microbatch_invariance"`, why it fails. A case that passes
+            all the same fails the test.
+
+    Raises:
+        PluginError: no such distribution or entry is installed, so that nothing would be checked.
+    """
+    import pytest
+
+    kit = Kit(name, keys, load_rows(prompts) if prompts else (), expected_failures)
+
+    def marked(case: Case) -> Any:
+        reason = case.fails_because
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+        return pytest.param(case, id=case.id.replace(": ", "-").replace(" ", "-"), marks=marks)
+
+    @pytest.mark.parametrize("case", [marked(case) for case in kit.cases])
+    def test(case: Case) -> None:
+        try:
+            case.run()
+        except NotOwed as reason:
+            pytest.skip(str(reason))
+
+    test.__doc__ = f"What the entries of {name} owe."
+    return test

@@ -19,10 +19,10 @@ from flowfactory.builtin import FlowSDESpec, ODESpec
 from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, like_latents, per_sample_mean
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs
-from flowfactory.contracts.trainer import Scores, Trainer
+from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
 from flowfactory.policy.weights import Weights
-from flowfactory.rewards.advantages import compared
+from flowfactory.rewards.advantages import Scores
 from flowfactory.sampling.rollout import draw_noise, rollout
 from flowfactory.sampling.times import noised
 from flowfactory.schedulers.flow_sde import FlowSDE
@@ -34,7 +34,14 @@ SPREAD = 0.5
 """Standard deviation of the data."""
 STEPS = 6
 TARGET = 1.0
-"""Where samples are rewarded for lying, in every direction; they begin around 0."""
+"""Where samples are rewarded for lying, in every direction; they begin around 0. The data lie there, as far as they are
+to be learned; the samples that pairs reject lie around 0."""
+SAMPLES = range(8)
+"""The samples that trainers are tried on, by their numbers."""
+MIXED = (0.5, -0.5, 0.3, -0.3, 0.4, -0.4, 0.2, -0.2)
+"""Advantages of eight samples: of both signs, and of mean 0."""
+SLOTS = (0, 0, 0, 1, 1, 2, 2, 2)
+"""The groups of eight samples: not all of one size, as in a run whose rewards fail."""
 
 
 def schedule(steps: int, shift: float = 3.0) -> Tensor:
@@ -98,10 +105,11 @@ class MeanPolicy:
 
 @attrs.frozen(eq=False)
 class Made:
-    """Trajectories of `B` samples, and what they were conditioned on."""
+    """Trajectories of `B` samples, what they were conditioned on, and their groups `(B,)`."""
 
     rollout: Rollout
     conditions: Conditions
+    groups: Tensor
 
 
 class Problem:
@@ -120,16 +128,43 @@ class Problem:
         """Whether samples come from the current weights."""
         return self.needs.rollout == "current"
 
-    def sample(self, samples: Sequence[int], epoch: int = 0) -> Made:
-        """Roll trajectories out with the weights the trainer wants."""
+    def groups(self, samples: Sequence[int]) -> Tensor:
+        """The group of each sample, `(B,)`."""
+        pairs = self.needs.source == "pairs"
+        return torch.tensor([i // 2 if pairs else 3 * (i // 8) + SLOTS[i % 8] for i in samples])
+
+    def judged(self, samples: Sequence[int]) -> Tensor:
+        """Advantages `(B,)` that differ within groups, as core would give them."""
+        if self.needs.source == "pairs":
+            return torch.tensor([1.0 - 2 * (i % 2) for i in samples], dtype=torch.float64)
+        if not self.needs.scores:
+            return torch.zeros(len(samples), dtype=torch.float64)
+        return torch.tensor([MIXED[i % 8] for i in samples], dtype=torch.float64)
+
+    def sample(self, samples: Sequence[int], epoch: int = 0, groups: Tensor | None = None) -> Made:
+        """What the trainer learns from: trajectories, rolled out with the weights it wants, or stored latents."""
+        slots = self.groups(samples) if groups is None else groups
+        shift = 0.1 * (slots % 3 - 1).float()[:, None].expand(-1, *SHAPE)
+        conditions = {"shift": shift.contiguous()}
+        made = self.roll(samples, epoch, conditions) if self.needs.source == "rollouts" else self.store(samples, epoch)
+        return Made(made, conditions, slots)
+
+    def roll(self, samples: Sequence[int], epoch: int, conditions: Conditions) -> Rollout:
+        """Trajectories."""
         keys = [(0, "conformance", epoch, i) for i in samples]
         noise = draw_noise([(*k, "start") for k in keys], [(*k, "steps") for k in keys], SHAPE, len(self.steps))
-        shift = 0.1 * torch.tensor([float(i % 3 - 1) for i in samples])[:, None].expand(-1, *SHAPE)
-        conditions = {"shift": shift.contiguous()}
-        levels, kept = schedule(STEPS), self.needs.trajectory
         with self.policy.using(self.needs.rollout):
-            made = rollout(self.policy, self.scheduler, levels, self.steps, noise, conditions, torch.float32, kept)
-        return Made(made, conditions)
+            return rollout(
+                self.policy, self.scheduler, schedule(STEPS), self.steps, noise, conditions, torch.float32,
+                self.needs.trajectory,
+            )  # fmt: skip
+
+    def store(self, samples: Sequence[int], epoch: int) -> Rollout:
+        """Latents of the data."""
+        rejected = [self.needs.source == "pairs" and i % 2 == 1 for i in samples]
+        centres = TARGET * (~torch.tensor(rejected)).float()[:, None]
+        spread = SPREAD * Draws([(0, "conformance-data", epoch, i) for i in samples]).normal(*SHAPE)
+        return Rollout(schedule(STEPS), (), {STEPS: centres + spread}, {})
 
     def batch(
         self, made: Made, advantages: Tensor, chosen: slice | Tensor = slice(None), on_policy: bool | None = None
@@ -137,12 +172,18 @@ class Problem:
         """Some of the samples as a micro-batch."""
         conditions = {name: tensor[chosen] for name, tensor in made.conditions.items()}
         fresh = self.on_policy if on_policy is None else on_policy
-        return Batch(made.rollout[chosen], conditions, advantages[chosen].double(), fresh, self.scheduler)
+        own = advantages[chosen].double()
+        return Batch(made.rollout[chosen], conditions, own, fresh, self.scheduler, made.groups[chosen])
+
+    def units(self, batch: Batch) -> int:
+        """How many of what the loss is a mean of a batch has: samples, or groups."""
+        return len(batch.groups) if self.needs.batch == "samples" else len(set(batch.groups.tolist()))
 
     @torch.no_grad()
-    def terms(self, batch: Batch, samples: Sequence[int]) -> Sequence[Any]:
+    def terms(self, batch: Batch, samples: Sequence[int], epoch: int = 0) -> Sequence[Any]:
         """What the trainer wants to train on."""
-        return self.trainer.terms(self.policy, batch, Draws([(0, "conformance-terms", i) for i in samples]))
+        owners = batch.groups.tolist() if self.needs.draws == "group" else samples
+        return self.trainer.terms(self.policy, batch, Draws([(0, "conformance-terms", epoch, i) for i in owners]))
 
     def losses(self, batch: Batch, terms: Sequence[Any]) -> list[Loss]:
         """The loss of each term."""
@@ -194,23 +235,32 @@ class Problem:
         """Train, and return how far samples lie from the target, squared, before and after."""
         optimizer = torch.optim.Adam(self.policy.parameters, lr=lr)
         samples = range(groups * group)
-        slots = torch.arange(groups).repeat_interleave(group)
+        slots = torch.arange(len(samples)) // (2 if self.needs.source == "pairs" else group)
         distances = []
         for epoch in range(epochs):
-            made = self.sample(samples, epoch)
+            made = self.sample(samples, epoch, slots)
             reward = -((made.rollout.final.double() - TARGET) ** 2).mean(1)
-            distances.append(-float(reward.mean()))
-            advantages = compared(self.trainer, Scores({"near": reward}, {"near": 1.0}), slots)
+            distances.append(self.distance(made, samples, epoch))
+            advantages = self.judged(samples)
+            if self.needs.scores:
+                advantages = self.trainer.advantages(Scores({"near": reward}, {"near": 1.0}), slots)
             chosen = (~advantages.isnan()).nonzero().flatten()
             if not len(chosen):
                 continue  # as in a run: NaN takes no part
             batch = self.batch(made, advantages, chosen)
-            loss = self.total(self.losses(batch, self.terms(batch, [epoch * 1000 + i for i in chosen.tolist()])))
+            loss = self.total(self.losses(batch, self.terms(batch, chosen.tolist(), epoch)))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             self.trainer.after_update(self.policy, Update(epoch, 0, epoch + 1, last=True))
         return distances[0], distances[-1]
+
+    @torch.no_grad()
+    def distance(self, made: Made, samples: Sequence[int], epoch: int) -> float:
+        """How far from the target, squared, the weights that sample make samples now."""
+        stored = self.needs.source != "rollouts"
+        final = self.roll(samples, epoch, made.conditions).final if stored else made.rollout.final
+        return float(((final.double() - TARGET) ** 2).mean())
 
 
 def parts_of(losses: Sequence[Loss]) -> Mapping[str, Tensor]:

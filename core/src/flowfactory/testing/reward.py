@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from flowfactory.contracts.reward import Reward
-from flowfactory.contracts.specs import RewardEntry
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import Asked
 from flowfactory.rewards.scoring import build
+from flowfactory.spec.tables import RewardEntry
 from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, cause, expect, offline
 
 CPU = torch.device("cpu")

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.trainer import Scores
-from flowfactory.rewards.advantages import compared
-from flowfactory.testing.problem import Problem, parts_of
+from flowfactory.rewards.advantages import Scores
+from flowfactory.testing.grouped import (
+    groups_of_one_are_no_fault,
+    groups_prefer_their_best,
+    groups_share_their_draws,
+    targets_get_likelier,
+)
+from flowfactory.testing.problem import SAMPLES, Problem, parts_of
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
 
-SAMPLES = range(8)
-MIXED = torch.tensor([0.5, -0.5, 0.3, -0.3, 0.4, -0.4, 0.2, -0.2], dtype=torch.float64)
-"""Advantages of both signs and mean 0."""
 EPOCHS = 60
+NEARER, BOUND = 0.5, 0.75
+"""How far samples come at least, as a share of their squared distance: freely, or kept to the reference by the loss."""
 
 
 class TrainerSubject(Subject):
@@ -38,14 +42,19 @@ def needs_are_sound(subject: TrainerSubject) -> None:
     own = needs.rollout == "current" or needs.rollout in needs.sets
     expect(own, f"it samples with the weights {needs.rollout!r}, which are not among its `sets`")
     expect(not needs.sets & {"current", "reference", "ema"}, f"`sets` {set(needs.sets)} name weights core keeps itself")
+    if needs.source != "rollouts":
+        expect(not needs.scores, f"it learns from {needs.source} of the data, which nobody scores: say `scores=False`")
+        stored = needs.trajectory == "final" and needs.density == "none" and needs.rollout == "current"
+        expect(stored, "it learns from the data, which have no trajectories: leave out what it asks of them")
 
 
 def better_scores_better_advantages(subject: TrainerSubject) -> None:
     """Advantages are float64, one per sample, NaN for one that takes no part. Of a group the best takes part, no worse
     sample has a greater one, and the scores decide: not all take part alike."""
+    _owed_if_scored(subject)
     scores = torch.tensor([0.1, 0.4, 0.2, 0.9, 5.0, 5.5, 7.0, 6.0], dtype=torch.float64)
     groups = torch.tensor([0] * 4 + [1] * 4)
-    found = compared(subject.make(), Scores({"one": scores}, {"one": 1.0}), groups)
+    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
     expect(found.shape == (8,) and found.dtype == torch.float64, f"they are {tuple(found.shape)}, {found.dtype}")
     expect(not found.isinf().any(), f"they are {found.tolist()}")
     for group in (0, 1):
@@ -60,9 +69,10 @@ def better_scores_better_advantages(subject: TrainerSubject) -> None:
 
 def equal_scores_have_equal_advantages(subject: TrainerSubject) -> None:
     """Samples of a group that score the same and take part have the same advantage."""
+    _owed_if_scored(subject)
     groups = torch.tensor([0] * 4 + [1] * 4)
     scores = torch.tensor([0.7] * 4 + [0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    found = compared(subject.make(), Scores({"one": scores}, {"one": 1.0}), groups)[:4]
+    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)[:4]
     present = found[~found.isnan()]
     alike = len(present) == 0 or float(present.max() - present.min()) < 1e-6
     expect(alike, f"equal scores have advantages {found.tolist()}")
@@ -70,9 +80,10 @@ def equal_scores_have_equal_advantages(subject: TrainerSubject) -> None:
 
 def missing_scores_take_no_part(subject: TrainerSubject) -> None:
     """A sample without a score has an advantage of 0, which teaches nothing, or NaN, which takes no part."""
+    _owed_if_scored(subject)
     groups = torch.tensor([0] * 4)
     scores = torch.tensor([0.1, torch.nan, 0.3, 0.4], dtype=torch.float64)
-    found = compared(subject.make(), Scores({"one": scores}, {"one": 1.0}), groups)
+    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
     expect(found[1].isnan() or found[1] == 0, f"without a score a sample has the advantage {float(found[1])}")
     expect(not found[[0, 2, 3]].isnan().all(), "one missing score keeps its whole group from taking part")
 
@@ -81,7 +92,7 @@ def terms_leave_no_trace(subject: TrainerSubject) -> None:
     """Choosing terms and computing losses changes no weight, leaves the current ones active and draws from nobody."""
     problem = subject.problem()
     before, random = _weights(problem), torch.get_rng_state()
-    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
     terms = problem.terms(batch, SAMPLES)
     expect(len(terms), "it has no terms: there is nothing to train on")
     problem.losses(batch, terms)
@@ -93,7 +104,7 @@ def terms_leave_no_trace(subject: TrainerSubject) -> None:
 def same_seed_same_terms(subject: TrainerSubject) -> None:
     """The same seed has the same losses, bit for bit, whatever was drawn elsewhere meanwhile."""
     problem = subject.problem()
-    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
     problem.nudge(1e-3)
     found = []
     for elsewhere in (1, 2):
@@ -107,7 +118,7 @@ def same_seed_same_terms(subject: TrainerSubject) -> None:
 def parts_are_numbers(subject: TrainerSubject) -> None:
     """Every loss part is one finite number, and every metric one number without a gradient."""
     problem = subject.problem()
-    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
     for loss in problem.losses(batch, problem.terms(batch, SAMPLES)):
         expect(loss.parts, "a loss has no parts")
         for name, value in loss.parts.items():
@@ -120,7 +131,7 @@ def parts_are_numbers(subject: TrainerSubject) -> None:
 def every_part_carries_a_gradient(subject: TrainerSubject) -> None:
     """Every loss part moves the weights, in the first update or after it."""
     problem = subject.problem()
-    batch = problem.batch(problem.sample(SAMPLES), MIXED)
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
     terms, sizes = problem.terms(batch, SAMPLES), dict[str, float]()
     for step in (0.0, 1e-5, 1e-2):
         problem.nudge(step)
@@ -135,7 +146,7 @@ def first_ratio_is_one(subject: TrainerSubject) -> None:
     problem = subject.problem()
     made = problem.sample(SAMPLES)
     for on_policy in (True, False) if problem.on_policy else (False,):
-        batch = problem.batch(made, MIXED, on_policy=on_policy)
+        batch = problem.batch(made, problem.judged(SAMPLES), on_policy=on_policy)
         for loss in problem.losses(batch, problem.terms(batch, SAMPLES)):
             if "ratio" not in loss.metrics:
                 raise NotOwed("it reports no `ratio`")
@@ -146,16 +157,19 @@ def first_ratio_is_one(subject: TrainerSubject) -> None:
 
 def advantage_raises_likelihood(subject: TrainerSubject) -> None:
     """Raising a sample's advantage moves the weights to where that sample is likelier."""
+    _owed_if_scored(subject)
     problem = subject.problem()
-    made = problem.sample(SAMPLES)
+    if problem.needs.batch == "groups":
+        raise NotOwed("its loss is one of groups")
+    made, mixed = problem.sample(SAMPLES), problem.judged(SAMPLES)
 
     def gradient(advantages: Tensor) -> Tensor:
         batch = problem.batch(made, advantages)
         return problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, SAMPLES))))
 
-    level = gradient(MIXED)
+    level = gradient(mixed)
     for sample in SAMPLES:
-        raised = MIXED.clone()
+        raised = mixed.clone()
         raised[sample] += 0.25
         change = -(gradient(raised) - level)
         expect(change.norm() > 0, f"raising the advantage of sample {sample} changes nothing")
@@ -164,27 +178,31 @@ def advantage_raises_likelihood(subject: TrainerSubject) -> None:
 
 
 def microbatch_invariance(subject: TrainerSubject) -> None:
-    """The loss of a batch, and its gradient, are the means of those of its halves."""
+    """The loss of a batch, and its gradient, are the means of those of its parts, over their samples or groups."""
     problem = subject.problem()
-    made = problem.sample(SAMPLES)
-    whole = problem.batch(made, MIXED)
-    terms = problem.terms(whole, SAMPLES)
-    halves = []
-    for chosen in (slice(0, 4), slice(4, 8)):
-        batch = problem.batch(made, MIXED, chosen)
-        halves.append((batch, problem.terms(batch, SAMPLES[chosen])))
+    made, A = problem.sample(SAMPLES), problem.judged(SAMPLES)
+    first = int((made.groups == made.groups[0]).sum())
+    whole = problem.batch(made, A)
+    terms, parts = problem.terms(whole, SAMPLES), []
+    for chosen in (slice(0, first), slice(first, 8)):
+        batch = problem.batch(made, A, chosen)
+        parts.append((batch, problem.terms(batch, SAMPLES[chosen]), problem.units(batch) / problem.units(whole)))
     problem.nudge(1e-5)
     expected = problem.total(problem.losses(whole, terms))
-    both = torch.stack([problem.total(problem.losses(batch, own)) for batch, own in halves]).mean()
+    both = torch.stack([share * problem.total(problem.losses(batch, own)) for batch, own, share in parts]).sum()
     _near(expected, both, "the loss")
     _near(problem.gradient(expected), problem.gradient(both), "its gradient")
 
 
 def order_does_not_matter(subject: TrainerSubject) -> None:
-    """The loss of a batch does not depend on the order of its samples."""
+    """The loss of a batch does not depend on the order of its samples, or of its groups where those are whole."""
     problem, found = subject.problem(), []
-    for order in (list(SAMPLES), [5, 2, 7, 0, 3, 6, 1, 4]):
-        batch = problem.batch(problem.sample(order), MIXED[order])
+    A, groups = problem.judged(SAMPLES), problem.groups(SAMPLES).tolist()
+    other = [5, 2, 7, 0, 3, 6, 1, 4]
+    if problem.needs.batch == "groups" or problem.needs.source == "pairs":
+        other = sorted(SAMPLES, key=lambda i: -groups[i])
+    for order in (list(SAMPLES), other):
+        batch = problem.batch(problem.sample(order), A[order])
         found.append(problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, order)))))
     _near(found[0], found[1], "the gradient")
 
@@ -192,7 +210,7 @@ def order_does_not_matter(subject: TrainerSubject) -> None:
 def terms_keep_the_past(subject: TrainerSubject) -> None:
     """A term keeps what the rollout's weights said: copied, it has the same loss after the weights have moved."""
     problem = subject.problem()
-    batch = problem.batch(problem.sample(SAMPLES), MIXED, on_policy=False)
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES), on_policy=False)
     terms = problem.terms(batch, SAMPLES)
     kept = copy.deepcopy(terms)
     problem.nudge(0.1)
@@ -201,9 +219,15 @@ def terms_keep_the_past(subject: TrainerSubject) -> None:
 
 
 def learns(subject: TrainerSubject) -> None:
-    """It learns: samples come to lie around where the reward is."""
-    before, after = subject.problem().learn(EPOCHS, groups=4, group=8, lr=0.05)
-    expect(after < 0.5 * before, f"after {EPOCHS} updates, squared distances are {after:.3f} and were {before:.3f}")
+    """It learns: samples come to lie around where the reward is, or the data."""
+    problem = subject.problem()
+    needs = problem.needs
+    if needs.source == "rollouts" and not needs.scores:
+        raise NotOwed("neither rewards nor data say where its samples should lie")
+    bound = needs.reference and needs.batch == "groups"
+    before, after = problem.learn(EPOCHS, groups=4, group=8, lr=0.05)
+    said = f"after {EPOCHS} updates, squared distances are {after:.3f} and were {before:.3f}"
+    expect(after < (BOUND if bound else NEARER) * before, said)
 
 
 CHECKS = (
@@ -217,11 +241,20 @@ CHECKS = (
     every_part_carries_a_gradient,
     first_ratio_is_one,
     advantage_raises_likelihood,
+    groups_prefer_their_best,
+    targets_get_likelier,
+    groups_share_their_draws,
+    groups_of_one_are_no_fault,
     microbatch_invariance,
     order_does_not_matter,
     terms_keep_the_past,
     learns,
 )
+
+
+def _owed_if_scored(subject: TrainerSubject) -> None:
+    if not subject.make().needs.scores:
+        raise NotOwed("it compares no scores")
 
 
 def _weights(problem: Problem) -> list[Tensor]:

@@ -17,7 +17,7 @@ from flowfactory.conditions.identity import encoder_identity, user_folder
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
-from flowfactory.contracts.specs import DecoupledSpec, RewardEntry, StochasticSpec
+from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
@@ -40,7 +40,7 @@ from flowfactory.sampling.epochs import rows_used
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
 from flowfactory.sampling.times import possible
-from flowfactory.spec.tables import Full, Lora, Memory, Spec
+from flowfactory.spec.tables import Full, Lora, Memory, RewardEntry, Spec
 from flowfactory.spec.window import candidates
 from flowfactory.training.evaluate import Evaluator
 from flowfactory.training.optimise import Learner

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory import Batch, Draws, Loss, Policy, Trainer
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, Transition
 from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOSpec
-from flowfactory_plugin_grpo.transition import Transition, clipped, ratio_metrics, reference_velocity
+from flowfactory_plugin_grpo.clipping import clipped, divergence, ratio_metrics, reference_velocity
 
 
 @attrs.frozen(eq=False)
@@ -46,6 +46,6 @@ class GRPO(Trainer[GRPOSpec]):
             surrogate = self.spec.noise_weight * at.std() * surrogate
         parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), self.spec)
         if term.reference is not None:
-            divergence = at.divergence(self.spec.kl, v, term.reference)
-            parts["kl"], metrics["kl"] = self.spec.kl_beta * divergence, divergence.detach()
+            kl = divergence(at, self.spec.kl, v, term.reference)
+            parts["kl"], metrics["kl"] = self.spec.kl_beta * kl, kl.detach()
         return Loss(parts, metrics)

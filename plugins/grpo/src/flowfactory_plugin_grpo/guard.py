@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, per_sample_mean
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, Transition, per_sample_mean
 from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOGuardSpec
-from flowfactory_plugin_grpo.transition import Transition, clipped, ratio_metrics, reference_velocity
+from flowfactory_plugin_grpo.clipping import clipped, divergence, ratio_metrics, reference_velocity
 
 
 @attrs.frozen(eq=False)
@@ -55,6 +55,6 @@ class GRPOGuard(Trainer[GRPOGuardSpec]):
             surrogate = surrogate / (at.sigma - at.sigma_next)
         parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), self.spec)
         if term.reference is not None:
-            divergence = at.divergence(self.spec.kl, v, term.reference)
-            parts["kl"], metrics["kl"] = self.spec.kl_beta * divergence, divergence.detach()
+            kl = divergence(at, self.spec.kl, v, term.reference)
+            parts["kl"], metrics["kl"] = self.spec.kl_beta * kl, kl.detach()
         return Loss(parts, metrics)

@@ -1,0 +1,95 @@
+"""What trainers owe whose loss is one of groups, and those that learn from the data; on the problem of `problem`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from flowfactory.contracts.types import Conditions
+from flowfactory.testing.problem import SAMPLES, MeanPolicy, Problem
+from flowfactory.testing.subject import NotOwed, Subject, expect
+
+
+def groups_prefer_their_best(subject: Subject) -> None:
+    """A group's loss moves the weights to where its best sample is likelier, compared with its worst."""
+    problem = Problem(subject.make())
+    if problem.needs.batch != "groups":
+        raise NotOwed("its loss is one of samples")
+    made, A = problem.sample(SAMPLES), problem.judged(SAMPLES)
+    if not A.any():
+        raise NotOwed("it compares no samples")
+    for group in sorted(set(made.groups.tolist())):
+        own = (made.groups == group).nonzero().flatten()
+        batch = problem.batch(made, A, own)
+        move = -problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, own.tolist()))))
+        best, worst = (problem.likelihood(made, int(own[i])) for i in (A[own].argmax(), A[own].argmin()))
+        gain = float(move @ problem.gradient(best - worst))
+        expect(gain > 0, f"it prefers the worst of samples {own.tolist()} to the best: a gain of {gain:.2e}")
+
+
+def targets_get_likelier(subject: Subject) -> None:
+    """Its loss on what rows show moves the weights to where that is likelier."""
+    problem = Problem(subject.make())
+    if problem.needs.source != "media":
+        raise NotOwed("it learns from other samples")
+    made = problem.sample(SAMPLES)
+    batch = problem.batch(made, problem.judged(SAMPLES))
+    move = -problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, SAMPLES))))
+    likelihood = torch.stack([problem.likelihood(made, sample) for sample in SAMPLES]).sum()
+    gain = float(move @ problem.gradient(likelihood))
+    expect(gain > 0, f"it makes what the data show less likely: a gain of {gain:.2e}")
+
+
+def groups_share_their_draws(subject: Subject) -> None:
+    """Samples of a group are compared at the same noise and level: equal ones would be asked about at one point."""
+    problem = Problem(subject.make())
+    if problem.needs.draws != "group":
+        raise NotOwed("each of its samples has draws of its own")
+    made = problem.sample(SAMPLES)
+    for latents in made.rollout.latents.values():
+        latents.zero_()
+    batch = problem.batch(made, problem.judged(SAMPLES))
+    for term in problem.terms(batch, SAMPLES):
+        seen = Watched(problem.policy)
+        problem.trainer.loss(seen, batch, term)
+        counts = Counter(seen.points)
+        alone = sum(count == 1 for count in counts.values())
+        expect(not alone, f"{alone} of its samples have a noise or a level of their own")
+
+
+def groups_of_one_are_no_fault(subject: Subject) -> None:
+    """A group of which one sample is left has a finite loss, and one that can be differentiated."""
+    problem = Problem(subject.make())
+    if problem.needs.batch != "groups" or problem.needs.source == "pairs":
+        raise NotOwed("none of its losses can be of one sample of a group")
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES), slice(0, 1))
+    for loss in problem.losses(batch, problem.terms(batch, [0])):
+        total = torch.stack(list(loss.parts.values())).sum()
+        expect(total.isfinite() and total.requires_grad, f"its loss is {total}")
+        expect(problem.gradient(total).isfinite().all(), f"its gradient is {problem.gradient(total).tolist()}")
+
+
+class Watched:
+    """A policy, and where it was asked: `points`, each the weights, the noise level and the latents."""
+
+    def __init__(self, policy: MeanPolicy) -> None:
+        self._policy = policy
+        self.points: list[tuple[str, float, tuple[float, ...]]] = []
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
+        """The policy's velocity."""
+        self.points += [
+            (self._policy.active, float(level), tuple(at.tolist())) for level, at in zip(sigma, x, strict=True)
+        ]
+        return self._policy.velocity(x, sigma, conditions, guidance)
+
+    def using(self, weights: str) -> AbstractContextManager[None]:
+        """The policy's weights of that name."""
+        return self._policy.using(weights)
+
+    def move(self, weights: str, decay: float) -> None:
+        """Move the policy's set."""
+        self._policy.move(weights, decay)

@@ -1,0 +1,46 @@
+"""Supervised fine-tuning for flowfactory: what the spec may say, and where the trainer is. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import attrs
+from flowfactory import DecoupledSpec, Needs, Provides, Times, hookimpl, key
+
+PRETRAINING = Times(rule="logit-normal", count=1, shift=3.0, range=(0.0, 1.0), table=1000)
+"""How Stable Diffusion 3 was pretrained, and how diffusers' scripts draw levels unless told otherwise."""
+
+
+@attrs.frozen(kw_only=True)
+class SFTSpec(DecoupledSpec):
+    """Flow matching on given media."""
+
+    even_calls: ClassVar[bool] = True
+
+    times: Times = key(
+        "Noise levels to train at; `shift` should be that of the model's sampling schedule.", default=PRETRAINING
+    )
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = key(
+        "How a level's error counts: all alike (`none`), by `1 / sigma²` (`sigma_sqrt`), or by "
+        "`2 / (pi (1 - 2 sigma + 2 sigma²))` (`cosmap`).",
+        default="none",
+    )
+    precondition: bool = key(
+        "Compare estimates of the data, not velocities: errors count by `sigma²` then.", default=False
+    )
+    guidance: float = key(
+        "Guidance scale of the velocities compared. The loss asks for 1, which is none; a distilled model, which is "
+        "told its guidance, for whichever it is to be sampled with.",
+        default=1.0,
+        ge=0,
+    )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(source="media", scores=False)
+
+
+@hookimpl
+def flowfactory_trainers() -> Iterable[Provides]:
+    yield Provides("sft", SFTSpec, "flowfactory_plugin_sft.sft:SFT", "Supervised fine-tuning on media of the data.")
