@@ -119,7 +119,7 @@ def flowfactory_rewards():
 def lay(folder: Path, text: str = SPEC, toy: str = TOY) -> Path:
     """A folder with a valid spec, its plugin and its prompts; returns the spec."""
     (folder / "toy.py").write_text(toy)
-    (folder / "train.txt").write_text("a red circle\na blue square\n")
+    (folder / "train.txt").write_text("a red circle\na blue square\na green circle\na red square\n")
     (folder / "eval.txt").write_text("a green triangle\n")
     spec = folder / "spec.toml"
     spec.write_text(text)

@@ -185,7 +185,7 @@ CASES = (
     Case("images", edits=(('name = "diffusers"', 'name = "wan-i2v"'),)),
     Case("cache", sets=("memory.cache=/dev/null/x",)),
     Case("column", edits=(("train.txt", "a.jsonl"),), files={"a.jsonl": '{"prompt": "a", "imgae": "b"}'}, note=True),
-    Case("few-prompts", note=True),
+    Case("few-prompts", sets=("sampling.prompts=8",), note=True),
     Case("unusual-lr", sets=("optimizer.lr=300",), note=True),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),
