@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import attrs
 import pytest
 import torch
+from flowfactory.policy.loras import Given, LowRank
 from flowfactory.policy.weights import Weights, masters
 from flowfactory.processes.sharding import divide, gathered, like, whole
 from flowfactory.spec.tables import Full, Lora
@@ -129,6 +131,54 @@ def compare(rank: int, mesh: DeviceMesh, tuning: Full | Lora) -> None:
     assert gathered({"m": moment}, keep=False) == {}
 
 
+def given() -> tuple[Given, Given]:
+    """LoRA of two layers, and whole weights, as they are read from elsewhere."""
+    random = torch.Generator().manual_seed(3)
+    shapes = {"blocks.0.up": (5, 7), "blocks.1.down": (7, 5)}
+    factors = {
+        module: (torch.randn(2, inside, generator=random), torch.randn(outside, 2, generator=random))
+        for module, (inside, outside) in shapes.items()
+    }
+    whole = {f"net.{name}": torch.randn(p.shape, generator=random) / 3 for name, p in Network().named_parameters()}
+    return Given("lora", lora={"net": LowRank(dict.fromkeys(factors, 4.0), factors)}), Given("whole", whole=whole)
+
+
+def compare_given(mesh: DeviceMesh, tuning: Full | Lora) -> None:
+    """What is read from elsewhere, to begin with and as sets that never move, on both kinds."""
+    lora, entire = given()
+    others = {"teacher": lora, "other": entire}
+    for start in (lora, entire):
+        if isinstance(tuning, Lora) and start is entire:
+            continue
+        begun = attrs.evolve(tuning, from_="x", **({"rank": None, "alpha": None} if isinstance(tuning, Lora) else {}))
+        settles = masters, lambda network: divide(network, mesh, masters)
+        made = []
+        for settle in settles:
+            network = Network().bfloat16()
+            made.append((network, Weights({"net": network}, begun, [], SETS, 0, settle, start, others)))
+        (one, plain), (two, divided) = made
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(7))
+
+        def velocity(network: nn.Module, x: Tensor = x) -> Tensor:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                return network(x).float()  # type: ignore[no-any-return]
+
+        before = velocity(two)
+        masters_before = whole_of(divided, "current")
+        assert torch.equal(before, velocity(one))
+        seen = [before]
+        for name in ("teacher", "other", "reference"):
+            with plain.using(name), divided.using(name):
+                assert torch.equal(velocity(two), velocity(one)), name
+                seen.append(velocity(two))
+            assert torch.equal(velocity(two), before)
+        assert torch.equal(seen[3], before)
+        assert not torch.equal(seen[1], seen[2])
+        assert not torch.equal(seen[2], before)
+        closest(whole_of(divided, "current"), masters_before)
+        assert all(torch.equal(t, masters_before[name]) for name, t in whole_of(divided, "current").items())
+
+
 def closest_gradients(ours: Weights, theirs: Weights) -> None:
     for name, parameter in ours.parameters.items():
         if parameter.grad is not None:
@@ -148,3 +198,4 @@ def check() -> None:
     mesh = init_device_mesh("cpu", (2,))
     for tuning in (FULL, LORA):
         compare(torch.distributed.get_rank(), mesh, tuning)
+        compare_given(mesh, tuning)

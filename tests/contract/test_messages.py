@@ -82,6 +82,16 @@ CHECKPOINT = {
     "weights/vae/x.safetensors": chr(2) + 7 * chr(0) + "{}",
 }
 
+
+def weights_file(name: str) -> Mapping[str, str]:
+    """A safetensors file of one tensor `(8, 4)`, as far as its header goes."""
+    header = f'{{"{name}":{{"dtype":"F32","shape":[8,4],"data_offsets":[0,128]}}}}'
+    return {"mine.safetensors": f"{chr(len(header))}{chr(0) * 7}{header}"}
+
+
+FROM = ("rank = 4", 'rank = 4\nfrom = "./mine.safetensors"')
+TEACHER = 'return Needs(trajectory="steps", density="any", loaded={"%s": %s})'
+
 CASES = (
     Case("toml-syntax", edits=(("epochs = 3", "epochs = 3 x"),)),
     Case("toml-syntax", edits=(("every = 1\n", 'every = "1'),)),
@@ -155,6 +165,18 @@ CASES = (
             ('name = "diffusers"\n', ""),
         ),
         toy=("\n\n@hookimpl\ndef flowfactory_trainers", FAR),
+    ),
+    Case("from", edits=(("rank = 4", 'rank = 4\nreference = "base"'),)),
+    Case("from", edits=(("rank = 4", 'rank = 4\nfrom = "./toy.py"'),)),
+    Case("from", edits=(FROM,), files=weights_file("a.lora_A.weight")),
+    Case("from", edits=(FROM,), files=weights_file("a.weight")),
+    Case("loaded", toy=(OFFLINE[0], TEACHER % ("current", '"some/teacher"'))),
+    Case("loaded", toy=(OFFLINE[0], TEACHER % ("teacher", "__file__"))),
+    Case(
+        "loaded",
+        edits=(('some-model"\n', 'some-model"\nquantize = "nf4"\n'),),
+        toy=(OFFLINE[0], TEACHER % ("teacher", '__file__.replace("toy.py", "mine.safetensors")')),
+        files=weights_file("a.weight"),
     ),
     Case("labels", edits=(('label = "dark"\n', ""),)),
     Case(

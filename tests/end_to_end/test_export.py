@@ -13,9 +13,13 @@ import torch
 from diffusers import FluxPipeline
 from flowfactory.cli.main import main
 from flowfactory.errors import RunError
-from flowfactory.export import forms
 from flowfactory.export.export import Exported
-from flowfactory.export.kohya import to_kohya
+from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.policy import loras
+from flowfactory.policy.kohya import to_kohya
+from flowfactory.policy.weights import Weights
+from flowfactory.spec.tables import Lora
+from peft import LoraConfig
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -83,7 +87,7 @@ def test_fluxs_single_blocks_in_kohyas_layout_at_their_real_size() -> None:
     for module, width in {"attn.to_q": 3072, "attn.to_v": 3072, "proj_mlp": 12288}.items():
         state[f"single_transformer_blocks.0.{module}.lora_A.weight"] = torch.randn(2, 3072)
         state[f"single_transformer_blocks.0.{module}.lora_B.weight"] = torch.randn(width, 2)
-    read = FluxPipeline.lora_state_dict(to_kohya(FluxTransformer2DModel(), state, alpha=6.0))
+    read = FluxPipeline.lora_state_dict(to_kohya(FluxTransformer2DModel(), state, scale=3.0))
     assert not read.pop("transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight").any()
     assert len(read) == len(state) + 1
     for key in state:
@@ -248,8 +252,8 @@ def test_what_cannot_be_exported_is_refused_in_words(trained: Callable[..., Trai
 
 def test_an_export_that_went_wrong_is_no_good(trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
     made = trained("sd3")
-    true_config = forms.lora_config
-    monkeypatch.setattr(forms, "lora_config", lambda lora, targets: true_config(attrs.evolve(lora, alpha=1.0), targets))
+    true_dict = LoraConfig.to_dict
+    monkeypatch.setattr(LoraConfig, "to_dict", lambda config: {**true_dict(config), "lora_alpha": 1.0})
     with pytest.raises(RunError, match=r"is no good: read back, its velocities are .* off the largest"):
         made.export()
     assert not (made.folder / "export").exists()
@@ -269,3 +273,22 @@ def test_the_command(run: Callable[..., Path], capsys: pytest.CaptureFixture[str
     assert main(["export", str(folder), "--epoch", "7"]) == 1
     assert "has no checkpoint epoch-0007" in capsys.readouterr().err
     assert main(["export", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("form", ["lora", "kohya"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "qwen-image", "wan", "wan-2.2"])
+def test_training_goes_on_from_an_export(name: str, form: str, trained: Callable[..., Trained]) -> None:
+    """What was exported is read back as it was trained: the same layers and ranks, and to rounding the same numbers."""
+    made = trained(name)
+    exported = made.export(form)
+    adapter = PipelineAdapter(made.spec.model.spec)
+    adapter.load(torch.device("cpu"), torch.float32)
+    given = loras.read(str(exported.folder), adapter.networks(), adapter.pipe)
+    began = Weights(adapter.networks(), Lora(from_="x"), [], [], 0, start=given)
+    ours = Weights.tensors(began, "current")
+    trained_here = load_file(made.folder / "checkpoints/epoch-0003/ema.safetensors")
+    assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in trained_here.items()}
+    for key in (key for key in ours if key.endswith("lora_A.default.weight")):
+        module, other = key.split(".lora_A.")[0], key.replace("lora_A", "lora_B")
+        scale = began.alphas[module] / len(ours[key])
+        torch.testing.assert_close(ours[other] @ ours[key] * scale, trained_here[other] @ trained_here[key] * 3.0)

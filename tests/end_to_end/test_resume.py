@@ -13,6 +13,7 @@ from pathlib import Path
 
 import kills
 import pytest
+import torch
 from end_to_end.conftest import metrics
 from flowfactory.runs import archive
 from flowfactory.runs.archive import Origin
@@ -150,6 +151,39 @@ def test_a_finished_run_has_nothing_left_to_do(spec: Path) -> None:
     assert resume(folder)[0] == 0
     assert metrics(folder) == kept
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_finished_run_goes_on_for_more_epochs_as_if_it_had_been_asked_for_them(spec: Path, edited: bool) -> None:
+    """By `--epochs`, or in its spec; and once more, when it has been lengthened and then stopped."""
+    folder = whole(spec, "a", {"run.epochs": 1})
+    if edited:
+        own = folder / "spec.toml"
+        own.write_text(own.read_text().replace("epochs = 1", "epochs = 2"))
+    code, said = resume(folder, *([] if edited else ["--epochs", 2]))
+    assert code == 0, said
+    assert f"{folder} ends with epoch 2 now, not 1; its learning rate is constant" in said
+    code, said = resume(folder, "--epochs", 3)
+    assert code == 0, said
+    assert "epoch 2/3" not in said
+    straight = whole(spec, "whole")
+    assert metrics(folder) == metrics(straight)
+    one, other = (load_file(f / "checkpoints/epoch-0003/ema.safetensors") for f in (straight, folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert resume(folder)[0] == 0
+    code, said = resume(folder, "--epochs", 2)
+    assert code == 2
+    assert "has finished epoch 3 already; it cannot end with epoch 2" in said
+
+
+def test_what_more_epochs_do_to_a_falling_learning_rate_is_said(spec: Path) -> None:
+    folder = whole(spec, "a", {"run.epochs": 2, "optimizer.lr_schedule": "linear", "optimizer.warmup": 1})
+    assert [line["lr"] for line in metrics(folder)[1:]] == pytest.approx([1e-3, 1e-3 / 3])
+    code, said = resume(folder, "--epochs", 3)
+    assert code == 0, said
+    falls = "its learning rate (linear) falls to zero over 3 epochs now, not over 2"
+    assert f"{falls}: it goes on with 0.0004, after 0.000333 in epoch 2" in said
+    assert metrics(folder)[-1]["lr"] == pytest.approx(2e-4)
 
 
 def test_a_changed_spec_is_not_resumed_and_the_change_is_named(spec: Path) -> None:

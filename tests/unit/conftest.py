@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from specs import DISTRIBUTIONS, install, lay
@@ -29,3 +30,33 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for distribution in DISTRIBUTIONS:
         monkeypatch.delitem(sys.modules, distribution.module, raising=False)
     return site
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FLUX.1."""
+    import torch
+    from flowfactory_plugin_flux.checkpoint import tiny_flux
+
+    folder = tmp_path_factory.mktemp("flux")
+    torch.manual_seed(0)
+    tiny_flux().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipe(checkpoint: Path) -> Any:
+    """Its pipeline."""
+    from diffusers import FluxPipeline
+
+    return FluxPipeline.from_pretrained(checkpoint)
+
+
+@pytest.fixture
+def other() -> Any:
+    """A network of the same shape as its own, with other weights."""
+    import torch
+    from flowfactory_plugin_flux.checkpoint import tiny_flux
+
+    torch.manual_seed(7)
+    return tiny_flux().transformer

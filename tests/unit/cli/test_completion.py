@@ -12,7 +12,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from flowfactory.cli.main import cli
 from flowfactory.spec.describe import describe
-from flowfactory.spec.tables import Optimizer
+from flowfactory.spec.tables import Lora, Optimizer
 from specs import DISTRIBUTIONS, edited
 
 
@@ -44,7 +44,7 @@ def test_keys_of_core_need_no_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     declared = {f"optimizer.{row.name}=": row.doc for row in describe(Optimizer)}
     assert items("run", "--set", "optimizer.") == declared
     assert items("run", "absent.toml", "--set", "optimizer.") == declared
-    assert list(items("run", "--unset", "lor")) == ["lora", "lora.rank", "lora.alpha", "lora.targets"]
+    assert list(items("run", "--unset", "lor")) == ["lora", *(f"lora.{row.name}" for row in describe(Lora))]
 
 
 def test_keys_of_the_plugins_a_spec_names(spec: Path, installed: Path) -> None:

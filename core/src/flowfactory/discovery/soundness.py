@@ -77,7 +77,8 @@ def check_record(record: Any, kind: Kind, who: str) -> None:
         typing.get_type_hints(record.spec)
     except Exception as error:
         raise broken(who, f"the types of {kind.name} `{record.name}`'s spec cannot be read: {cause(error)}") from error
-    taken = sorted({field.alias or field.name for field in attrs.fields(record.spec)} & kind.reserved)
+    declared = {(field.alias or field.name).removesuffix("_") for field in attrs.fields(record.spec)}
+    taken = sorted(declared & kind.reserved)
     if taken:
         raise broken(who, f"the spec of {kind.name} `{record.name}` declares {listed(taken)}, which core's table takes")
     if isinstance(record.target, str) and record.target.count(":") != 1:

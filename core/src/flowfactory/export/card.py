@@ -19,7 +19,7 @@ from flowfactory.report.curves import HELD_OUT, REWARD, sections
 from flowfactory.report.plots import draw
 from flowfactory.runs.history import read
 from flowfactory.spec import toml
-from flowfactory.spec.tables import Lora, Spec
+from flowfactory.spec.tables import Full, Lora, Spec
 
 CARD = "README.md"
 SHEET = "before-after.png"
@@ -107,7 +107,10 @@ def coded(text: str) -> str:
 
 def _what(spec: Spec) -> str:
     own = spec.tuning
-    return f"A LoRA of rank {own.rank} and alpha {own.alpha:g}" if isinstance(own, Lora) else "The full weights"
+    began = f", begun with `{Path(own.from_).name}`," if own.from_ else ""
+    if isinstance(own, Full):
+        return f"The full weights{began}"
+    return f"A LoRA{began}" if own.from_ else f"A LoRA of rank {own.rank} and alpha {own.alpha:g}"
 
 
 def _lora(spec: Spec) -> bool:

@@ -31,6 +31,7 @@ from flowfactory.metrics.display import Display
 from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.finite import all_finite
+from flowfactory.policy.loras import of_checkpoint
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import archive, history
@@ -226,9 +227,10 @@ def load(
     targets = [] if full else adapter.lora_targets()
     networks = adapter.networks().items()
     dtypes = {f"{name}.{path}": p.dtype for name, network in networks for path, p in network.named_parameters()}
-    weights = Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed)
+    start = None if full or spec.tuning.from_ is None else of_checkpoint(saved, adapter.networks())
+    weights = Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed, start=start)
     weights.restore("current", all_finite(load_file(saved), saved))
-    trained = Trained(spec, adapter, weights, targets, dtypes, encoded, stored)
+    trained = Trained(spec, adapter, weights, dtypes, encoded, stored)
     if full:
         trained.round()
     return trained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowfactory.contracts.types import Conditions
-from flowfactory.export.kohya import A, from_kohya, to_kohya, unread
 from flowfactory.export.words import MODULES, described_as, loading
 from flowfactory.models import reading
 from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.policy.weights import LORA_NAME, Weights, lora_config
+from flowfactory.policy.kohya import A, from_kohya, to_kohya, unread
+from flowfactory.policy.loaded import LORA_NAME
+from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.spec.tables import Lora, Spec
+from flowfactory.spec.tables import Spec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a folder."""
@@ -33,28 +34,15 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 class Trained:
     """A pipeline with trained weights in it, and one row's conditions `(1, …)` to ask it for velocities with.
 
-    targets: the model's own choice of modules for LoRA. dtypes: of its weights, as they are in the base model.
-    stored: what LoRA is written in.
+    dtypes: of its weights, as they are in the base model. stored: what LoRA is written in.
     """
 
     spec: Spec
     adapter: PipelineAdapter[Any]
     weights: Weights
-    targets: Sequence[str]
     dtypes: Mapping[str, torch.dtype]
     encoded: Conditions
     stored: torch.dtype = torch.float32
-
-    @property
-    def lora(self) -> Lora:
-        """How it was tuned.
-
-        Raises:
-            ValueError: by full fine-tuning.
-        """
-        if not isinstance(self.spec.tuning, Lora):
-            raise ValueError("all its weights were trained, so there is no LoRA")
-        return self.spec.tuning
 
     def lora_of(self, network: str) -> dict[str, Tensor]:
         """The adapters of a network: `<module>.lora_A.weight` `(r, in)` and `<module>.lora_B.weight` `(out, r)`."""
@@ -113,6 +101,8 @@ class LoraFolder(Form):
         pipe = trained.adapter.pipe
         if not isinstance(pipe, LoraBaseMixin):
             raise ValueError(f"{type(pipe).__name__} loads no LoRA; write the merged weights")
+        if not trained.weights.configs:
+            raise ValueError("all its weights were trained, so there is no LoRA")
         for name in trained.adapter.networks():
             subfolder, _ = _place(pipe, name)
             (folder / subfolder).mkdir(exist_ok=True)
@@ -121,13 +111,13 @@ class LoraFolder(Form):
     def write_network(self, trained: Trained, name: str, folder: Path) -> None:
         """Write one network's adapters."""
         pipe: Any = trained.adapter.pipe
-        config = lora_config(trained.lora, trained.targets).to_dict()
+        config = trained.weights.configs[name].to_dict()
         main = pipe.transformer_name
         layers, metadata = f"{main}_lora_layers", f"{main}_lora_adapter_metadata"
         pipe.save_lora_weights(folder, **{layers: trained.lora_of(name), metadata: config})
         with safe_open(folder / LORA_FILE, "pt") as file:
             own = dict(file.metadata())
-        save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, own | described(trained, name, trained.lora.alpha))
+        save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, own | described(trained, name))
 
     def read(self, spec: Spec, folder: Path, adapter: type[PipelineAdapter[Any]], encoded: Conditions) -> Any:
         made = adapter(spec.model.spec)
@@ -169,9 +159,8 @@ class KohyaFolder(LoraFolder):
         super().write(trained, folder)
 
     def write_network(self, trained: Trained, name: str, folder: Path) -> None:
-        network, rank = trained.adapter.networks()[name], trained.lora.rank
-        tensors = to_kohya(network, trained.lora_of(name), rank)
-        save_file(tensors, folder / self.file(trained.spec), described(trained, name, rank))
+        tensors = to_kohya(trained.adapter.networks()[name], trained.lora_of(name))
+        save_file(tensors, folder / self.file(trained.spec), described(trained, name, folded=True))
 
     def read_network(self, spec: Spec, adapter: PipelineAdapter[Any], name: str, folder: Path) -> None:
         pipe: Any = adapter.pipe
@@ -257,11 +246,16 @@ def modules(trained: Trained, network: str) -> set[str]:
     return {key.removesuffix(A) for key in trained.lora_of(network) if key.endswith(A)}
 
 
-def described(trained: Trained, network: str, alpha: float) -> dict[str, str]:
-    """The metadata of a LoRA's file, by the names that ComfyUI, hubs and kohya's programs show."""
-    return described_as(trained.spec, type(trained.adapter.networks()[network]).__name__, alpha) | {
-        MODULES: json.dumps(sorted(modules(trained, network)))
-    }
+def described(trained: Trained, network: str, folded: bool = False) -> dict[str, str]:
+    """The metadata of a LoRA's file, by the names that ComfyUI, hubs and kohya's programs show.
+
+    Args:
+        folded: whether its scale is in its first factor.
+    """
+    config = trained.weights.configs[network]
+    alpha = config.r if folded else config.lora_alpha
+    own = described_as(trained.spec, type(trained.adapter.networks()[network]).__name__, config.r, alpha)
+    return own | {MODULES: json.dumps(sorted(modules(trained, network)))}
 
 
 def forget_place(file: Path) -> None:

@@ -10,7 +10,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.spec.tables import Lora, Spec
+from flowfactory.spec.tables import Spec
 
 MODULES = "flowfactory.modules"
 """In a LoRA's metadata: the names of the adapted modules in diffusers, as JSON."""
@@ -26,13 +26,12 @@ ARCHITECTURES = {
 """By network class, names that programs know; others go by their class."""
 
 
-def described_as(spec: Spec, network: str, alpha: float) -> dict[str, str]:
+def described_as(spec: Spec, network: str, rank: int, alpha: float) -> dict[str, str]:
     """Metadata of a LoRA's file, by the names of the Stability AI model spec and of kohya's programs.
 
     Args:
-        network: its class. alpha: its outputs are scaled by alpha / rank.
+        network: its class. rank: of most of its layers. alpha: their outputs are scaled by alpha / rank.
     """
-    assert isinstance(spec.tuning, Lora)
     size, base = spec.sampling.size, base_name(spec)
     return {
         "modelspec.sai_model_spec": "1.0.0",
@@ -45,7 +44,7 @@ def described_as(spec: Spec, network: str, alpha: float) -> dict[str, str]:
         "ss_sd_model_name": base,
         "ss_base_model_version": ARCHITECTURES.get(network, network),
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(spec.tuning.rank),
+        "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
     }
 

@@ -18,7 +18,7 @@ from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import AdapterSpec, StochasticSpec
 from flowfactory.data.rows import DataError, load_rows
 from flowfactory.errors import Problem, SpecError
-from flowfactory.plan import checkpoint
+from flowfactory.plan import checkpoint, elsewhere
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
@@ -120,7 +120,19 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
     if count is None:
         names = ("trained", "gradients", "moments", *(["sets"] if _sets(spec) else []), "copies")
         yield from (Need(name, None, f"unknown: {how}") for name in names)
-        return
+    else:
+        yield from _moving(spec, count, how, share)
+    if spec.trainer.spec.needs.loaded:
+        network = sum(part.parameters for name, part in parts.items() if own.trains(name))
+        count, how = elsewhere.loaded(spec, network)
+        why = f"unknown: {how}" if count is None else f"{_count(count)} parameters x {size} bytes{divided}: {how}"
+        yield Need("loaded", None if count is None else count * size // share, why)
+
+
+def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
+    """What there is of each of `count` trained parameters."""
+    size, precision = BYTES[spec.run.precision], spec.run.precision
+    divided = f" / {share} processes" if share > 1 else ""
     yield Need("trained", count * 4 // share, f"{_count(count)} parameters x 4 bytes{divided}: {how}")
     yield Need("gradients", count * 4 // share, f"{_count(count)} x 4 bytes{divided}")
     moments = spec.optimizer.bits // 4
@@ -161,7 +173,9 @@ def trained(spec: Spec, parts: Mapping[str, Part]) -> tuple[int | None, str]:
         return sum(part.parameters for part in networks.values()), f"all of {', '.join(networks)}"
     if vague := [name for name, part in networks.items() if part.unknown]:
         return None, f"what is at hand of {', '.join(vague)} does not say how large its layers are"
-    rank, targets = spec.tuning.rank, spec.tuning.targets or own.targets
+    if spec.tuning.from_ is not None:
+        return elsewhere.begun_with(spec.tuning.from_)
+    rank, targets = spec.tuning.rank or 0, spec.tuning.targets or own.targets
     adapted = [shape for part in networks.values() for shape in part.adapted(targets)]
     which = f"{len(adapted)} layers of {', '.join(networks)}" + ("" if targets else ", all linear ones of attention")
     return sum(rank * (rows + columns) for rows, columns in adapted), f"LoRA of rank {rank} on {which}"
@@ -169,7 +183,8 @@ def trained(spec: Spec, parts: Mapping[str, Part]) -> tuple[int | None, str]:
 
 def _sets(spec: Spec) -> list[str]:
     needs = spec.trainer.spec.needs
-    copied = ["reference"] if needs.reference and isinstance(spec.tuning, Full) else []
+    apart = isinstance(spec.tuning, Full) or (spec.tuning.from_ is not None and spec.tuning.reference != "base")
+    copied = ["reference"] if needs.reference and apart else []
     return [*(["ema"] if spec.optimizer.ema else []), *sorted(needs.sets), *copied]
 
 
@@ -234,7 +249,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     sizes = {need.name: need.bytes for need in needs if need.bytes is not None}
     kept = ["vae"] if "vae" not in spec.memory.offload else []
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
-    always = ["frozen", "trained", "moments", "sets"]
+    always = ["frozen", "trained", "moments", "sets", *(["loaded"] if spec.trainer.spec.needs.loaded else [])]
     networks = [part for name, part in parts.items() if name.startswith("transformer")]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
     encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded

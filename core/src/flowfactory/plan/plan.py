@@ -8,17 +8,17 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import attrs
 
-from flowfactory.contracts.key import Location
+from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.errors import Problem, SpecError
-from flowfactory.spec import toml, window
+from flowfactory.spec import holdings, toml, window
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
 from flowfactory.spec.rules import nearest_divisors
-from flowfactory.spec.tables import RewardEntry, Spec, plain, unstructure
+from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, plain, unstructure
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
 
@@ -195,7 +195,10 @@ def digest_of(spec: Spec) -> str:
         elif table in data:
             data[table].pop(key[0], None)
     data["data"] = _by_content(spec.data)
-    data["model"] = {"name": spec.model.name, **_by_content(spec.model.spec)}
+    for name in COMPONENTS:
+        component = attributes(spec)[name]
+        data[name] = {"name": component.name, **_by_content(component.spec)}
+    data["lora" if isinstance(spec.tuning, Lora) else "full"] = _by_content(spec.tuning)
     data["reward"] = _rewards_by_content(data["reward"], spec.rewards)
     if spec.eval.rewards:
         data["eval"]["reward"] = _rewards_by_content(data["eval"]["reward"], spec.eval.rewards)
@@ -211,20 +214,35 @@ def _by_content(table: Any) -> dict[str, Any]:
     """A table in which locations stand for their content, so that a moved file leaves the digest as it is."""
     types, own = hints(type(table)), attributes(table)
     return {
-        name: fingerprint(own[field.name]) if Location in arms_of(types[field.name]) else plain(own[field.name])
+        name: _content(types[field.name], own[field.name])
         for name, field in keys(type(table)).items()
         if own[field.name] is not None
     }
 
 
+def _content(kind: Any, value: Any) -> Any:
+    arms = arms_of(kind)
+    if isinstance(value, str) and Location in arms:
+        return fingerprint(value)
+    if attrs.has(type(value)) and type(value) in arms and not isinstance(value, Size):
+        return _by_content(value)
+    for arm in arms:
+        if isinstance(value, tuple) and get_origin(arm) is tuple and get_args(arm):
+            each = get_args(arm)
+            each = each[:1] * len(value) if each[-1] is Ellipsis else each
+            return [_content(*pair) for pair in zip(each, value, strict=True)]
+    return plain(value)
+
+
 def fingerprint(location: str) -> str:
-    """A location's content: a hash for files and folders, a hub id as it is.
+    """A location's content: a hash for files and folders, a hub id as it is. A run counts by what it stands for.
 
     What is hidden in a folder is not of the model: systems, git and the hub's client leave it there.
     """
     path = Path(location)
     if not path.is_absolute():
         return location
+    path = holdings.standing_for(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files if not _hidden(p.relative_to(path))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -6,20 +6,24 @@ none; of weights divided among the processes (`sharding`) it exchanges the value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from flowfactory.contracts.seeds import Draws, Key
 from flowfactory.errors import did_you_mean, listed
+from flowfactory.policy import loaded
+from flowfactory.policy.loaded import LORA_NAME
+from flowfactory.policy.loras import Given, LowRank, merged
 from flowfactory.processes import sharding
 from flowfactory.spec.tables import Full, Lora
 
-LORA_NAME = "default"
 LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What peft adapts; its quantized layers are among them."""
 
@@ -41,9 +45,11 @@ class Weights:
         sets: names of sets to keep besides "current"; each starts as a copy of the current weights.
         seed: of the LoRA initialisation, equal on all processes.
         settle: what becomes of each network once it is known what is trained; it has to make that float32.
+        start: what to begin with instead of fresh LoRA, or of the networks as they are.
+        others: what never moves, by name of the set; kept as the networks' own weights are.
 
     Raises:
-        ValueError: a target names nothing that LoRA can adapt.
+        ValueError: a target names nothing that LoRA can adapt; or what was given does not fit, by name.
     """
 
     def __init__(
@@ -54,15 +60,23 @@ class Weights:
         sets: Sequence[str],
         seed: int,
         settle: Callable[[nn.Module], None] = masters,
+        start: Given | None = None,
+        others: Mapping[str, Given] = MappingProxyType({}),
     ) -> None:
-        self.networks = networks
+        self.networks, self.configs = networks, dict[str, LoraConfig]()
         self._lora_layers: list[BaseTunerLayer] = []
+        check(networks, tuning, targets, start, others.values())
         if isinstance(tuning, Lora):
-            check_targets(networks, tuning, targets)
+            given: Mapping[str, LowRank] = start.lora if start else {}
+            self.configs = {name: lora_config(tuning, targets, given.get(name)) for name in networks}
+        others = loaded.kept(networks, others, apart=isinstance(tuning, Full))
         for name, network in networks.items():
             network.requires_grad_(isinstance(tuning, Full))
             if isinstance(tuning, Lora):
-                _inject(network, tuning, targets, (seed, "lora", name))
+                _inject(network, self.configs[name], (seed, "lora", name))
+                if start is not None:
+                    loaded.fill(network, name, start, LORA_NAME)
+                loaded.inject(network, name, others)
                 self._lora_layers += [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
             settle(network)
         self.parameters: dict[str, nn.Parameter] = {
@@ -71,27 +85,40 @@ class Weights:
             for path, parameter in network.named_parameters()
             if parameter.requires_grad
         }
-        copied = set(sets) - ({"reference"} if self._lora_layers else set())
-        self.sets: dict[str, list[Tensor]] = {
-            name: [p.detach().clone() for p in self.parameters.values()] for name in sorted(copied)
-        }
+        referred = {"reference"} & {*sets}
+        later = referred if start is not None and tuning.reference != "base" else set()
+        ahead = referred - later if isinstance(tuning, Full) else set()
+        self.sets: dict[str, list[Tensor]] = {name: self._copy() for name in ahead}
+        if isinstance(tuning, Full) and start is not None:
+            self._overwrite(start)
+        self.sets |= {name: self._copy() for name in sorted({*sets} - referred | later)}
+        self._frozen = loaded.frozen(networks, others)
         self._exchanges = 0
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Compute with another set: "current", "reference" (LoRA: adapters switched off) or one of `sets`.
+        """Compute with another set: "current", "reference" (of LoRA without a start: adapters off), one of `sets`, or
+        one that was loaded.
 
         Raises:
             KeyError: there is no such set.
         """
         if name == "current":
             yield
-        elif name == "reference" and self._lora_layers:
+        elif name == "reference" and self._lora_layers and name not in self.sets:
             with self._without_lora():
                 yield
+        elif name in self._frozen:
+            self._exchanges += 1
+            try:
+                with self._frozen[name].used(self._lora_layers):
+                    yield
+            finally:
+                self._exchanges -= 1
         else:
             if name not in self.sets:
-                raise KeyError(f"no weight set {name!r}; there are {', '.join(['current', *self.sets])}")
+                there = ", ".join(["current", *self.sets, *self._frozen])
+                raise KeyError(f"no weight set {name!r}; there are {there}")
             self._exchange(name)
             self._exchanges += 1
             try:
@@ -106,6 +133,20 @@ class Weights:
         if self._exchanges:
             raise RuntimeError(f"weight set {name!r} cannot move while another set is in use")
         torch._foreach_lerp_(self.sets[name], [p.data for p in self.parameters.values()], 1.0 - decay)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """The alpha of every layer that LoRA adapts, by `network.module`."""
+        return {f"{name}.{module}": alpha for name in self.configs for module, alpha in self.lora_alphas(name).items()}
+
+    def lora_alphas(self, network: str) -> dict[str, float]:
+        """The alpha of every layer of a network that LoRA adapts."""
+        layers = self.networks[network].named_modules()
+        return {
+            path: float(layer.lora_alpha[LORA_NAME])
+            for path, layer in layers
+            if isinstance(layer, LoraLayer) and LORA_NAME in layer.lora_alpha
+        }
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """A set, by parameter name, as it lies in memory: of divided weights this process's share."""
@@ -123,6 +164,19 @@ class Weights:
         for key, target in self.tensors(name).items():
             target.copy_(sharding.like(tensors[key], target))
 
+    def _copy(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.parameters.values()]
+
+    @torch.no_grad()
+    def _overwrite(self, start: Given) -> None:
+        """Begin full fine-tuning with other weights, or with a LoRA added to them."""
+        for name, tensor in start.whole.items():
+            self.parameters[name].copy_(sharding.like(tensor, self.parameters[name]))
+        for network, lora in start.lora.items():
+            for module in lora.factors:
+                parameter = self.parameters[f"{network}.{module}.weight"]
+                parameter.copy_(sharding.like(merged(sharding.whole(parameter.detach()), lora, module), parameter))
+
     def _exchange(self, name: str) -> None:
         stored = self.sets[name]
         for i, parameter in enumerate(self.parameters.values()):
@@ -139,7 +193,35 @@ class Weights:
                 layer.enable_adapters(True)
 
 
-def check_targets(networks: Mapping[str, nn.Module], lora: Lora, targets: Sequence[str]) -> None:
+def check(
+    networks: Mapping[str, nn.Module],
+    tuning: Lora | Full,
+    targets: Sequence[str],
+    start: Given | None = None,
+    others: Iterable[Given] = (),
+) -> None:
+    """Make sure that networks can be tuned so, before they are changed; arguments are as those of `Weights`.
+
+    Raises:
+        ValueError: they cannot; the message names what does not fit.
+    """
+    if isinstance(tuning, Full):
+        for given in (*others, *([start] if start else [])):
+            for network, lora in given.lora.items():
+                if odd := [module for module, (a, _) in lora.factors.items() if a.dim() != 2]:
+                    what = f"{given.title} adapts `{odd[0]}` of `{network}`, a convolution"
+                    raise ValueError(f"{what}; LoRA of those cannot be added to weights, as [full] has to")
+    elif start is None:
+        _check_targets(networks, tuning, targets)
+    elif start.whole:
+        what = f"[lora] from: {start.title} has whole weights, not LoRA"
+        raise ValueError(f"{what}; make them the model's (`flowfactory export`, then [model] path), or train [full]")
+    else:
+        for name, own in start.lora.items():
+            _refuse_contradictions(name, own, tuning, start.title)
+
+
+def _check_targets(networks: Mapping[str, nn.Module], lora: Lora, targets: Sequence[str]) -> None:
     """Make sure that LoRA finds, in every network, what it is to adapt.
 
     Args:
@@ -169,18 +251,38 @@ def _named(modules: Mapping[str, nn.Module], target: str) -> list[str]:
     return [path for path in modules if path == target or path.endswith(f".{target}")]
 
 
-def lora_config(lora: Lora, targets: Sequence[str]) -> LoraConfig:
-    """What peft is told; `targets` are the model's own, for a spec without any."""
-    return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian"
-    )
+def lora_config(lora: Lora, targets: Sequence[str], start: LowRank | None = None) -> LoraConfig:
+    """What peft is told; `targets` are the model's own, for a spec without any. With a `start`, it decides all."""
+    if start is None:
+        wanted = list(lora.targets or targets)
+        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=wanted, init_lora_weights="gaussian")
+    return loaded.config(start)
 
 
-def _inject(network: nn.Module, lora: Lora, targets: Sequence[str], key: Key) -> None:
+def _refuse_contradictions(network: str, given: LowRank, lora: Lora, title: str) -> None:
+    """What a spec says of a LoRA beside `from` has to be what is there."""
+    for module in given.factors:
+        for key, written, there in (
+            ("rank", lora.rank, given.rank(module)),
+            ("alpha", lora.alpha, given.alphas[module]),
+        ):
+            if written is not None and written != there:
+                what = f"[lora] {key} is {written:g}, and in {title} `{module}` of `{network}` has {there:g}"
+                raise ValueError(f"{what}; leave it out, since `from` decides it")
+        if lora.targets is not None and not any(f".{module}".endswith(f".{target}") for target in lora.targets):
+            what = f"[lora] targets do not name `{module}` of `{network}`, which {title} adapts"
+            raise ValueError(f"{what}; leave them out, since `from` decides them")
+    for target in lora.targets or ():
+        if not any(f".{module}".endswith(f".{target}") for module in given.factors):
+            what = f"[lora] targets name `{target}`, and {title} adapts no such layer of `{network}`"
+            raise ValueError(f"{what}; leave them out, since `from` decides them")
+
+
+def _inject(network: nn.Module, config: LoraConfig, key: Key) -> None:
     """Put LoRA into a network. As peft's "gaussian" has it, the first matrix is drawn with deviation `1 / rank`."""
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(lora_config(lora, targets), network, adapter_name=LORA_NAME)
+        inject_adapter_in_model(config, network, adapter_name=LORA_NAME)
     for path, parameter in network.named_parameters():
         if f".lora_A.{LORA_NAME}." in path:
-            drawn = Draws([(*key, path)]).normal(*parameter.shape)[0] / lora.rank
+            drawn = Draws([(*key, path)]).normal(*parameter.shape)[0] / config.r
             parameter.data.copy_(drawn)

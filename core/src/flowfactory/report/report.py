@@ -129,7 +129,7 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
     """What a run is, how far it came, and what it scored, in words."""
     spec = run.plan["spec"]
     yield "model", f"{spec['model']['name']}: {spec['model'].get('path', '')}"
-    yield "trained", f"LoRA of rank {spec['lora']['rank']}" if "lora" in spec else "all weights"
+    yield "trained", _tuning(spec)
     yield "trainer", spec["trainer"]["name"]
     yield "scheduler", spec["scheduler"]["name"]
     yield "rewards", ", ".join(f"{r.get('label', r['name'])} (weight {r.get('weight', 1.0):g})" for r in spec["reward"])
@@ -143,6 +143,13 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
     seconds = sum(value for name in run.names() if name.startswith("time/") for _, value in run.series(name))
     yield "time", f"{_duration(seconds)} on {_count(run.plan['world'], 'process')}"
     yield "digest", run.plan["digest"][:16]
+
+
+def _tuning(spec: Mapping[str, Any]) -> str:
+    table = spec["lora"] if "lora" in spec else spec["full"]
+    began = f", begun with {table['from']}" if "from" in table else ""
+    rank = f" of rank {table['rank']}" if "rank" in table else ""
+    return (f"LoRA{rank}" if "lora" in spec else "all weights") + began
 
 
 def _duration(seconds: float) -> str:

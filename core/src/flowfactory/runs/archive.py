@@ -15,7 +15,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import attrs
 from flowfactory.errors import RunError, shown
 from flowfactory.runs.files import PARTIAL, crc32
 
-CHECKPOINTS, STATE = "checkpoints", "state.json"
+CHECKPOINTS, STATE, BEST = "checkpoints", "state.json", "best"
 
 
 @attrs.frozen
@@ -162,6 +162,15 @@ def _locked(path: Path, how: Literal["rb", "rb+"], kind: int) -> Iterator[bool]:
         except OSError:
             pass
         yield True
+
+
+def point_at(run: Path, best: int) -> None:
+    """Let `best` in a run's folder lead to the checkpoint of that epoch, where the disk knows links."""
+    partial, target = run / f"{PARTIAL}{BEST}", Path(CHECKPOINTS) / name(best)
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(target)
+        partial.replace(run / BEST)
 
 
 def _files(paths: list[Path]) -> dict[str, File]:

@@ -6,6 +6,7 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from torch import Tensor
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.errors import RunError, listed, shown
 from flowfactory.policy.finite import all_finite
+from flowfactory.policy.loras import ALPHAS
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.sharding import gathered, like
 from flowfactory.runs import archive
@@ -67,8 +69,9 @@ def save(
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            said = {ALPHAS: json.dumps(weights.alphas)} if weights.alphas else None
             for stem, tensors in contents:
-                _write(partial / f"{stem}.safetensors", tensors)
+                _write(partial / f"{stem}.safetensors", tensors, None if stem in (OPTIMIZER, TRAINER) else said)
             archive.seal(partial, progress.epoch, progress.step, origin)
             settle(partial)
             partial.rename(final)
@@ -141,9 +144,9 @@ def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tenso
         optimizer.state[parameter][key] = like(value, parameter) if value.dim() else counter
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
         said = re.search(r"\(os error (\d+)\)", str(error))
         raise (OSError(int(said[1]), os.strerror(int(said[1]))) if said else OSError(str(error))) from error

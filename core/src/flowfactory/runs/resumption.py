@@ -9,25 +9,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from flowfactory.errors import RunError, shown, typed
-from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan
+from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan, digest_of
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.archive import CHECKPOINTS, State
 from flowfactory.runs.files import writing
 from flowfactory.runs.history import METRICS
-from flowfactory.spec.tables import unstructure
+from flowfactory.spec import toml
+from flowfactory.spec.tables import Spec, unstructure
 
+EARLIER = "earlier"
+"""In the plan of a run that was lengthened: the digests it had before, which its checkpoints have."""
 log = logging.getLogger("flowfactory")
 
 
 def changes(run: Path, plan: Plan) -> str:
-    """How a spec differs from the one the run began with, in words; empty if it is the same experiment.
+    """How a spec differs from the one the run began with, in words; empty if it is the same but for its epochs.
 
     Raises:
         RunError: what it began with cannot be read, and no checkpoint says it either.
     """
     before = _begun_with(run, plan)
-    if before["digest"] == plan.digest:
+    if before["digest"] in (plan.digest, digest_of(_for_epochs(plan.spec, before["spec"]["run"]["epochs"]))):
         return ""
     now = json.loads(json.dumps(unstructure(plan.spec)))
     keys = [
@@ -38,6 +43,37 @@ def changes(run: Path, plan: Plan) -> str:
     what = f"{shown(run / SPEC_FILE)}" if keys else f"a file that {shown(run / SPEC_FILE)} names"
     details = f" ({'; '.join(keys)})" if keys else ", such as its prompts or its model's folder,"
     return f"{what}{details} was changed since the run began; put it back, or start a new run with it"
+
+
+def lengthen(run: Path, plan: Plan, write: bool) -> list[str]:
+    """Let a run go on to another epoch than it was to end with, and say what that does; nothing where it is the same.
+
+    Args:
+        write: whether this process is the one that writes.
+
+    Raises:
+        RunError: so many epochs are done already.
+    """
+    before, spec = _begun_with(run, plan), plan.spec
+    planned, epochs = before["spec"]["run"]["epochs"], spec.run.epochs
+    if planned == epochs:
+        return []
+    saved = archive.checkpoints(run / CHECKPOINTS)
+    done = archive.epoch_of(saved[-1]) if saved else 0
+    if epochs < done:
+        raise RunError(f"{shown(run)} has finished epoch {done} already; it cannot end with epoch {epochs}")
+    if write:
+        made = plan.as_json() | {EARLIER: [*before.get(EARLIER, []), before["digest"]]}
+        with writing(run):
+            files.write(run / SPEC_FILE, toml.dumps(unstructure(spec)).encode())
+            files.write(run / PLAN_FILE, (json.dumps(made, indent=2) + "\n").encode())
+    schedule, step = spec.optimizer.lr_schedule, done * spec.optimizer.updates
+    what = f"{shown(run)} ends with epoch {epochs} now, not {planned}"
+    if schedule == "constant" or not saved:
+        return [f"{what}; its learning rate is {schedule}"]
+    last, following = spec.optimizer.rate(max(step, 1), planned), spec.optimizer.rate(step + 1, epochs)
+    falls = f"its learning rate ({schedule}) falls to zero over {epochs} epochs now, not over {planned}"
+    return [what, f"{falls}: it goes on with {following:.3g}, after {last:.3g} in epoch {done}"]
 
 
 def differences(run: Path, plan: Plan) -> list[str]:
@@ -53,7 +89,8 @@ def differences(run: Path, plan: Plan) -> list[str]:
     if damage := archive.damage(last):
         raise RunError(f"{damage}: this checkpoint is damaged. {_way_round(run, saved)}")
     state = archive.read(last)
-    if state.origin.digest != plan.digest:
+    before = _begun_with(run, plan)
+    if state.origin.digest not in (plan.digest, before["digest"], *before.get(EARLIER, [])):
         raise RunError(f"{shown(last)} was made by another experiment than {shown(run / SPEC_FILE)} describes")
     return [*_versions(last.name, state, plan), *_processes(last.name, state, plan)]
 
@@ -98,6 +135,10 @@ def _begun_with(run: Path, plan: Plan) -> Mapping[str, Any]:
             return plan.as_json()
         what = f"no intact checkpoint was made by the experiment that {shown(run / SPEC_FILE)} describes"
         raise RunError(f"{why}; {what}: begin anew with: flowfactory run {typed(run / SPEC_FILE)}") from error
+
+
+def _for_epochs(spec: Spec, epochs: int) -> Spec:
+    return attrs.evolve(spec, run=attrs.evolve(spec.run, epochs=epochs))
 
 
 def _digests(run: Path) -> set[str]:

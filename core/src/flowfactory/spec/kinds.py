@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 def keys(cls: type) -> Mapping[str, attrs.Attribute[Any]]:
-    """The attributes of an attrs class, by the key that sets them."""
-    return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
+    """The attributes of an attrs class, by the key that sets them: `from_`, a word of Python's, is that of `from`."""
+    return {(field.alias or field.name).removesuffix("_"): field for field in attrs.fields(cls) if field.init}
 
 
 def declared(field: attrs.Attribute[Any]) -> Key:

@@ -81,7 +81,7 @@ class Reader:
         values = dict(given)
         for name, field in fields.items():
             if name in node.value:
-                values[name] = self._attribute(node.value[name], cls, field)
+                values[name] = self._attribute(node.value[name], cls, field, name)
             elif field.default is attrs.NOTHING:
                 doc = declared(field).doc
                 self.note("missing-key", f"{title} lacks `{name}`" + (f" ({doc})" if doc else ""), node.key)
@@ -104,22 +104,23 @@ class Reader:
             return self._tuple(node, get_args(kind), key, name)
         return self._leaf(node, kind, key, name)
 
-    def _attribute(self, node: Node, cls: type, field: attrs.Attribute[Any]) -> Any:
-        value = self.value(node, hints(cls)[field.name], declared(field), field.alias or field.name)
+    def _attribute(self, node: Node, cls: type, field: attrs.Attribute[Any], name: str) -> Any:
+        value = self.value(node, hints(cls)[field.name], declared(field), name)
         if not isinstance(value, Failed):
             try:  # a number as it was written, for the message: 0 and not 0.0
                 declared(field).check(None, field, node.value if type(value) is float else value)
             except ValueError as error:
-                self.note("bad-value", f"`{field.alias}`: {error}", node.place)
+                self.note("bad-value", f"`{name}`: {error}", node.place)
                 return FAILED
         return value
 
     def _make(self, cls: type[T], values: dict[str, Any], node: Node, title: str) -> T:
         """The instance, or a part; validators of the plugin's own run one by one, so that each error finds its key."""
         failed = {name for name, value in values.items() if isinstance(value, Failed)}
+        named = {name: field.alias or field.name for name, field in keys(cls).items()}
         try:
             with attrs.validators.disabled():
-                made = part_of(cls, values) if failed else cls(**values)
+                made = part_of(cls, values) if failed else cls(**{named.get(n, n): v for n, v in values.items()})
         except (ValueError, TypeError) as error:
             self.note("bad-table", f"{title}: {error}", node.key)
             return part_of(cls, values)

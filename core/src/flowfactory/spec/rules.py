@@ -12,7 +12,7 @@ from flowfactory.contracts.key import Density
 from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Times, TrainerSpec
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
-from flowfactory.spec import window
+from flowfactory.spec import holdings, window
 from flowfactory.spec.kinds import attributes
 from flowfactory.spec.tables import (
     Checkpoint,
@@ -62,6 +62,8 @@ def problems(
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
         (("model", "tuning"), _quantize),
+        (("tuning",), _start),
+        (("trainer", "model"), _loaded),
         (("memory", "run", "optimizer", "model"), _shard),
         (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
         (("trainer", "rewards"), _rewards),
@@ -206,6 +208,19 @@ def _quantize(where: Where, model: Component, tuning: Lora | Full) -> Iterator[P
     if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
         what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
         yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
+
+
+def _start(where: Where, tuning: Lora | Full) -> Iterator[Problem]:
+    for table, key, what, hint in holdings.start_problems(tuning):
+        yield Problem("from", f"[{table}] {what}", where(table, key), hint)
+
+
+def _loaded(where: Where, trainer: Component, model: Component) -> Iterator[Problem]:
+    own = attributes(trainer.spec)
+    quantized = isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None
+    for name, what, hint in holdings.loaded_problems(trainer.spec.needs, quantized):
+        key = next((key for key, value in own.items() if value == trainer.spec.needs.loaded[name]), "name")
+        yield Problem("loaded", f"trainer `{trainer.name}`, weights `{name}`: {what}", where("trainer", key), hint)
 
 
 def _shard(where: Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,22 +26,44 @@ class RunTable:
 
 
 @attrs.frozen(kw_only=True)
-class Lora:
-    """`[lora]`: train low-rank adapters (peft); the reference policy costs no memory."""
+class Tuning:
+    """What `[lora]` and `[full]` share."""
 
-    rank: int = key("Rank of each adapter.", default=32, ge=1)
-    alpha: float = key(
-        "Adapter outputs are scaled by alpha / rank; twice the rank when absent.",
-        default=attrs.Factory(lambda lora: 2.0 * lora.rank, takes_self=True),
-        gt=0,
+    from_: Location | None = key(
+        "Weights to begin with: a LoRA's file or folder, an export, a run's folder (its last checkpoint) or one of "
+        "its checkpoints, or a hub id. `[full]` takes whole weights too.",
+        default=None,
     )
-    targets: tuple[str, ...] | None = key(
-        "Module name endings to adapt; the model's own choice when absent.", default=None, min_length=1
+    reference: Literal["start", "base"] | None = key(
+        "What the reference policy is: the model with `from`, as this run begins with it (`start`, when absent), or "
+        "without (`base`).",
+        default=None,
     )
 
 
 @attrs.frozen(kw_only=True)
-class Full:
+class Lora(Tuning):
+    """`[lora]`: train low-rank adapters (peft); the reference policy costs no memory unless it is that of a `from`."""
+
+    rank: int | None = key(
+        "Rank of each adapter; 32, or as in `from`, when absent.",
+        default=attrs.Factory(lambda lora: 32 if lora.from_ is None else None, takes_self=True),
+        ge=1,
+    )
+    alpha: float | None = key(
+        "Adapter outputs are scaled by alpha / rank; twice the rank, or as in `from`, when absent.",
+        default=attrs.Factory(lambda lora: 2.0 * lora.rank if lora.from_ is None else None, takes_self=True),
+        gt=0,
+    )
+    targets: tuple[str, ...] | None = key(
+        "Module name endings to adapt; the model's own choice, or as in `from`, when absent.",
+        default=None,
+        min_length=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Full(Tuning):
     """`[full]`: train every weight of the networks."""
 
 
@@ -99,6 +122,14 @@ class Optimizer:
         ge=0,
         lt=1,
     )
+
+    def rate(self, step: int, epochs: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 1, in a run of so many epochs."""
+        if step <= self.warmup:
+            return self.lr * step / self.warmup
+        done = (step - 1 - self.warmup) / max(1, epochs * self.updates - self.warmup)
+        shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        return self.lr * shapes[self.lr_schedule]
 
 
 @attrs.frozen(kw_only=True)

@@ -45,11 +45,10 @@ def lora_gap(adapter: PipelineAdapter[Any], row: Row, size: Size, folder: Path) 
     spec = spec_of(adapter.spec, size)
     adapter.load(device(), torch.float32)
     encoded = adapter.encode([row])
-    targets = adapter.lora_targets()
-    weights = Weights(adapter.networks(), TUNING, targets, [], spec.run.seed)
+    weights = Weights(adapter.networks(), TUNING, adapter.lora_targets(), [], spec.run.seed)
     for parameter in weights.parameters.values():
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter))
-    FORMS["lora"].write(Trained(spec, adapter, weights, targets, {}, encoded), folder)
+    FORMS["lora"].write(Trained(spec, adapter, weights, {}, encoded), folder)
     read = FORMS["lora"].read(spec, folder, type(adapter), encoded)
     return difference(velocities(spec, adapter, encoded), velocities(spec, read, encoded))
 

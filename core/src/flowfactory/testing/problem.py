@@ -21,6 +21,7 @@ from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
+from flowfactory.policy.loras import Given
 from flowfactory.policy.weights import Weights
 from flowfactory.rewards.advantages import Scores
 from flowfactory.sampling.rollout import draw_noise, rollout
@@ -75,7 +76,11 @@ class MeanPolicy:
     def __init__(self, needs: Needs) -> None:
         self.network = Mean()
         sets = {*needs.sets, *({"reference"} if needs.reference else ())}
-        self.weights = Weights({"mean": self.network}, Full(), [], sorted(sets), seed=0)
+        others = {
+            name: Given(name, whole={"mean.mean": torch.full(SHAPE, number / 2)})
+            for number, name in enumerate(sorted(needs.loaded), 1)
+        }
+        self.weights = Weights({"mean": self.network}, Full(), [], sorted(sets), seed=0, others=others)
         self.active = "current"
 
     @property

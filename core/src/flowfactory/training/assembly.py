@@ -27,10 +27,13 @@ from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock, Stopwatch
 from flowfactory.metrics.display import Display
 from flowfactory.metrics.instruments import Instruments
+from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.models.quantized import adamw
 from flowfactory.plan.plan import Plan
+from flowfactory.policy import loras
+from flowfactory.policy.loras import Given
 from flowfactory.policy.policy import ModelPolicy
-from flowfactory.policy.weights import Weights, check_targets, masters
+from flowfactory.policy.weights import Weights, check, masters
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.scoring import Judge
@@ -40,7 +43,7 @@ from flowfactory.sampling.epochs import rows_used
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
 from flowfactory.sampling.times import possible
-from flowfactory.spec.tables import Full, Lora, Memory, RewardEntry, Spec
+from flowfactory.spec.tables import Full, Memory, RewardEntry, Spec
 from flowfactory.spec.window import candidates
 from flowfactory.training.evaluate import Evaluator
 from flowfactory.training.optimise import Learner
@@ -100,10 +103,10 @@ def assemble(
             adapter.latent_shape(size)
             adapter.sigmas(steps or spec.sampling.steps, size)
         _refuse_untrained(spec, adapter)
-    with _refusals(processes):
-        if isinstance(spec.tuning, Lora):
-            check_targets(adapter.networks(), spec.tuning, adapter.lora_targets())
-    weights = _weights(spec, adapter, trainer, processes)
+    with display.phase("reading weights from elsewhere"), clock("load"), _refusals(processes):
+        start, others = _given(spec, adapter, trainer)
+        check(adapter.networks(), spec.tuning, lora_targets(spec, adapter), start, others.values())
+    weights = _weights(spec, adapter, trainer, processes, start, others)
     judge, held_out_judge = _judges(spec, components.rewards)
     if not processes.any(stop is not None and stop.asked(processes)):
         with display.phase("loading the rewards"), clock("load"), _refusals(processes):
@@ -231,7 +234,27 @@ def _short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any], processes: Processes) -> Weights:
+def _given(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> tuple[Given | None, dict[str, Given]]:
+    """The weights to begin with, and the trainer's own sets."""
+    pipe = adapter.pipe if isinstance(adapter, PipelineAdapter) else None
+    networks, start = adapter.networks(), spec.tuning.from_
+    others = {name: loras.read(location, networks, pipe) for name, location in trainer.needs.loaded.items()}
+    return None if start is None else loras.read(start, networks, pipe), others
+
+
+def lora_targets(spec: Spec, adapter: Adapter[Any]) -> Sequence[str]:
+    """The model's own choice of what LoRA adapts; none where every weight is trained."""
+    return [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
+
+
+def _weights(
+    spec: Spec,
+    adapter: Adapter[Any],
+    trainer: Trainer[Any],
+    processes: Processes,
+    start: Given | None,
+    others: Mapping[str, Given],
+) -> Weights:
     needs, networks = trainer.needs, adapter.networks()
     if processes.sharded and len(networks) > 1 and needs.trajectory == "final":
         why = f"trainer `{spec.trainer.name}` draws its own noise levels, so that each process would call another of"
@@ -243,8 +266,8 @@ def _weights(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any], processes
         processes.divide(network, masters)
 
     sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
-    targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
-    return Weights(networks, spec.tuning, targets, sets, spec.run.seed, settle)
+    targets = lora_targets(spec, adapter)
+    return Weights(networks, spec.tuning, targets, sets, spec.run.seed, settle, start, others)
 
 
 def _set_up(network: Any, memory: Memory) -> None:

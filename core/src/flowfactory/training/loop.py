@@ -212,6 +212,8 @@ def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
             parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)
     if main:
         archive.tidy(folder, learner.spec.checkpoint.keep, best.epoch if best else None)
+        if best:
+            archive.point_at(parts.run.folder, best.epoch)
     parts.processes.wait()
 
 

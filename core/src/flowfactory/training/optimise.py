@@ -200,9 +200,4 @@ def ema_decay(largest: float, step: int) -> float:
 
 def learning_rate(spec: Spec, step: int) -> float:
     """The learning rate of optimizer step `step`, counted from 1; a pure function, so nothing about it is stored."""
-    table, total = spec.optimizer, spec.run.epochs * spec.optimizer.updates
-    if step <= table.warmup:
-        return table.lr * step / table.warmup
-    done = (step - 1 - table.warmup) / max(1, total - table.warmup)
-    shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return table.lr * shapes[table.lr_schedule]
+    return spec.optimizer.rate(step, spec.run.epochs)

@@ -79,17 +79,24 @@ def run(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--epochs", type=click.IntRange(1), help="With which epoch to end, to train a finished run further.")
 @click.pass_obj
-def resume(ui: Ui, run: Path, processes: int) -> int:
+def resume(ui: Ui, run: Path, processes: int, epochs: int | None) -> int:
     """Go on with the run in folder RUN from its last checkpoint."""
     with listening():
         run, world = run.absolute(), launch.count(processes)
         folders.see(run)
         registry = new_registry(ui)
-        plan = make_plan(load_spec(run / SPEC_FILE, registry), registry.versions(), world)
+        sets = [] if epochs is None else [f"run.epochs={epochs}"]
+        plan = make_plan(load_spec(run / SPEC_FILE, registry, sets), registry.versions(), world)
         if changed := resumption.changes(run, plan):
             raise click.UsageError(changed)
         faults.refuse(plan.spec)
+        try:
+            for line in resumption.lengthen(run, plan, write=launch.rank() == 0):
+                ui.say(line)
+        except RunError as error:
+            raise click.UsageError(str(error)) from error
         if world > (launch.world_size() or 1):
             return launcher.launch(world, ["resume", "--", shown(run)])
         with folders.owned(run) if launch.rank() == 0 else nullcontext():

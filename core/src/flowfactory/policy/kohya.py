@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -86,8 +87,11 @@ FOREIGN = ("SD3Transformer2DModel",)
 """Those whose LoRA diffusers does not read in kohya's layout, though ComfyUI and kohya's own programs do."""
 
 
-def to_kohya(network: nn.Module, state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def to_kohya(network: nn.Module, state: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
     """A network's LoRA, `<module>.lora_A.weight` and `.lora_B.weight`, in kohya's layout.
+
+    Args:
+        scale: alpha / r, of every module.
 
     Raises:
         ValueError: there is no such layout for the network, or for a module in it.
@@ -95,7 +99,7 @@ def to_kohya(network: nn.Module, state: Mapping[str, Tensor], alpha: float) -> d
     adapted = {key.removesuffix(A) for key in state if key.endswith(A)}
     made: dict[str, Tensor] = {}
     for name, members in _adapters(network, adapted).items():
-        made |= _fused(name, members, network, state, alpha)
+        made |= _fused(name, members, network, state, scale)
         adapted -= set(members)
     if adapted:
         names = ", ".join(sorted(adapted))
@@ -115,6 +119,41 @@ def from_kohya(network: nn.Module, adapted: set[str], tensors: Mapping[str, Tens
             state[member + A] = own * scale
             state[member + B] = rows[place][:, place * len(own) : (place + 1) * len(own)].contiguous()
     return state
+
+
+def of_others(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA of a file in this layout, whoever wrote it, with `alpha / r` in its first factors.
+
+    Raises:
+        ValueError: there is no such layout for the network, or a name of the file is not in it.
+    """
+    layers = {path for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+    state: dict[str, Tensor] = {}
+    left = set(tensors)
+    for name, members in _adapters(network, layers).items():
+        if not {name + DOWN, name + UP} <= left:
+            continue
+        down, up = tensors[name + DOWN], tensors[name + UP]
+        scale = float(tensors[name + ALPHA]) / len(down) if name + ALPHA in left else 1.0
+        rows = torch.split(up, [_widths(network.get_submodule(member))[1] for member in members])
+        for place, (member, block) in enumerate(zip(members, rows, strict=True)):
+            a, b = _own(down, block, place, len(members))
+            if a.any() or b.any():
+                state |= {member + A: a * scale, member + B: b.contiguous()}
+        left -= {name + DOWN, name + UP, name + ALPHA}
+    if left:
+        raise ValueError(f"its layout has no `{min(left)}`")
+    return state
+
+
+def _own(down: Tensor, block: Tensor, place: int, members: int) -> tuple[Tensor, Tensor]:
+    """One member's share of an adapter: of ranks that are its own, or of all where they are shared."""
+    rank = len(down) // members
+    inside = slice(place * rank, (place + 1) * rank)
+    others = block.clone()
+    others[:, inside] = 0
+    apart = rank * members == len(down) and not others.any()
+    return (down[inside], block[:, inside]) if apart else (down, block)
 
 
 def unread(network: nn.Module, adapted: set[str]) -> str:
@@ -168,19 +207,23 @@ def _modules(blocks: Blocks, network: nn.Module, block: str, adapted: set[str]) 
 
 
 def _fused(
-    name: str, members: Sequence[str], network: nn.Module, state: Mapping[str, Tensor], alpha: float
+    name: str, members: Sequence[str], network: nn.Module, state: Mapping[str, Tensor], scale: float
 ) -> dict[str, Tensor]:
-    """One adapter for several modules; those without one of their own get zeros."""
-    rank, like = next((len(tensor), tensor) for key, tensor in state.items() if key.endswith(A))
+    """One adapter for several modules, each with the largest of their ranks; what one lacks is zeros."""
+    like = next(tensor for key, tensor in state.items() if key.endswith(A))
+    rank = max((len(state[member + A]) for member in members if member + A in state), default=len(like))
     downs, ups = [], []
     for member in members:
         inside, outside = _widths(network.get_submodule(member))
-        downs.append(state.get(member + A, like.new_zeros(rank, inside)))
-        ups.append(state.get(member + B, like.new_zeros(outside, rank)))
+        down = state.get(member + A, like.new_zeros(rank, inside))
+        up = state.get(member + B, like.new_zeros(outside, rank))
+        missing = rank - len(down)
+        downs.append(functional.pad(down, (0, 0, 0, missing)))
+        ups.append(functional.pad(up, (0, missing)))
     return {
         name + DOWN: torch.cat(downs).contiguous(),
         name + UP: torch.block_diag(*ups).contiguous(),  # type: ignore[no-untyped-call]
-        name + ALPHA: torch.tensor(alpha * len(members)),
+        name + ALPHA: torch.tensor(float(scale * rank * len(members))),
     }
 
 

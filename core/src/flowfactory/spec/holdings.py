@@ -1,0 +1,187 @@
+"""What lies where weights are to be read from: LoRA or whole networks, told by names and headers. Imports no torch.
+
+A location is a safetensors file, a folder as peft, diffusers or an export writes it, a run's folder or one of its
+checkpoints, or a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from flowfactory.contracts.specs import Needs
+from flowfactory.errors import listed, shown
+from flowfactory.spec.tables import Full, Lora
+
+Shape = tuple[int, ...]
+
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""As diffusers and peft call LoRA in a folder."""
+DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight")
+"""How the names end of what maps to the rank: in peft and diffusers, in checkpoints of runs, in kohya, in old files."""
+PLAN = "plan.json"
+"""What the folder of a run has."""
+EXPECTED = "expected LoRA, a pipeline, a network or a run"
+_FACTOR = re.compile(r"[._]lora([._](A|B|down|up)\b|_embedding_)|\.lo(kr|ha)_|\.hada_")
+_WEIGHTS = re.compile(r"\w+(-\d+-of-\d+)?\.safetensors")
+
+
+@attrs.frozen
+class Holding:
+    """What a location holds.
+
+    kind: "lora"; or whole weights, of one "network" or of a "pipeline".
+    files: by network, "" for the first one; in a pipeline or a network, all the files of each.
+    """
+
+    location: str
+    kind: Literal["lora", "network", "pipeline"]
+    files: Mapping[str, tuple[Path, ...]]
+
+    @property
+    def ranks(self) -> frozenset[int]:
+        """The ranks of a LoRA."""
+        shapes = (pair for files in self.files.values() for file in files for pair in header(file)[0].items())
+        return frozenset(shape[0] for name, shape in shapes if name.endswith(DOWN))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers a LoRA is."""
+        shapes = [shape for files in self.files.values() for file in files for shape in header(file)[0].values()]
+        return sum(map(math.prod, shapes))
+
+
+def find(location: str) -> Holding | None:
+    """What a location holds; `None` for a hub id that is not on this disk.
+
+    Raises:
+        ValueError: no weights are there that could be read.
+    """
+    path = standing_for(Path(location)) if Path(location).is_absolute() else _downloaded(location)
+    if path is None:
+        return None
+    if (path / PLAN).is_file():
+        raise ValueError(f"the run {shown(path)} has no checkpoint")
+    if path.is_file():
+        return Holding(location, "lora" if _is_lora(path) else "network", {"": (path,)})
+    if (path / "model_index.json").is_file():
+        folders = [folder for folder in sorted(path.iterdir()) if folder.name.startswith("transformer")]
+        return Holding(location, "pipeline", {folder.name: _weights(folder) for folder in folders if folder.is_dir()})
+    if found := _lora_folder(path):
+        return Holding(location, "lora", found)
+    if (path / "config.json").is_file() and (files := _weights(path)):
+        return Holding(location, "network", {"": files})
+    raise ValueError(f"{_words(location)} has no LoRA, no pipeline and no network in it")
+
+
+def standing_for(path: Path) -> Path:
+    """The file that is meant by the folder of a run or of a checkpoint; any other path means itself.
+
+    Of a run it is the last checkpoint, and in that the averaged weights, or the current ones where there are none.
+    """
+    if (path / PLAN).is_file():
+        numbered = {int(p.name[6:]): p for p in path.glob("checkpoints/epoch-*") if p.name[6:].isdecimal()}
+        path = numbered[max(numbered)] if numbered else path
+    sets = [file for name in ("ema", "current") if (file := path / f"{name}.safetensors").is_file()]
+    return sets[0] if sets and (path / "state.json").is_file() else path
+
+
+def header(file: Path) -> tuple[dict[str, Shape], dict[str, str]]:
+    """The shapes in a safetensors file by name, and its metadata.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        with file.open("rb") as opened:
+            read: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        metadata = read.pop("__metadata__", {})
+        return {name: tuple(facts["shape"]) for name, facts in read.items()}, metadata
+    except (OSError, ValueError, OverflowError, MemoryError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{shown(file)} is no safetensors file") from error
+
+
+def start_problems(tuning: Lora | Full) -> Iterator[tuple[str, str, str, str]]:
+    """What is wrong with the weights to begin with: table, key, message and hint of each problem."""
+    table = "lora" if isinstance(tuning, Lora) else "full"
+    if tuning.from_ is None:
+        if tuning.reference is not None:
+            what = "reference has no meaning without `from`: the model is both the start and the base"
+            yield table, "reference", what, "leave it out"
+        return
+    try:
+        found = find(tuning.from_)
+    except ValueError as error:
+        yield table, "from", f"from: {error}", EXPECTED
+        return
+    if found is None or isinstance(tuning, Full):
+        return
+    if found.kind != "lora":
+        yield table, "from", "from: there are whole weights, not LoRA", "make them the model's, or train [full]"
+    elif tuning.rank is not None and tuning.rank not in found.ranks:
+        ranks = " and ".join(map(str, sorted(found.ranks)))
+        yield table, "rank", f"rank is {tuning.rank}, but `from` decides it, and has {ranks}", "leave it out"
+
+
+def loaded_problems(needs: Needs, quantized: bool) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with the weights a trainer reads from elsewhere: name, message and hint of each problem.
+
+    Args:
+        quantized: whether the networks are frozen in fewer bits.
+    """
+    taken = {"current", "reference", "ema", "default", *needs.sets}
+    for name, location in needs.loaded.items():
+        if not name.isidentifier() or name in taken:
+            yield name, "the name is not a word, or is another set's", "its author could call them otherwise"
+            continue
+        try:
+            found = find(location)
+        except ValueError as error:
+            yield name, str(error), EXPECTED
+            continue
+        if quantized and found is not None and found.kind != "lora":
+            yield name, "whole weights cannot take the place of [model] quantize", "leave that out, or take a LoRA"
+
+
+def _is_lora(file: Path) -> bool:
+    return any(_FACTOR.search(name) for name in header(file)[0])
+
+
+def _lora_folder(path: Path) -> dict[str, tuple[Path, ...]]:
+    """The LoRA files of a folder: that of the first network, and those of others in folders of their names."""
+    places = {"": path, **{folder.name: folder for folder in sorted(path.glob("transformer*")) if folder.is_dir()}}
+    found = {name: _lora_file(folder) for name, folder in places.items()}
+    return {name: (file,) for name, file in found.items() if file is not None}
+
+
+def _lora_file(folder: Path) -> Path | None:
+    named = [folder / name for name in LORA_FILES if (folder / name).is_file()]
+    others = [file for file in sorted(folder.glob("*.safetensors")) if not named and _is_lora(file)]
+    if len(others) > 1:
+        raise ValueError(f"{shown(folder)} has several LoRA: {listed(file.name for file in others)}; name one of them")
+    return next(iter([*named, *others]), None)
+
+
+def _weights(folder: Path) -> tuple[Path, ...]:
+    """The weights of a network: files without a variant's name."""
+    return tuple(file for file in sorted(folder.glob("*.safetensors")) if _WEIGHTS.fullmatch(file.name))
+
+
+def _downloaded(hub_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download  # takes a sixth of a second
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _words(location: str) -> str:
+    return shown(Path(location)) if Path(location).is_absolute() else location
