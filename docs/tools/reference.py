@@ -10,6 +10,7 @@ from typing import Any
 
 import api
 import click
+from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
 from flowfactory.contracts import hooks
 from flowfactory.contracts.hooks import Provides
@@ -26,7 +27,6 @@ from flowfactory.contracts.specs import (
 from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
-from flowfactory.spec.describe import describe
 from flowfactory.spec.schema import contributions
 from flowfactory.spec.structure import TABLES
 from flowfactory.spec.tables import COMPONENTS, RewardEntry

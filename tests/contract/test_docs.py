@@ -13,11 +13,11 @@ import api
 import flowfactory
 import pytest
 import reference
+from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
 from flowfactory.contracts import hooks
 from flowfactory.discovery.entries import KINDS
 from flowfactory.discovery.registry import Registry
-from flowfactory.spec.describe import describe
 from flowfactory.spec.kinds import keys
 from flowfactory.spec.structure import TABLES
 from flowfactory.spec.tables import RewardEntry

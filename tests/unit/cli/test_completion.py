@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 from click.shell_completion import ShellComplete
+from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
-from flowfactory.spec.describe import describe
 from flowfactory.spec.tables import Lora, Optimizer
 from specs import DISTRIBUTIONS, edited
 

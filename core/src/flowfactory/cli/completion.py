@@ -14,11 +14,11 @@ from pathlib import Path
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
+from flowfactory.cli.describe import describe
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Entry, installed_entries, noun
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, SpecError
 from flowfactory.plan.plan import PLAN_FILE
-from flowfactory.spec.describe import describe
 from flowfactory.spec.layers import load
 from flowfactory.spec.structure import TABLES
 from flowfactory.spec.tables import COMPONENTS, RewardEntry

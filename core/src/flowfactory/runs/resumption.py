@@ -13,6 +13,7 @@ import attrs
 
 from flowfactory.errors import RunError, shown, typed
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan, digest_of
+from flowfactory.plan.rate import learning_rate
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.archive import CHECKPOINTS, State
 from flowfactory.runs.files import writing
@@ -71,7 +72,8 @@ def lengthen(run: Path, plan: Plan, write: bool) -> list[str]:
     what = f"{shown(run)} ends with epoch {epochs} now, not {planned}"
     if schedule == "constant" or not saved:
         return [f"{what}; its learning rate is {schedule}"]
-    last, following = spec.optimizer.rate(max(step, 1), planned), spec.optimizer.rate(step + 1, epochs)
+    last = learning_rate(spec.optimizer, max(step, 1), planned)
+    following = learning_rate(spec.optimizer, step + 1, epochs)
     falls = f"its learning rate ({schedule}) falls to zero over {epochs} epochs now, not over {planned}"
     return [what, f"{falls}: it goes on with {following:.3g}, after {last:.3g} in epoch {done}"]
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from flowfactory.contracts.specs import Needs
-from flowfactory.errors import listed, shown
-from flowfactory.spec.tables import Full, Lora
+from flowfactory.builtin import PipelineSpec
+from flowfactory.errors import Place, Problem, listed, shown
+from flowfactory.spec.kinds import attributes
+from flowfactory.spec.tables import Component, Full, Lora
 
 Shape = tuple[int, ...]
 
@@ -107,46 +108,61 @@ def header(file: Path) -> tuple[dict[str, Shape], dict[str, str]]:
         raise ValueError(f"{shown(file)} is no safetensors file") from error
 
 
-def start_problems(tuning: Lora | Full) -> Iterator[tuple[str, str, str, str]]:
-    """What is wrong with the weights to begin with: table, key, message and hint of each problem."""
+def quantize_problems(where: Callable[..., Place], model: Component, tuning: Lora | Full) -> Iterator[Problem]:
+    """Weights in fewer bits cannot move."""
+    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
+        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
+        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
+
+
+def start_problems(where: Callable[..., Place], tuning: Lora | Full) -> Iterator[Problem]:
+    """What is wrong with the weights to begin with."""
     table = "lora" if isinstance(tuning, Lora) else "full"
+
+    def problem(key: str, what: str, hint: str = "leave it out") -> Problem:
+        return Problem("from", f"[{table}] {what}", where(table, key), hint)
+
     if tuning.from_ is None:
         if tuning.reference is not None:
             what = "reference has no meaning without `from`: the model is both the start and the base"
-            yield table, "reference", what, "leave it out"
+            yield problem("reference", what)
         return
     try:
         found = find(tuning.from_)
     except ValueError as error:
-        yield table, "from", f"from: {error}", EXPECTED
+        yield problem("from", f"from: {error}", EXPECTED)
         return
     if found is None or isinstance(tuning, Full):
         return
     if found.kind != "lora":
-        yield table, "from", "from: there are whole weights, not LoRA", "make them the model's, or train [full]"
+        yield problem("from", "from: there are whole weights, not LoRA", "make them the model's, or train [full]")
     elif tuning.rank is not None and tuning.rank not in found.ranks:
         ranks = " and ".join(map(str, sorted(found.ranks)))
-        yield table, "rank", f"rank is {tuning.rank}, but `from` decides it, and has {ranks}", "leave it out"
+        yield problem("rank", f"rank is {tuning.rank}, but `from` decides it, and has {ranks}")
 
 
-def loaded_problems(needs: Needs, quantized: bool) -> Iterator[tuple[str, str, str]]:
-    """What is wrong with the weights a trainer reads from elsewhere: name, message and hint of each problem.
-
-    Args:
-        quantized: whether the networks are frozen in fewer bits.
-    """
+def loaded_problems(where: Callable[..., Place], trainer: Component, model: Component) -> Iterator[Problem]:
+    """What is wrong with the weights a trainer reads from elsewhere."""
+    needs, own = trainer.spec.needs, attributes(trainer.spec)
+    quantized = isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None
     taken = {"current", "reference", "ema", "default", *needs.sets}
     for name, location in needs.loaded.items():
+        key = next((key for key, value in own.items() if value == location), "name")
+
+        def problem(what: str, hint: str, name: str = name, key: str = key) -> Problem:
+            said = f"trainer `{trainer.name}`, weights `{name}`: {what}"
+            return Problem("loaded", said, where("trainer", key), hint)
+
         if not name.isidentifier() or name in taken:
-            yield name, "the name is not a word, or is another set's", "its author could call them otherwise"
+            yield problem("the name is not a word, or is another set's", "its author could call them otherwise")
             continue
         try:
             found = find(location)
         except ValueError as error:
-            yield name, str(error), EXPECTED
+            yield problem(str(error), EXPECTED)
             continue
         if quantized and found is not None and found.kind != "lora":
-            yield name, "whole weights cannot take the place of [model] quantize", "leave that out, or take a LoRA"
+            yield problem("whole weights cannot take the place of [model] quantize", "leave that out, or take a LoRA")
 
 
 def _is_lora(file: Path) -> bool:

@@ -19,8 +19,6 @@ from flowfactory.spec.tables import (
     Component,
     Data,
     Eval,
-    Full,
-    Lora,
     Memory,
     Optimizer,
     RewardEntry,
@@ -61,9 +59,9 @@ def problems(
         (("trainer",), _decays),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
-        (("model", "tuning"), _quantize),
-        (("tuning",), _start),
-        (("trainer", "model"), _loaded),
+        (("model", "tuning"), holdings.quantize_problems),
+        (("tuning",), holdings.start_problems),
+        (("trainer", "model"), holdings.loaded_problems),
         (("memory", "run", "optimizer", "model"), _shard),
         (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
         (("trainer", "rewards"), _rewards),
@@ -202,25 +200,6 @@ def _trackers(where: Where, track: Track) -> Iterator[Problem]:
             hint = did_you_mean(name, TRACKERS) or "is the plugin that brings it listed in `plugins`?"
             what = f"there is no tracker `{name}` (there is: {listed(sorted(TRACKERS))})"
             yield Problem("tracker", what, where("track", "to", i), hint)
-
-
-def _quantize(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
-    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
-        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
-        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
-
-
-def _start(where: Where, tuning: Lora | Full) -> Iterator[Problem]:
-    for table, key, what, hint in holdings.start_problems(tuning):
-        yield Problem("from", f"[{table}] {what}", where(table, key), hint)
-
-
-def _loaded(where: Where, trainer: Component, model: Component) -> Iterator[Problem]:
-    own = attributes(trainer.spec)
-    quantized = isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None
-    for name, what, hint in holdings.loaded_problems(trainer.spec.needs, quantized):
-        key = next((key for key, value in own.items() if value == trainer.spec.needs.loaded[name]), "name")
-        yield Problem("loaded", f"trainer `{trainer.name}`, weights `{name}`: {what}", where("trainer", key), hint)
 
 
 def _shard(where: Where, memory: Memory, run: RunTable, optimizer: Optimizer, model: Component) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -122,14 +121,6 @@ class Optimizer:
         ge=0,
         lt=1,
     )
-
-    def rate(self, step: int, epochs: int) -> float:
-        """The learning rate of optimizer step `step`, counted from 1, in a run of so many epochs."""
-        if step <= self.warmup:
-            return self.lr * step / self.warmup
-        done = (step - 1 - self.warmup) / max(1, epochs * self.updates - self.warmup)
-        shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-        return self.lr * shapes[self.lr_schedule]
 
 
 @attrs.frozen(kw_only=True)

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from flowfactory.cli import completion
+from flowfactory.cli.describe import describe, example
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, noun
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, shortened
-from flowfactory.spec.describe import describe, example
 from flowfactory.spec.schema import table_schema
 
 WIDEST = 40
