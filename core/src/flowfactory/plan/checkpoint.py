@@ -28,9 +28,7 @@ _BLOCK = re.compile(r"\w+\.\d+\.")
 FILE = re.compile(r"(?P<stem>\w+)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<late>\w+))?\.(?P<kind>safetensors|bin)")
 """A file of weights; shards have the variant's name before or after their number."""
 
-_WITHOUT_WEIGHTS = re.compile(
-    r".*(Tokenizer|TokenizerFast|Processor|ProcessorFast|Extractor|Scheduler)|Guider|.*Guidance"
-)
+_WITHOUT_WEIGHTS = re.compile(r".*(Tokenizer|Processor|Extractor|Scheduler).*|Guider|.*Guidance")
 """Classes of parts that are not models."""
 
 _OTHERS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
