@@ -8,6 +8,7 @@ which are to be typed at the root of the repository, commands must exist.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -132,6 +133,15 @@ def text(block: Block, folder: Path) -> None:
         write(block, folder)
 
 
+def json_lines(block: Block, folder: Path) -> None:
+    """One value, or one in each line."""
+    try:
+        json.loads(block.text)
+    except json.JSONDecodeError:
+        for line in block.text.splitlines():
+            json.loads(line)
+
+
 RUN: Mapping[str, Callable[[Block, Path], None]] = {
     "toml": toml,
     "python": python,
@@ -140,6 +150,7 @@ RUN: Mapping[str, Callable[[Block, Path], None]] = {
     "sh": shell,
     "text": text,
     "": text,
+    "json": json_lines,
 }
 
 
