@@ -1,7 +1,7 @@
 """Every trainer with every scheduler it accepts, on every model, LoRA and full: it trains; or `check` says why not.
 
-Not each with each of all: runs are chosen so that every two of trainer, scheduler and model meet, and every trainer trains
-every model in both ways.
+Not each with each of all: runs are chosen so that every two of trainer, scheduler and model meet, and every trainer
+trains every model in both ways.
 """
 
 from __future__ import annotations
