@@ -69,6 +69,11 @@ def test_csv_reads_a_header_and_leaves_out_empty_cells(tmp_path: Path) -> None:
         ),
         (
             "p.jsonl",
+            '{"prompt": "a", "choosen": "p.jsonl", "rejected": "p.jsonl"}',
+            "`chosen` and `rejected`, not `rejected`; is `choosen` another of them?",
+        ),
+        (
+            "p.jsonl",
             '{"prompt": "a", "media": "p.jsonl", "chosen": "p.jsonl"}',
             "not `media` and `chosen`",
         ),

@@ -127,7 +127,7 @@ def _row(path: Path, line: int, columns: Mapping[str, Any]) -> Row:
     negative = rest.pop("negative_prompt", None)
     named = rest.pop("images", None) or rest.pop("image", None) or []
     images = [named] if isinstance(named, str) else named
-    media = _media(path, line, {name: rest.pop(name, None) for name in MEDIA})
+    media = _media(path, line, {name: rest.pop(name, None) for name in MEDIA}, rest)
     if not isinstance(prompt, str) or not prompt.strip():
         near = next((name for name in rest if did_you_mean(name.strip().lower(), ["prompt"], 0.8)), None)
         hint = f"; is `{near}` meant?" if prompt is None and near else ""
@@ -141,12 +141,14 @@ def _row(path: Path, line: int, columns: Mapping[str, Any]) -> Row:
     return Row(prompt, negative, tuple(_file(path, line, "image", image) for image in images), rest, media)
 
 
-def _media(path: Path, line: int, columns: Mapping[str, Any]) -> tuple[Path, ...]:
+def _media(path: Path, line: int, columns: Mapping[str, Any], others: Iterable[str]) -> tuple[Path, ...]:
     """What a row shows: nothing, one file, or the chosen and the rejected."""
     written = {name: value for name, value in columns.items() if value is not None}
     if list(written) not in ([], ["media"], ["chosen", "rejected"]):
         names = " and ".join(f"`{name}`" for name in written)
-        raise DataError(f"{path}:{line}: expected `media`, or `chosen` and `rejected`, not {names}")
+        near = next((name for name in others if did_you_mean(name.strip().lower(), MEDIA, 0.8)), None)
+        hint = f"; is `{near}` another of them?" if near else ""
+        raise DataError(f"{path}:{line}: expected `media`, or `chosen` and `rejected`, not {names}{hint}")
     for name, value in written.items():
         if not isinstance(value, str):
             raise DataError(f"{path}:{line}: expected `{name}` to be a path")
