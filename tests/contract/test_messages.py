@@ -71,6 +71,8 @@ OFFLINE = (
     'return Needs(source="media", scores=False)',
 )
 """A trainer that learns from the data."""
+SHOWN = (("train.txt", "a.jsonl"),)
+SHOWING = {"a.jsonl": '{"prompt": "a", "media": "b.png"}', "b.png": ""}
 FLUX = 'name = "flux"\npath = "./weights"'
 HEADER = '{"a.to_k.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}}'
 CHECKPOINT = {
@@ -116,10 +118,24 @@ CASES = (
     Case("missing-table", unsets=("sampling",)),
     Case("no-reward", unsets=("reward",)),
     Case("group", unsets=("sampling.group",)),
-    Case("group", toy=OFFLINE, unsets=("reward",)),
-    Case("refill", toy=OFFLINE, sets=("sampling.refill=2",), unsets=("sampling.group", "reward")),
-    Case("uncompared", toy=OFFLINE, sets=("trainer.std=global",), unsets=("sampling.group", "reward")),
-    Case("unscored", toy=OFFLINE, unsets=("sampling.group",)),
+    Case("group", toy=OFFLINE, edits=SHOWN, files=SHOWING, unsets=("reward",)),
+    Case(
+        "refill",
+        toy=OFFLINE,
+        edits=SHOWN,
+        files=SHOWING,
+        sets=("sampling.refill=2",),
+        unsets=("sampling.group", "reward"),
+    ),
+    Case(
+        "uncompared",
+        toy=OFFLINE,
+        edits=SHOWN,
+        files=SHOWING,
+        sets=("trainer.std=global",),
+        unsets=("sampling.group", "reward"),
+    ),
+    Case("unscored", toy=OFFLINE, edits=SHOWN, files=SHOWING, unsets=("sampling.group",)),
     Case("wrong-type", edits=(("epochs = 3", "epochs = 2.7"),)),
     Case("wrong-type", edits=(("epochs = 3", "epochs = 3\nprecision = 'bf61'"),)),
     Case("wrong-type", edits=(("size = 32", "size = 'large'"),)),
@@ -205,6 +221,12 @@ CASES = (
     Case("data", files={"train.txt": "\n"}),
     Case("data", edits=(("train.txt", "train.csv"),), files={"train.csv": "prompts,n\na cat,1\n"}),
     Case("images", edits=(('name = "diffusers"', 'name = "wan-i2v"'),)),
+    Case("media", toy=OFFLINE, unsets=("sampling.group", "reward")),
+    Case(
+        "data",
+        edits=(("train.txt", "a.jsonl"),),
+        files={"a.jsonl": '{"prompt": "a", "chosen": "b.png"}'},
+    ),
     Case("cache", sets=("memory.cache=/dev/null/x",)),
     Case("column", edits=(("train.txt", "a.jsonl"),), files={"a.jsonl": '{"prompt": "a", "imgae": "b"}'}, note=True),
     Case("few-prompts", sets=("sampling.prompts=8",), note=True),

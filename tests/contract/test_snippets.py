@@ -44,6 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if block.title:
             (tmp_path / block.title).write_text(block.text)
     (tmp_path / "edits.jsonl").write_text('{"prompt": "make it red", "image": "cat.png"}\n')
+    (tmp_path / "images.jsonl").write_text('{"prompt": "a cat", "media": "cat.png"}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a cat", "chosen": "cat.png", "rejected": "cat.png"}\n')
+    (tmp_path / "cat.png").write_bytes(b"")
     for name in ("train.txt", "eval.txt"):
         (tmp_path / name).write_text("a red circle\ntwo blue squares\n")
     yield tmp_path

@@ -21,6 +21,18 @@ def test_jsonl_keeps_further_columns_as_they_are(tmp_path: Path) -> None:
     assert row.metadata == {"n": 3, "tags": ["x"]}
 
 
+def test_media_are_one_file_or_the_chosen_and_the_rejected(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "p.csv").write_text("rejected,chosen,media,prompt\n,,a.png,one\nb.png,a.png,,two\n,,,three\n")
+    shown = [[file.name for file in row.media] for row in load_rows(tmp_path / "p.csv")]
+    assert shown == [["a.png"], ["a.png", "b.png"], []]
+    assert all(row.metadata == {} and not row.images for row in load_rows(tmp_path / "p.csv"))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "media": null, "chosen": "a.png", "rejected": "a.png"}')
+    (row,) = load_rows(tmp_path / "p.jsonl")
+    assert row.media == ((tmp_path / "a.png").resolve(),) * 2
+
+
 def test_csv_reads_a_header_and_leaves_out_empty_cells(tmp_path: Path) -> None:
     file = tmp_path / "p.csv"
     file.write_text('prompt,negative_prompt,count\n"a, b",,2\nc,ugly,\n')
@@ -41,6 +53,30 @@ def test_csv_reads_a_header_and_leaves_out_empty_cells(tmp_path: Path) -> None:
         ("p.jsonl", '\n{"prompt": "a", "image": "../x.png"}', "p.jsonl:2: image '../x.png' lies outside"),
         ("p.jsonl", '{"prompt": "a", "images": ["x.png"]}', "p.jsonl:1: image 'x.png' does not exist"),
         ("p.jsonl", '{"prompt": "a", "images": 1}', "p.jsonl:1: expected `images` to be a path or a list of paths"),
+        ("p.jsonl", '\n{"prompt": "a", "media": "../x.png"}', "p.jsonl:2: media '../x.png' lies outside"),
+        ("p.jsonl", '{"prompt": "a", "media": "x.png"}', "p.jsonl:1: media 'x.png' does not exist"),
+        ("p.jsonl", '{"prompt": "a", "media": ["x.png"]}', "p.jsonl:1: expected `media` to be a path"),
+        ("p.jsonl", '{"prompt": "a", "media": ""}', "p.jsonl:1: media '': expected a path, not an empty string"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "chosen": "p.jsonl", "rejected": "/x.png"}',
+            "p.jsonl:1: rejected '/x.png' lies outside",
+        ),
+        (
+            "p.csv",
+            "prompt,rejected\na,p.csv\n",
+            "p.csv:2: expected `media`, or `chosen` and `rejected`, not `rejected`",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "choosen": "p.jsonl", "rejected": "p.jsonl"}',
+            "`chosen` and `rejected`, not `rejected`; is `choosen` another of them?",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "media": "p.jsonl", "chosen": "p.jsonl"}',
+            "not `media` and `chosen`",
+        ),
         ("p.csv", "prompt,n\na,1\nb\n", "p.csv:3: expected 2 columns"),
         ("p.csv", "prompt,n\na,1,2\n", "p.csv:2: expected 2 columns"),
     ],

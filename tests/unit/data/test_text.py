@@ -134,10 +134,11 @@ def test_what_is_no_path_is_refused_in_words(tmp_path: Path, written: str, said:
 
 def test_a_misspelt_column_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(
-        '{"prompt": "a", "negativ_prompt": "b", "tag": "c", "imgae": "d", "Images": "e"}\n'
+        '{"prompt": "a", "negativ_prompt": "b", "tag": "c", "imgae": "d", "Images": "e", "choosen": "f"}\n'
     )
     assert misspelt(load_rows(tmp_path / "p.jsonl")) == {
         "Images": "images",
+        "choosen": "chosen",
         "imgae": "image",
         "negativ_prompt": "negative_prompt",
     }

@@ -8,7 +8,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.types import Cut, Row
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.models.tiny import stable_diffusion_3
-from flowfactory.training.assembly import say_cut
+from flowfactory.training.encoding import say_cut
 
 SHORT, LONG = "a cat", "a cat on a mat, " * 40 + "in the rain"
 

@@ -16,7 +16,7 @@ from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import disk
 from flowfactory.plan.checkpoint import Part
 from flowfactory.spec.structure import load_spec
-from specs import edited, lay
+from specs import TOY, edited, lay
 
 LAYERS = ("blocks.0.attn.to_q", "blocks.0.attn.to_k", "blocks.0.ff.net.0.proj")
 
@@ -206,3 +206,30 @@ def test_other_names_are_taken(tmp_path: Path, name: str) -> None:
 def test_a_folder_that_is_no_pipeline_is_refused_without_looking_through_it(tmp_path: Path, path: str) -> None:
     (problem,) = found(tmp_path, ("some-org/some-model", path))
     assert "is no diffusers pipeline: it has no model_index.json" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "sound"),
+    [
+        ("media", '"media": "a.png"', True),
+        ("media", '"chosen": "a.png", "rejected": "a.png"', False),
+        ("media", '"image": "a.png"', False),
+        ("pairs", '"chosen": "a.png", "rejected": "a.png"', True),
+        ("pairs", '"media": "a.png"', False),
+        ("rollouts", '"image": "a.png"', True),
+        ("rollouts", '"media": "a.png"', True),
+    ],
+)
+def test_every_row_shows_what_its_trainer_learns_from(tmp_path: Path, source: str, row: str, sound: bool) -> None:
+    """Rows of `eval_prompts` show nothing."""
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a", {row}}}\n' * 3)
+    toy = TOY.replace("Needs(", f'Needs(source="{source}", scores={source == "rollouts"}, ')
+    gone = () if source == "rollouts" else ("sampling.group", "reward")
+    path = lay(tmp_path, edited(("train.txt", "a.jsonl")), toy)
+    try:
+        load_spec(path, Registry(), (), gone, disk.RULES, lambda note: None)
+        problems: list[Problem] = []
+    except SpecError as error:
+        problems = list(error.problems)
+    assert [problem.kind for problem in problems] == ([] if sound else ["media"])

@@ -10,7 +10,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 from flowfactory.plan.plan import Plan, make_plan
 from flowfactory.spec.structure import load_spec
-from specs import lay
+from specs import TOY, edited, lay
 
 
 def plan(path: Path, *sets: str, world: int = 1) -> Plan:
@@ -41,6 +41,22 @@ def test_numbers(spec: Path) -> None:
     assert all(number.reason for number in made.numbers)
     reasons = {number.name: number.reason for number in made.numbers}
     assert reasons["samples"] == "samples per epoch: 12 prompts x groups of 6"
+
+
+@pytest.mark.parametrize(("source", "each"), [("media", 1), ("pairs", 2)])
+def test_media_are_counted_once_for_each_row_that_is_drawn(tmp_path: Path, source: str, each: int) -> None:
+    shown = '"media": "a.png"' if each == 1 else '"chosen": "a.png", "rejected": "a.png"'
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a", {shown}}}\n' * 10)
+    toy = TOY.replace("Needs(", f'Needs(source="{source}", scores=False, ')
+    registry, path = Registry(), lay(tmp_path, edited(("train.txt", "a.jsonl")), toy)
+
+    def media(*sets: str) -> int:
+        return make_plan(load_spec(path, registry, sets, ("sampling.group", "reward")), registry.versions())["media"]
+
+    assert media() == 10 * each  # three epochs of four
+    assert media("run.epochs=2") == 8 * each
+    assert media("run.epochs=0") == 4 * each  # a run without epochs loads what the first one would need
 
 
 def test_evaluations_need_prompts(spec: Path) -> None:

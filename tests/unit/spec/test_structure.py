@@ -13,7 +13,7 @@ from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import toml
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Eval, Full, Lora, Spec, unstructure
-from specs import SPEC, edited, lay
+from specs import SPEC, TOY, edited, lay
 
 Edit = tuple[str, str]
 
@@ -65,6 +65,17 @@ def test_what_is_written_back_loads_to_the_same(spec: Path, sets: tuple[str, ...
         sets = tuple(change for change in sets if "scheduler" not in change and "trainer" not in change)
     once = unstructure(load(spec, *sets))
     again = spec.parent / "again.toml"
+    again.write_text(toml.dumps(once))
+    assert unstructure(load(again)) == once
+
+
+@pytest.mark.parametrize("source", ["rollouts", "media", "pairs"])
+def test_keys_without_use_may_be_written_back(tmp_path: Path, source: str) -> None:
+    """A run's own spec has every key; that of a trainer without scores is none the less sound."""
+    spec = lay(tmp_path, toy=TOY.replace("Needs(", f'Needs(source="{source}", scores=False, '))
+    once = unstructure(load_spec(spec, Registry(), (), ("sampling.group", "reward")))
+    assert (once["sampling"]["group"], once["trainer"]["std"]) == (1, "group")
+    again = tmp_path / "again.toml"
     again.write_text(toml.dumps(once))
     assert unstructure(load(again)) == once
 

@@ -99,15 +99,22 @@ class ConditionCache:
         identity: what conditions depend on besides their row, as JSON.
         rows: which conditions are wanted; repeats allowed.
         say: told of damaged shards.
+        name: a row by what is encoded of it.
     """
 
     def __init__(
-        self, folder: Path, identity: Mapping[str, Any], rows: Sequence[Row], say: Callable[[str], None]
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        rows: Sequence[Row],
+        say: Callable[[str], None],
+        name: Callable[[Row], str] = row_key,
     ) -> None:
         text = json.dumps(identity, indent=2, sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         self._claims = Claims(self.folder / "claims")
-        self._rows = {row_key(row): row for row in rows}
+        self._name = name
+        self._rows = {name(row): row for row in rows}
         self._say = say
         self._seen: set[str] = set()
         self._holders: dict[str, Shard] = {}
@@ -121,7 +128,7 @@ class ConditionCache:
 
     def __getitem__(self, row: Row) -> Conditions:
         """A row's conditions `(1, …)`, on the CPU, backed by a memory-mapped file."""
-        key = row_key(row)
+        key = self._name(row)
         shard = self._holders[key]
         with self._reached():
             tensors = self._opened(shard.path)
@@ -213,7 +220,7 @@ class ConditionCache:
             yield
         except OSError as error:
             place = shown(Path(error.filename or self.folder))
-            why = f"encoded prompts cannot be kept in {shown(self.folder)}: {place}: {error.strerror or error}"
+            why = f"what is encoded cannot be kept in {shown(self.folder)}: {place}: {error.strerror or error}"
             raise RunError(f"{why}; {ELSEWHERE}") from error
 
     def _write(self, encoded: Mapping[str, Conditions]) -> str:

@@ -29,12 +29,14 @@ class Row:
     """One line of the data: a prompt and what belongs to it.
 
     images: condition images of edit models. metadata: every further column, as it was read.
+    media: an image or a video to learn from; or two, the chosen and then the rejected.
     """
 
     prompt: str
     negative_prompt: str | None = None
     images: tuple[Path, ...] = ()
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
+    media: tuple[Path, ...] = ()
 
 
 @attrs.frozen(eq=False)

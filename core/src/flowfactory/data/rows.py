@@ -19,7 +19,10 @@ from flowfactory.contracts.types import Row
 from flowfactory.data.text import path_of, read_text
 from flowfactory.errors import BAD_SPEC, RunError, did_you_mean
 
-COLUMNS = ("prompt", "negative_prompt", "image", "images")
+MEDIA = ("media", "chosen", "rejected")
+"""The columns that say what a row shows."""
+
+COLUMNS = ("prompt", "negative_prompt", "image", "images", *MEDIA)
 """What core reads of a row; every further column is for rewards."""
 
 ENDINGS = (".txt", ".jsonl", ".csv")
@@ -43,8 +46,8 @@ def load_rows(path: Path) -> list[Row]:
     """Read every row.
 
     `.txt`: one prompt a line. `.jsonl`: one object a line. `.csv`: a header line, then one row each. Objects and rows
-    have `prompt` and, where wanted, `negative_prompt`, `image` or `images` (paths relative to the file, inside its
-    folder), and any further columns, which rewards may read. Empty lines are skipped.
+    have `prompt` and, where wanted, `negative_prompt`, `image` or `images`, `media` or `chosen` and `rejected` (paths
+    relative to the file, inside its folder), and any further columns, which rewards may read. Empty lines are skipped.
 
     Raises:
         DataError: naming `file:line` of the first row that cannot be used.
@@ -124,6 +127,7 @@ def _row(path: Path, line: int, columns: Mapping[str, Any]) -> Row:
     negative = rest.pop("negative_prompt", None)
     named = rest.pop("images", None) or rest.pop("image", None) or []
     images = [named] if isinstance(named, str) else named
+    media = _media(path, line, {name: rest.pop(name, None) for name in MEDIA}, rest)
     if not isinstance(prompt, str) or not prompt.strip():
         near = next((name for name in rest if did_you_mean(name.strip().lower(), ["prompt"], 0.8)), None)
         hint = f"; is `{near}` meant?" if prompt is None and near else ""
@@ -134,17 +138,31 @@ def _row(path: Path, line: int, columns: Mapping[str, Any]) -> Row:
         raise DataError(f"{path}:{line}: half a character (a lone surrogate), which no text encoder can read")
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise DataError(f"{path}:{line}: expected `images` to be a path or a list of paths")
-    return Row(prompt, negative, tuple(_image(path, line, image) for image in images), rest)
+    return Row(prompt, negative, tuple(_file(path, line, "image", image) for image in images), rest, media)
 
 
-def _image(path: Path, line: int, name: str) -> Path:
-    """An image by the name that was written: it may be a link into a store that lies elsewhere."""
+def _media(path: Path, line: int, columns: Mapping[str, Any], others: Iterable[str]) -> tuple[Path, ...]:
+    """What a row shows: nothing, one file, or the chosen and the rejected."""
+    written = {name: value for name, value in columns.items() if value is not None}
+    if list(written) not in ([], ["media"], ["chosen", "rejected"]):
+        names = " and ".join(f"`{name}`" for name in written)
+        near = next((name for name in others if did_you_mean(name.strip().lower(), MEDIA, 0.8)), None)
+        hint = f"; is `{near}` another of them?" if near else ""
+        raise DataError(f"{path}:{line}: expected `media`, or `chosen` and `rejected`, not {names}{hint}")
+    for name, value in written.items():
+        if not isinstance(value, str):
+            raise DataError(f"{path}:{line}: expected `{name}` to be a path")
+    return tuple(_file(path, line, name, value) for name, value in written.items())
+
+
+def _file(path: Path, line: int, what: str, name: str) -> Path:
+    """A file by the name that was written: it may be a link into a store that lies elsewhere."""
     if not PurePath(os.path.abspath(path.parent / name)).is_relative_to(os.path.abspath(path.parent)):
-        raise DataError(f"{path}:{line}: image {name!r} lies outside {path.parent}")
+        raise DataError(f"{path}:{line}: {what} {name!r} lies outside {path.parent}")
     try:
-        image = path_of(name, path.parent)
+        file = path_of(name, path.parent)
     except ValueError as error:
-        raise DataError(f"{path}:{line}: image {name!r}: {error}") from error
-    if not image.is_file():
-        raise DataError(f"{path}:{line}: image {name!r} does not exist")
-    return image
+        raise DataError(f"{path}:{line}: {what} {name!r}: {error}") from error
+    if not file.is_file():
+        raise DataError(f"{path}:{line}: {what} {name!r} does not exist")
+    return file

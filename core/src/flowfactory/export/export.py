@@ -38,7 +38,7 @@ from flowfactory.runs import archive, history
 from flowfactory.runs.files import replacing, writing
 from flowfactory.sampling.epochs import rows_used
 from flowfactory.spec.tables import Full, Spec
-from flowfactory.training.assembly import load_model
+from flowfactory.training.encoding import load_model
 
 RECORD = "export.json"
 """In the folder of an export: what it is, and which files belong to it."""

@@ -139,6 +139,15 @@ def _images(where: Where, model: Component, data: Data) -> Iterator[Problem]:
             yield Problem("images", what, where("data", key), hint)
 
 
+def _media(where: Where, trainer: Component, data: Data) -> Iterator[Problem]:
+    columns = {"media": "`media`", "pairs": "`chosen` and `rejected`"}.get(trainer.spec.needs.source)
+    count = 2 if trainer.spec.needs.source == "pairs" else 1
+    wrong = [row for row in _rows(data.prompts) if len(row.media) != count]
+    if columns and wrong:
+        what = f"trainer `{trainer.name}` learns from files that each row names as {columns}; {len(wrong)} rows do not"
+        yield Problem("media", what, where("data", "prompts"), f"the first is {wrong[0].prompt[:60]!r}")
+
+
 def _cache(where: Where, memory: Memory) -> Iterator[Problem]:
     if memory.cache is None:
         return
@@ -163,6 +172,7 @@ RULES: tuple[Rule, ...] = (
     (("data",), _data),
     (("data", "sampling"), _enough),
     (("model", "data"), _images),
+    (("trainer", "data"), _media),
     (("memory",), _cache),
     (("optimizer",), _lr),
 )

@@ -14,6 +14,7 @@ import attrs
 
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.specs import StochasticSpec
+from flowfactory.data.rows import load_rows
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import holdings, toml, window
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
@@ -117,6 +118,10 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     if source != "rollouts":
         shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
         yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
+        rows = len(load_rows(Path(spec.data.prompts)))
+        used = min(rows, max(1, spec.run.epochs) * s.prompts)
+        how = f"{used} of {_count(rows, 'row')} are drawn, with {spec.group} each; encoded once and kept"
+        yield Number("media", used * spec.group, how)
         return
     yield Number(
         "sampling_batches", batches, f"per process: {own} samples / micro-batches of {s.micro_batch}, rounded up"

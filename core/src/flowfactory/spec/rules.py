@@ -13,7 +13,7 @@ from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Ti
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
 from flowfactory.spec import holdings, window
-from flowfactory.spec.kinds import attributes
+from flowfactory.spec.kinds import attributes, keys
 from flowfactory.spec.tables import (
     Checkpoint,
     Component,
@@ -153,11 +153,11 @@ def _group(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Pro
     if needs.source == "rollouts" and needs.scores and sampling.group < 2:
         what = f"trainer `{trainer.name}` compares the samples of a prompt, and [sampling] group is {sampling.group}"
         yield Problem("group", what, where("sampling", "group"), "set it to 2 or more")
-    if needs.source != "rollouts" and where.root.at("sampling", "group") is not None:
+    if needs.source != "rollouts" and sampling.group != keys(Sampling)["group"].default:
         what = f"trainer `{trainer.name}` learns from the data, whose rows make the groups: [sampling] group has no use"
         yield Problem("group", what, where("sampling", "group"), "leave it out")
     for name in ("aggregate", "std"):
-        if not needs.scores and where.root.at("trainer", name) is not None:
+        if not needs.scores and attributes(trainer.spec)[name] != keys(type(trainer.spec))[name].default:
             what = f"trainer `{trainer.name}` compares no samples: `{name}` has no use"
             yield Problem("uncompared", what, where("trainer", name), "leave it out")
     if sampling.refill and not (needs.source == "rollouts" and needs.scores):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,15 @@ import attrs
 import torch
 
 from flowfactory.components.resolved import Components, Events, Target
-from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder, never
+from flowfactory.conditions.cache import ConditionStore
 from flowfactory.conditions.cache import Source as Encoded
-from flowfactory.conditions.identity import encoder_identity, user_folder
+from flowfactory.conditions.targets import CachedTargets
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
-from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
-from flowfactory.discovery.entries import Source as Distribution
 from flowfactory.errors import RunError
 from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock, Stopwatch
@@ -42,9 +40,11 @@ from flowfactory.runs.archive import Origin
 from flowfactory.sampling.epochs import rows_used
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
+from flowfactory.sampling.stored import Stored
 from flowfactory.sampling.times import possible
 from flowfactory.spec.tables import Full, Memory, RewardEntry, Spec
 from flowfactory.spec.window import candidates
+from flowfactory.training.encoding import load_media, load_model, stoppable
 from flowfactory.training.evaluate import Evaluator
 from flowfactory.training.optimise import Learner
 
@@ -94,8 +94,9 @@ def assemble(
         epochs = range(min(done + 1, max(spec.run.epochs, 1)), max(spec.run.epochs, 1) + 1)
         used = rows_used(spec.run.seed, epochs, len(rows), spec.sampling.prompts, spec.sampling.refill)
         everything = [*(rows[row] for row in used), *held_out_rows]
-        asking = nullcontext(never) if stop is None else encoding(stop, processes)
-        source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock, asking)
+        source = (load or load_model)(
+            spec, adapter, components.source, everything, device, display, clock, stoppable(stop, processes)
+        )
     eval_size = spec.eval.size or spec.sampling.size
     with display.phase("looking at the model"), clock("load"), _refusals(processes):
         # Here, where an impossible size is told at once, and before weights are cast to float32.
@@ -106,6 +107,12 @@ def assemble(
     with display.phase("reading weights from elsewhere"), clock("load"), _refusals(processes):
         start, others = _given(spec, adapter, trainer)
         check(adapter.networks(), spec.tuning, lora_targets(spec, adapter), start, others.values())
+    stored: CachedTargets | None = None
+    with _refusals(processes):
+        if trainer.needs.source != "rollouts":
+            shown = [rows[row] for row in used]
+            media = load_media(spec, adapter, components.source, shown, display, clock, stoppable(stop, processes))
+            stored = CachedTargets(media, rows)
     weights = _weights(spec, adapter, trainer, processes, start, others)
     judge, held_out_judge = _judges(spec, components.rewards)
     if not processes.any(stop is not None and stop.asked(processes)):
@@ -130,7 +137,9 @@ def assemble(
         components.events,
         processes,
         instruments,
-        Rollouts(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge),
+        Rollouts(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge)
+        if stored is None
+        else Stored(spec, processes, len(rows), stored, policy),
         Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
         Evaluator(spec, run, processes, instruments, held_out, seen, scheduler, weights, held_out_judge)
         if held_out_rows
@@ -175,63 +184,6 @@ def _refusals(processes: Processes) -> Iterator[None]:
         error = RunError(str(own))
         error.__cause__ = own
     processes.go_on_unless(error)
-
-
-def load_model(
-    spec: Spec,
-    adapter: Adapter[Any],
-    source: Distribution,
-    rows: Sequence[Row],
-    device: torch.device,
-    display: Display,
-    clock: Clock,
-    asking: AbstractContextManager[Callable[[], bool]] | None = None,
-) -> ConditionCache:
-    """Load the model and encode what the cache lacks; where it lacks nothing, the encoders are not even read.
-
-    Args:
-        source: the distribution of the adapter: what another version has encoded is not used.
-        asking: active while prompts are encoded; gives what says whether to stop. Then not all of them are there.
-    """
-    precision = spec.run.precision
-    with display.phase("looking for encoded prompts"), clock("encode"):
-        folder = cache_folder(spec.memory.cache)
-        memory = folder if spec.memory.cache else user_folder()
-        identity = encoder_identity(adapter, precision, {source.name: source.version}, memory)
-        cache = ConditionCache(folder, identity, rows, display.say)
-        missing = cache.missing()
-    with display.phase("loading the model"), clock("load"):
-        adapter.load(device, DTYPES[precision], None if missing else cache[rows[0]])
-    with (
-        display.phase("encoding prompts", len(missing), "prompts") as bar,
-        clock("encode"),
-        torch.no_grad(),
-        asking or nullcontext(never) as stopped,
-    ):
-        cache.fill(adapter.encode, bar.advance, stopped)
-        if missing:
-            say_cut(adapter, rows, display)
-        adapter.drop_encoders()
-    return cache
-
-
-@contextmanager
-def encoding(stop: StopRequest, processes: Processes) -> Iterator[Callable[[], bool]]:
-    """While active, a signal ends nothing by itself; says whether any process has had one."""
-    with stop.deferred():
-        yield lambda: stop.asked(processes)
-
-
-def say_cut(adapter: Adapter[Any], rows: Sequence[Row], display: Display) -> None:
-    """Say, once for each text encoder, which prompts are too long for it."""
-    prompts = list(dict.fromkeys(text for row in rows for text in (row.prompt, row.negative_prompt) if text))
-    for cut in adapter.cut(prompts):
-        what = f"{cut.count} of {len(prompts)} prompts have more than the {cut.most} tokens that `{cut.encoder}` keeps"
-        display.say(f"{what}, the longest {cut.longest}; the rest is not read, there: {_short(cut.rest)!r}")
-
-
-def _short(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _given(spec: Spec, adapter: Adapter[Any], trainer: Trainer[Any]) -> tuple[Given | None, dict[str, Given]]:

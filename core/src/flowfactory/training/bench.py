@@ -26,7 +26,8 @@ from flowfactory.processes.distributed import DTYPES
 from flowfactory.processes.stop import listening
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.tables import Spec
-from flowfactory.training.assembly import assemble, load_model
+from flowfactory.training.assembly import assemble
+from flowfactory.training.encoding import load_model
 from flowfactory.training.flops import Flops, measure
 from flowfactory.training.optimise import optimise
 

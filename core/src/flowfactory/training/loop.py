@@ -29,7 +29,8 @@ from flowfactory.runs import folder as folders
 from flowfactory.runs.archive import CHECKPOINTS
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.tables import Spec
-from flowfactory.training.assembly import Parts, assemble, load_model
+from flowfactory.training.assembly import Parts, assemble
+from flowfactory.training.encoding import load_model
 from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
 from flowfactory.training.optimise import optimise
 
