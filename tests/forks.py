@@ -88,7 +88,6 @@ def _run(
     most: int | None,
     pipe: Connection,
 ) -> None:
-    from flowfactory.cli import launcher
     from flowfactory.cli.main import main
     from flowfactory.training import loop
 
@@ -104,13 +103,6 @@ def _run(
 
     assemble = loop.assemble
     loop.assemble = lambda *arguments: told(assemble(*arguments), tell)  # type: ignore[assignment]
-
-    def launch(processes: int, arguments: Sequence[str]) -> int:
-        os.environ.update(launcher._environment(processes))
-        return launcher.main(str(processes), *arguments)
-
-    launcher.launch = launch
-    _let_torchrun_fork(said)
     sys.exit(main(arguments))
 
 
