@@ -80,7 +80,7 @@ def test_the_wheels_can_be_published(made: Mapping[str, Path]) -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_template_is_small_and_asks_little(kind: str) -> None:
     files = [path for path in (TEMPLATES / kind).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert len(files) <= 7
+    assert len(files) <= 10  # licence, ignore file and CI among them
     assert len(questions(kind)) == 4
 
 
@@ -98,7 +98,7 @@ def test_new_bakes_what_was_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("name", ["Mine", "my_reward", "-x", "x-", "../x", "x y", ""])
 def test_new_refuses_names_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["new", "reward", "--into", str(tmp_path), "--", name]) == 2
-    assert "expected a name in small letters" in capsys.readouterr().err
+    assert "expected a name of up to 60 small letters, digits and hyphens" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
-"""`{{ cookiecutter.name }}`, which begins as Stable Diffusion 3: what the pipeline computes, in one call of the transformer however many noise levels there are.
+"""`{{ cookiecutter.name }}`, which begins as Stable Diffusion 3.
 
-All that is not here, `PipelineAdapter` does by driving the pipeline itself; the conformance kit compares the two.
+What the pipeline computes, in one call of the transformer however many noise levels there are. All that is not here,
+`PipelineAdapter` does by driving the pipeline itself; the conformance kit compares the two.
 """
 
 from __future__ import annotations
