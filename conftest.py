@@ -1,6 +1,7 @@
 """For every test: one thread per process, since tests run side by side on small tensors; a cache of its own."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 MEASURED = [Path(__file__).parent / "tests" / name for name in ("unit", "contract")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:  # as under nohup, or in the background of a script
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
