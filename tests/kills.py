@@ -46,6 +46,7 @@ def experiment(spec: Path, runs: Path, count: int, results: Connection) -> None:
     from flowfactory.contracts.hooks import Run
     from flowfactory.discovery.registry import Registry
     from flowfactory.plan.plan import make_plan
+    from flowfactory.processes.distributed import Processes
     from flowfactory.spec.structure import load_spec
     from flowfactory.training import loop
     from flowfactory.training.assembly import assemble
@@ -55,7 +56,7 @@ def experiment(spec: Path, runs: Path, count: int, results: Connection) -> None:
     plan = make_plan(load_spec(spec, registry), registry.versions())
     ui = Ui(stderr=(runs / "said.txt").open("a"))
     components = resolved(plan.spec, registry)
-    loaded = assemble(plan, components, runs, ui)
+    loaded = assemble(plan, components, runs, ui, Processes("fp32"))
 
     def start(folder: Path, resume: bool) -> tuple[int, Connection]:
         """The run, in a fork of this process."""

@@ -68,6 +68,7 @@ def assemble(
     components: Components,
     folder: Path,
     display: Display,
+    processes: Processes,
     load: Callable[..., Encoded] | None = None,
     stop: StopRequest | None = None,
     done: int = 0,
@@ -80,7 +81,6 @@ def assemble(
         done: epochs that are over; only the rows of later ones are encoded.
     """
     spec = plan.spec
-    processes = Processes(spec.run.precision, spec.memory.shard)
     processes.agree(plan)
     with _refusals(processes):
         rows = load_rows(Path(spec.data.prompts))

@@ -22,7 +22,7 @@ from flowfactory.metrics.clock import Clock
 from flowfactory.metrics.display import Display
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan, make_plan
-from flowfactory.processes.distributed import DTYPES
+from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import listening
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.tables import Spec
@@ -157,7 +157,9 @@ def bench(
     plan = make_plan(spec, plan.versions, plan.world)
     lines: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name, listening() as stop:
-        parts = assemble(plan, components, Path(name), display, encode_always if baseline else load_model)
+        processes = Processes(spec.run.precision, spec.memory.shard)
+        load = encode_always if baseline else load_model
+        parts = assemble(plan, components, Path(name), display, processes, load)
         progress = Progress()
         clock, stopwatch = parts.instruments.clock, parts.instruments.stopwatch
         flops = measure(parts.learner)

@@ -20,7 +20,7 @@ from flowfactory.metrics.watch import Watch
 from flowfactory.plan import launch
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan
-from flowfactory.processes.distributed import PeerLost
+from flowfactory.processes.distributed import PeerLost, Processes
 from flowfactory.processes.stop import Stopped, StopRequest, listening
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.failures import cut_back
@@ -52,10 +52,11 @@ def run(plan: Plan, components: Components, folder: Path, display: Display, resu
             with said_once():
                 for difference in resumption.differences(folder, plan):
                     display.say(difference)
+        processes = Processes(plan.spec.run.precision, plan.spec.memory.shard)  # accelerate's trackers ask for them
         with listening() as stop, trackers_of(plan, told, components) as trackers:
             saved = archive.checkpoints(folder / CHECKPOINTS) if resume else []
             done = archive.epoch_of(saved[-1]) if saved else 0
-            parts = assemble(plan, components, folder, display, load_model, stop, done)
+            parts = assemble(plan, components, folder, display, processes, load_model, stop, done)
             with stop.deferred():
                 train(parts, stop, saved, trackers)
         outcome = "done"
