@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flowfactory.training as training
 import pytest
 from flowfactory.cli import launcher
 from flowfactory.cli.main import main
@@ -40,6 +41,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], Non
         module.run = run
         module.closing_words = lambda plan, folder: "well done"
         monkeypatch.setitem(sys.modules, "flowfactory.training.loop", module)
+        monkeypatch.setattr(training, "loop", module, raising=False)
         monkeypatch.setattr(running, "resolved", lambda spec, registry: None)
 
     return replace
