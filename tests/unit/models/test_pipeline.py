@@ -173,7 +173,7 @@ def variant(folder, tmp_path, **config):
 
 
 def test_a_path_without_a_pipeline_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not a diffusers pipeline"):
+    with pytest.raises(ValueError, match="cannot be read as a diffusers pipeline"):
         load(tmp_path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ def test_it_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
     assert type(pipe).__name__ == name
     reasons[name] = next(iter(tap.reasons_against(pipe)), None) or refusal(pipe, tmp_path)
     if not WRITES:
-        assert documented()[name] == reasons[name]
+        assert without_lines(documented()[name]) == without_lines(reasons[name])
+
+
+def without_lines(reason: str) -> str:
+    """A reason whatever else its place in the code is moved by."""
+    return re.sub(r"line \d+", "line …", reason)
 
 
 def refusal(pipe: DiffusionPipeline, folder: Path) -> str:

@@ -51,6 +51,7 @@ class CalledPipeline(Adapter[SpecT]):
         self._networks: dict[str, nn.Module] = {}
         self._suffixes: dict[tuple[str, ...], dict[str, str]] = {}
         self._sample: Conditions | None = None
+        self._pictures = 0
         self._alone: set[int] = set()
 
     def guidance_scales(self, guidance: float) -> dict[str, float]:

@@ -78,11 +78,12 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         with self._in_words():
             encoded = [self._encode(row, [load_image(str(path)) for path in row.images]) for row in rows]
         self._sample = self._sample or encoded[0]
+        self._pictures = max(len(row.images) for row in rows)
         return self.collate(encoded)
 
     def cut(self, prompts: Sequence[str]) -> Sequence[Cut]:
         """By what each tokenizer is asked to leave of a prompt, less what the pipeline itself adds to that."""
-        images = [Image.new("RGB", (64, 64))] if self.edits else []
+        images = [Image.new("RGB", (64, 64))] * (self._pictures or int(self.edits))
 
         @torch.no_grad()
         def encode(prompt: str, replaced: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ DIGIT = 16
 """Indices are told in digits to this base, which every number format carries exactly."""
 
 
-class Handed(Exception):
+class Handed(BaseException):  # so that nobody takes it for an error
     """Carries what a VAE is about to decode out of a pipeline's call."""
 
     def __init__(self, z: Tensor) -> None:
