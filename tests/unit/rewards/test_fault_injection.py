@@ -180,7 +180,7 @@ def epoch(
             scheduler=None,
         )
         try:
-            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None, received=None))  # type: ignore[arg-type]
+            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None, asked=lambda _: False))  # type: ignore[arg-type]
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:
