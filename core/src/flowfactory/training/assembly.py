@@ -214,7 +214,10 @@ def _weights(
         processes.refuse(f"[memory] shard: {why} {what}; set it to false, or train the sampled steps")
 
     def settle(network: torch.nn.Module) -> None:
-        _set_up(network, spec.memory)
+        try:
+            _set_up(network, spec.memory)
+        except RunError as error:
+            processes.refuse(str(error))
         processes.divide(network, masters)
 
     sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
