@@ -16,6 +16,7 @@ from flowfactory.conditions.cache import Source as Encoded
 from flowfactory.conditions.targets import CachedTargets
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.hooks import Run
+from flowfactory.contracts.key import Size
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
@@ -97,40 +98,29 @@ def assemble(
         source = (load or load_model)(
             spec, adapter, components.source, everything, device, display, clock, stoppable(stop, processes)
         )
-    eval_size = spec.eval.size or spec.sampling.size
     with display.phase("looking at the model"), clock("load"), _refusals(processes):
-        # Here, where an impossible size is told at once, and before weights are cast to float32.
-        for size, steps in ((spec.sampling.size, spec.sampling.steps), (eval_size, spec.eval.steps)):
-            adapter.latent_shape(size)
-            adapter.sigmas(steps or spec.sampling.steps, size)
-        _refuse_untrained(spec, adapter)
+        _look_at(spec, adapter)
     with display.phase("reading weights from elsewhere"), clock("load"), _refusals(processes):
         start, others = _given(spec, adapter, trainer)
         check(adapter.networks(), spec.tuning, lora_targets(spec, adapter), start, others.values())
-    stored: CachedTargets | None = None
-    with _refusals(processes):
-        if trainer.needs.source != "rollouts":
+    media = None
+    if trainer.needs.source != "rollouts":
+        with _refusals(processes):
             shown = [rows[row] for row in used]
             media = load_media(spec, adapter, components.source, shown, display, clock, stoppable(stop, processes))
-            stored = CachedTargets(media, rows)
     weights = _weights(spec, adapter, trainer, processes, start, others)
     judge, held_out_judge = _judges(spec, components.rewards)
     if not processes.any(stop is not None and stop.asked(processes)):
         with display.phase("loading the rewards"), clock("load"), _refusals(processes):
-            judge.load(device, dtype)
-            if held_out_judge is not judge:
-                held_out_judge.load(device, dtype)
+            for each in dict.fromkeys((judge, held_out_judge)):  # often one and the same
+                each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
-    offload = "vae" in spec.memory.offload
-    if offload:
-        adapter.place(torch.device("cpu"))
-    policy = ModelPolicy(adapter, weights, processes, dtype, spec.sampling.guidance, spec.sampling.size, offload)
+    policy = _policy(spec, adapter, weights, processes)
     optimizer = processes.prepare(adamw(weights.parameters.values(), spec.optimizer))
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
     conditions = ConditionStore(source, rows, adapter.collate)
-    held_out = ConditionStore(source, held_out_rows, adapter.collate)
-    seen = policy.at(eval_size)
+    held_out, seen = ConditionStore(source, held_out_rows, adapter.collate), policy.at(_eval_size(spec))
     return Parts(
         run,
         Origin(plan.digest, plan.world, resumption.versions(plan)),
@@ -138,13 +128,33 @@ def assemble(
         processes,
         instruments,
         Rollouts(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge)
-        if stored is None
-        else Stored(spec, processes, len(rows), stored, policy),
+        if media is None
+        else Stored(spec, processes, len(rows), CachedTargets(media, rows), policy),
         Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
         Evaluator(spec, run, processes, instruments, held_out, seen, scheduler, weights, held_out_judge)
         if held_out_rows
         else None,
     )
+
+
+def _eval_size(spec: Spec) -> Size:
+    return spec.eval.size or spec.sampling.size
+
+
+def _look_at(spec: Spec, adapter: Adapter[Any]) -> None:
+    """Ask for what the run will ask for: an impossible size is told at once, before weights are cast to float32."""
+    for size, steps in ((spec.sampling.size, spec.sampling.steps), (_eval_size(spec), spec.eval.steps)):
+        adapter.latent_shape(size)
+        adapter.sigmas(steps or spec.sampling.steps, size)
+    _refuse_untrained(spec, adapter)
+
+
+def _policy(spec: Spec, adapter: Adapter[Any], weights: Weights, processes: Processes) -> ModelPolicy:
+    """The policy; what only decodes leaves the device where `[memory] offload` says so."""
+    offload, s = "vae" in spec.memory.offload, spec.sampling
+    if offload:
+        adapter.place(torch.device("cpu"))
+    return ModelPolicy(adapter, weights, processes, DTYPES[spec.run.precision], s.guidance, s.size, offload)
 
 
 def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
