@@ -1,7 +1,6 @@
 """An epoch whose reward fails in every way there is: no advantage is altered by it, and the metrics tell.
 
-Sampling is replaced by made-up media; the rest is the code of a run. Two processes are two threads that really exchange
-what they gather.
+See `epochs` for how an epoch comes without a model.
 """
 
 from __future__ import annotations
@@ -10,40 +9,28 @@ import json
 import logging
 import math
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from flowfactory.cli.ui import Phase
+from epochs import PROMPTS, brightness, by_slot, epoch, level_of, made_up, metrics
 from flowfactory.contracts.reward import Score
-from flowfactory.contracts.specs import Needs
-from flowfactory.contracts.types import Rollout, Row, Sample
+from flowfactory.contracts.types import Sample
 from flowfactory.rewards.advantages import Scores, advantages
 from flowfactory.rewards.asking import RewardError
-from flowfactory.rewards.scoring import Judge
 from flowfactory.sampling import rollouts
-from flowfactory.sampling.rollouts import Rollouts
-from flowfactory.sampling.source import Collected, Member
-from flowfactory.spec.tables import RewardEntry
+from flowfactory.sampling.source import Collected
 from torch import Tensor
 
-PROMPTS, GROUP = 6, 3
 SLOTS = {"first": 0, "middle": 2, "last": PROMPTS - 1}
 TIMEOUT = 0.4
 
 
 # --- ways to fail ----------------------------------------------------------------------------------------------------
-
-
-def brightness(batch: Sequence[Sample]) -> list[Score]:
-    return [float(s.media.double().mean()) for s in batch]
 
 
 def dead_server(batch: Sequence[Sample]) -> Any:
@@ -82,137 +69,14 @@ class Faulty:
         return brightness(batch)
 
 
-# --- a run without a model -------------------------------------------------------------------------------------------
-
-
-class Exchange:
-    """What the threads of one run gather."""
-
-    def __init__(self, world: int) -> None:
-        self.world, self.barrier, self.board = world, threading.Barrier(world, timeout=30), dict[int, Any]()
-
-    def all(self, rank: int, value: Any) -> list[Any]:
-        self.board[rank] = value
-        self.barrier.wait()
-        found = [self.board[r] for r in range(self.world)]
-        self.barrier.wait()
-        return found
-
-
-class Threads:
-    """Stands for `flowfactory.processes.distributed.Processes`."""
-
-    def __init__(self, rank: int, exchange: Exchange) -> None:
-        self.rank, self.world, self.main, self.exchange = rank, exchange.world, rank == 0, exchange
-
-    def gather(self, values: Tensor) -> Tensor:
-        return torch.cat(self.exchange.all(self.rank, values))
-
-    def gather_objects(self, values: list[Any]) -> list[Any]:
-        return [one for found in self.exchange.all(self.rank, values) for one in found]
-
-    def any(self, flag: bool) -> bool:
-        return any(self.exchange.all(self.rank, flag))
-
-
-@contextmanager
-def nothing(*_: Any, **__: Any) -> Iterator[Phase]:
-    yield Phase()
-
-
-def level_of(member: Member) -> float:
-    """How bright a sample is: different by prompt and replica."""
-    return ((7 * member.group.row + 5 * member.replica**2) % 19) / 19
-
-
-def made_up(sampler: Any, epoch: int, members: Sequence[Member], looked_at: bool) -> tuple[Rollout, list[Sample]]:
-    """Media that differ by prompt and replica."""
-    levels = [level_of(m) for m in members]
-    media = torch.stack([torch.full((3, 4, 4), level, dtype=torch.float32) for level in levels])
-    rows = sampler.conditions.rows
-    samples = [Sample(rows[m.group.row], media[i], m.group.slot, m.replica) for i, m in enumerate(members)]
-    return Rollout(torch.tensor([1.0, 0.5, 0.0]), (), {2: media[:, 0, 0, :1]}, {}), samples
-
-
-def plain(scores: Scores, groups: Tensor) -> Tensor:
-    """The trainers' own advantages."""
-    return advantages(scores.values, scores.weights, groups, "sum", "group")
-
-
 def over_all(scores: Scores, groups: Tensor) -> Tensor:
     """With one standard deviation for the whole epoch."""
     return advantages(scores.values, scores.weights, groups, "sum", "global")
 
 
-def epoch(
-    folder: Path,
-    targets: Mapping[str, Any],
-    keys: Mapping[str, Mapping[str, Any]] | None = None,
-    overlap: bool = True,
-    world: int = 1,
-    compare: Callable[[Scores, Tensor], Tensor] = plain,
-) -> list[Collected | BaseException]:
-    """One epoch on each of `world` processes; `keys` are those of the rewards' tables."""
-    given = keys or {}
-    entries = tuple(
-        RewardEntry(name=n, label=n, spec=None, **{"retry_pause": 0.0, "timeout": 30.0, **given.get(n, {})})
-        for n in targets
-    )
-    spec = SimpleNamespace(
-        run=SimpleNamespace(seed=3, epochs=1, save_samples=2),
-        sampling=SimpleNamespace(prompts=PROMPTS, group=GROUP, micro_batch=4, overlap=overlap, refill=0),
-        optimizer=SimpleNamespace(updates=1),
-        rewards=entries,
-    )
-    exchange, outcomes = Exchange(world), list[Any]([None] * world)
-
-    def one(rank: int) -> None:
-        sampler = Rollouts(
-            spec=spec,
-            run=SimpleNamespace(folder=folder),
-            events=SimpleNamespace(samples_scored=lambda **what: None),
-            conditions=SimpleNamespace(rows=[Row(f"prompt {i}") for i in range(8)]),
-            processes=Threads(rank, exchange),
-            instruments=SimpleNamespace(display=SimpleNamespace(phase=nothing), clock=nothing),
-            judge=Judge(entries, targets, {}),
-            trainer=SimpleNamespace(advantages=compare, needs=Needs()),
-            policy=None,
-            scheduler=None,
-        )
-        try:
-            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None, asked=lambda _: False))  # type: ignore[arg-type]
-        except RewardError as error:
-            outcomes[rank] = error
-        except BaseException as error:
-            outcomes[rank] = error
-            exchange.barrier.abort()
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return outcomes
-
-
-def by_slot(outcomes: Sequence[Collected | BaseException]) -> dict[int, list[float]]:
-    """Advantages of each group, over all processes."""
-    found: dict[int, list[float]] = {}
-    for outcome in outcomes:
-        assert isinstance(outcome, Collected), outcome
-        for member, advantage in zip(outcome.members, outcome.advantages.tolist(), strict=True):
-            found.setdefault(member.group.slot, []).append(advantage)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollouts, "sample", made_up)
-
-
-def metrics(outcome: Collected | BaseException) -> dict[str, float]:
-    assert isinstance(outcome, Collected)
-    return outcome.metrics
 
 
 # --- what must hold --------------------------------------------------------------------------------------------------
