@@ -64,7 +64,7 @@ def share(plan: Share, rank: int, world: int) -> Share:
 
 
 def refilled(seed: int, epoch: int, rows: int, group: Group, number: int) -> Group:
-    """The group that takes a group's place in round `number` of an epoch: another row, drawn among all of them."""
+    """The group that takes a group's place in round `number` of an epoch; its row is drawn among all of them."""
     return Group(group.slot, seed_of(seed, "refill", epoch, number, group.slot) % rows, number)
 
 

@@ -37,18 +37,19 @@ from flowfactory.spec.window import stochastic_steps
 log = logging.getLogger("flowfactory")
 
 SPREAD = 1e-6
-"""Scores of a group that lie no further apart are equal: sums of equal numbers round."""
+"""Scores of a group that lie no further apart are equal: means of equal numbers round."""
 
 
 @attrs.frozen(eq=False)
 class Round:
-    """Some groups of this process, sampled and scored; `N` samples, those of a group side by side.
+    """Some groups of this process, sampled and scored; `N` samples, those of a group side by side. There may be none.
 
-    gallery: the first samples of the process, to be saved. spreads: how diverse each group is.
+    parts: the trajectories, in the order of the members. gallery: the first samples of the process, to be saved.
+    spreads: how diverse each group is; none where no reward looks at media.
     """
 
     members: Sequence[Member]
-    rollout: Rollout
+    parts: Sequence[Rollout]
     scored: Scored
     gallery: Sequence[Sample]
     spreads: Sequence[float]
@@ -65,8 +66,8 @@ class Round:
             failed={label: torch.cat([column, own.failed[label]])[index] for label, column in failed.items()},
             calls={label: count + own.calls[label] for label, count in self.scored.calls.items()},
         )
-        rollout = Rollout.cat([self.rollout, fresh.rollout])[torch.tensor(index)]
-        return attrs.evolve(self, members=[both[i] for i in index], rollout=rollout, scored=scored)
+        joined = Rollout.cat([*self.parts, *fresh.parts])[torch.tensor(index)]
+        return attrs.evolve(self, members=[both[i] for i in index], parts=[joined], scored=scored)
 
 
 @attrs.frozen(eq=False)
@@ -93,7 +94,7 @@ class Rollouts:
         made = sample_round(self, epoch, stop, mine)
         report_samples(self, epoch, made.gallery, made.scored)
         first, slots = gather_scored(processes, made, size)
-        everyone, refill = first, dict[str, float]()
+        everyone, rounds, replaced = first, 0, 0
         for number in range(1, spec.sampling.refill + 1):
             wanting = teach_nothing(spec.rewards, everyone, slots)
             if not wanting:
@@ -101,7 +102,7 @@ class Rollouts:
             groups = [refilled(spec.run.seed, epoch, rows, group, number) for group in mine if group.slot in wanting]
             made = made.replaced(sample_round(self, epoch, stop, groups, number))
             everyone, _ = gather_scored(processes, made, size)
-            refill = {"refill/rounds": float(number), **counted(refill, len(wanting))}
+            rounds, replaced = number, replaced + len(wanting)
         check_losses(processes, spec.rewards, everyone.failed, slots)
         sampled = without_failures(spec.rewards, first.values, first.failed, slots)
         remainder = without_failures(spec.rewards, everyone.values, everyone.failed, slots)
@@ -112,15 +113,16 @@ class Rollouts:
             **group_metrics(sampled.values, slots),
             **remainder.metrics,
             **{f"reward/{label}/failed_calls": float(calls) for label, calls in everyone.calls.items()},
-            **refill,
         }
+        if spec.sampling.refill:
+            metrics |= {"refill/rounds": float(rounds), "refill/groups": float(replaced)}
         if self.trainer.needs.scores:
             metrics["reward/zero_std_groups"] = zero_std_groups(advantages, slots)
-        if made.spreads or processes.world > 1:
+        if self.judge.reads("media"):
             metrics["samples/diversity"] = float(processes.gather(torch.tensor(made.spreads)).double().mean())
         own = places(made.members, size)
         scores = {label: column[own] for label, column in remainder.values.items()}
-        return Collected(epoch, made.members, made.rollout, scores, advantages[own], metrics)
+        return Collected(epoch, made.members, Rollout.cat(made.parts), scores, advantages[own], metrics)
 
     def compared(self, values: Mapping[str, Tensor], slots: Tensor) -> Tensor:
         """Advantages `(N,)` float64 of all samples; 0 where the trainer compares none."""
@@ -140,10 +142,10 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
     spec, processes = source.spec, source.processes
     display, clock = source.instruments.display, source.instruments.clock
     size, kept = spec.sampling.group, spec.run.save_samples if processes.main and not number else 0
-    members = members_of(groups, size)
+    members, judged = members_of(groups, size), source.judge.reads("media")
     pieces = list(chunks(members, spec.sampling.micro_batch))
     surplus = int(processes.gather(torch.tensor([len(pieces)])).max()) - len(pieces) if number else 0
-    rollouts: list[Rollout] = []
+    parts: list[Rollout] = []
     fresh: list[Sample] = []  # of the group that is not complete yet
     gallery: list[Sample] = []
     spreads: list[float] = []
@@ -159,19 +161,19 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
                 if not chunk and not processes.sharded:
                     check_samples(processes, name, latents=True, media=True, trained=epoch > 1)
                     continue
-                looked_at = source.judge.reads("media") or len(gallery) < kept
+                looked_at = judged or len(gallery) < kept
                 # Where weights are divided, all processes sample together; what is too much is thrown away.
                 part, samples = sample(source, epoch, chunk or [Member(planned(source, epoch)[0][0], 0)], looked_at)
                 sound = bool(part.final.isfinite().all()), all(bool(one.media.isfinite().all()) for one in samples)
                 check_samples(processes, name, *sound, trained=epoch > 1)
                 if not chunk:
                     continue
-                rollouts.append(part)
+                parts.append(part)
                 for one in samples:
                     fresh.append(one)
                     if len(fresh) == size:
                         gallery += fresh[: max(0, kept - len(gallery))]
-                        if looked_at:
+                        if judged:
                             spreads.append(diversity([s.media for s in fresh]))
                         with clock("score"):
                             scoring.submit(fresh)
@@ -182,7 +184,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
             scored = scoring.finish()
         stop.check(processes)
         check_rewards(processes, scoring)
-    return Round(members, Rollout.cat(rollouts), scored, gallery, spreads)
+    return Round(members, parts, scored, gallery, spreads)
 
 
 def sample(
@@ -265,17 +267,13 @@ def teach_nothing(entries: Sequence[RewardEntry], scored: Scored, slots: Tensor)
     found = set()
     for slot in sorted(set(slots.tolist())):
         own = slots == slot
-        columns = [scored.values[label][own] for label in counts]
         failed = any(bool(scored.failed[label][own].any()) for label in counts)
-        known = [column[~column.isnan()] for column in columns]
-        if failed or all(len(column) == 0 or float(column.max() - column.min()) <= SPREAD for column in known):
+        columns = [scored.values[label][own] for label in counts]
+        known = [column[~column.isnan()] for column in columns if not bool(column.isnan().all())]
+        equal = int(own.sum()) > 1 and all(float(column.max() - column.min()) <= SPREAD for column in known)
+        if failed or not known or equal:
             found.add(slot)
     return found
-
-
-def counted(before: Mapping[str, float], groups: int) -> dict[str, float]:
-    """How many groups were replaced so far in an epoch."""
-    return {"refill/groups": before.get("refill/groups", 0.0) + groups}
 
 
 def report_samples(source: Rollouts, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:
