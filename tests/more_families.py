@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,11 @@ def _of_parts(family: str, name: str) -> DiffusionPipeline:
 
 
 def small_sizes(patch: pytest.MonkeyPatch) -> None:
-    """What pipelines scale images to: to a 256th of a million pixels, to one of two sizes, or to 32 x 32."""
+    """What pipelines scale images to: to a 256th of a million pixels, to one of two sizes, or to 32 x 32.
+
+    What is encoded so is cached apart: the key of a condition does not know that its pipeline was changed.
+    """
+    patch.setenv("FLOWFACTORY_CACHE", f"{os.environ['FLOWFACTORY_CACHE']}-small")
     for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
         calculate = module.calculate_dimensions
         patch.setattr(module, "calculate_dimensions", lambda area, ratio, own=calculate: own(area >> 8, ratio))

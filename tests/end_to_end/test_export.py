@@ -19,6 +19,7 @@ from flowfactory.policy import loras
 from flowfactory.policy.kohya import to_kohya
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Lora
+from more_families import small_sizes
 from peft import LoraConfig
 from PIL import Image
 from safetensors import safe_open
@@ -218,7 +219,10 @@ def test_files_have_the_modes_of_others_and_say_what_they_are(trained: Callable[
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen-image-edit"])
-def test_a_run_is_exported_where_its_prompts_and_its_base_are_not(name: str, trained: Callable[..., Trained]) -> None:
+def test_a_run_is_exported_where_its_prompts_and_its_base_are_not(
+    name: str, trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_sizes(monkeypatch)
     made = trained(name)
     expected = load_file(made.export().folder / "pytorch_lora_weights.safetensors")
     (made.folder / "prompts.jsonl").unlink()

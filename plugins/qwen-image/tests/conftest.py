@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
@@ -14,5 +16,6 @@ def small_condition_images():
         return calculate(area // 256, ratio)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWFACTORY_CACHE", f"{os.environ['FLOWFACTORY_CACHE']}-small")  # its keys do not tell
         patch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", smaller)
         yield
