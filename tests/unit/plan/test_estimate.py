@@ -8,15 +8,17 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import diffusers
 import pytest
 import torch
 from families import FAMILIES
+from flowfactory.builtin import FlowSDESpec, ODESpec
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.seeds import Draws
+from flowfactory.contracts.specs import Needs, SchedulerSpec, TrainerSpec, Window
 from flowfactory.contracts.types import Row
 from flowfactory.discovery.registry import Registry
 from flowfactory.models.tiny import stable_diffusion_3
@@ -65,6 +67,46 @@ def loaded(spec: Spec, adapter: Adapter[Any]) -> Weights:
 def adapter_of(spec: Spec) -> Adapter[Any]:
     made: Adapter[Any] = Registry().target("adapters", spec.model.name)(spec.model.spec)
     return made
+
+
+@attrs.frozen(kw_only=True)
+class WantsSpec(TrainerSpec):
+    """A trainer that asks for as much of a trajectory as it is told."""
+
+    trajectory: Literal["final", "steps", "states"]
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(trajectory=self.trajectory)
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "scheduler", "latents"),
+    [
+        ("final", FlowSDESpec(), 1),
+        ("steps", FlowSDESpec(window=Window(rule="list", steps=(1, 2))), 4),
+        ("states", FlowSDESpec(), 9),
+        ("states", ODESpec(), 9),
+    ],
+)
+def test_as_many_latents_are_counted_as_the_trainer_asks_for(
+    spec: Path,
+    checkpoints: dict[str, Path],
+    trajectory: Literal["final", "steps", "states"],
+    scheduler: SchedulerSpec,
+    latents: int,
+) -> None:
+    made = spec_of(spec, checkpoints["flux"], "flux")
+
+    def kept(wanted: Literal["final", "steps", "states"]) -> int | None:
+        trainer = attrs.evolve(made.trainer, spec=WantsSpec(trajectory=wanted))
+        return estimate(attrs.evolve(made, trainer=trainer, scheduler=attrs.evolve(made.scheduler, spec=scheduler)))[
+            "trajectories"
+        ]
+
+    one = kept("final")
+    assert one
+    assert kept(trajectory) == latents * one
 
 
 @pytest.mark.parametrize(

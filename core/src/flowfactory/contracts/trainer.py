@@ -85,7 +85,10 @@ class Trainer(ABC, Generic[SpecT]):
         return None
 
     def after_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Called after the last update of an epoch with its metrics, which are the same on every process."""
+        """Called after the last update of an epoch, with its metrics of sampling, scores and training.
+
+        They are the same on every process.
+        """
         return None
 
     def state(self) -> Mapping[str, Tensor]:

@@ -226,9 +226,11 @@ def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need
 
 
 def _positions(spec: Spec) -> int:
-    """How many latents of a trajectory are stored: both ends of each stochastic step, and the last."""
-    scheduler = spec.scheduler.spec
-    if spec.trainer.spec.needs.trajectory == "final" or not isinstance(scheduler, StochasticSpec):
+    """How many latents of a trajectory are stored: see `Needs.trajectory`."""
+    scheduler, wanted = spec.scheduler.spec, spec.trainer.spec.needs.trajectory
+    if wanted == "states":
+        return spec.sampling.steps + 1
+    if wanted == "final" or not isinstance(scheduler, StochasticSpec):
         return 1
     steps = window.stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, 1)
     return len({*steps, *(step + 1 for step in steps), spec.sampling.steps})

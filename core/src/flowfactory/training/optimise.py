@@ -78,7 +78,7 @@ def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) 
                 take_step(learner, f"epoch {epoch}, update {index + 1} of {len(updates)}", step, means)
             learner.trainer.after_update(learner.policy, Update(epoch, index, step, last=index == len(updates) - 1))
     metrics = merge(learner.processes.gather_objects([means.totals()]))
-    learner.trainer.after_epoch(metrics)
+    learner.trainer.after_epoch(made.metrics | metrics)
     return Progress(epoch, step), metrics | learner.policy.read_counts() | {"lr": learning_rate(spec, step)}
 
 
