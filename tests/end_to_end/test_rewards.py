@@ -14,7 +14,9 @@ import pytest
 from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
+from flowfactory.policy.policy import ModelPolicy
 from flowfactory.spec.structure import load_rewards
+from torch import Tensor
 
 Runner = Callable[..., Path]
 
@@ -88,9 +90,9 @@ def test_the_page_names_the_metrics_of_a_run_and_its_spec_is_sound(run: Runner, 
     (snippet,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "page.toml").write_text(snippet)
     assert [entry.weight for entry in load_rewards(tmp_path / "page.toml", Registry())] == [1.0, 0.0]
-    lines = metrics(run("lora", "-full", "lora.rank=4"))
-    rows = re.findall(r"^\| `((?:reward|samples|eval)/[^`]+)`(?:, `/(\w+)`)?", page, re.MULTILINE)
-    assert len(rows) == 9
+    lines = metrics(run("lora", "-full", "lora.rank=4", "sampling.refill=1"))
+    rows = re.findall(r"^\| `((?:reward|refill|samples|eval)/[^`]+)`(?:, `/(\w+)`)?", page, re.MULTILINE)
+    assert len(rows) == 10
     for name, further in rows:
         for wanted in (name, f"{name.rpartition('/')[0]}/{further}" if further else name):
             assert wanted.replace("<label>", "redness") in lines[-1], wanted
@@ -119,6 +121,67 @@ def flowfactory_rewards():
     lines = [line for line in (spec.parent / "rewards.py").read_text().splitlines() if line]
     assert len(lines) < 10
     assert "reward/redness/mean" in metrics(run("short"))[1]
+
+
+UNSEEN = """
+from flowfactory import NoKeys, Provides, Reward, hookimpl
+
+
+class Nearness(Reward):
+    reads = frozenset({"latents", "conditions"})
+
+    def score(self, samples):
+        for sample in samples:
+            assert sample.media.numel() == 0
+            assert all(len(tensor) == 1 for tensor in sample.conditions.values())
+        return [float(s.conditions["encode_prompt.0.1"].mean() - s.latents.square().mean()) for s in samples]
+
+
+@hookimpl
+def flowfactory_rewards():
+    yield Provides("redness", NoKeys, Nearness, "How small the latents are.")
+"""
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each call of the decoder was for."""
+    asked: list[int] = []
+    decode = ModelPolicy.decode
+
+    def counted(policy: ModelPolicy, x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return decode(policy, x)
+
+    monkeypatch.setattr(ModelPolicy, "decode", counted)
+    return asked
+
+
+def test_a_reward_of_latents_needs_no_media(spec: Path, run: Runner, decoded: list[int]) -> None:
+    """Nothing is decoded but what is saved, in training and for held-out prompts alike."""
+    (spec.parent / "rewards.py").write_text(UNSEEN)
+    before, after = metrics(run("unseen", "run.epochs=1", "run.save_samples=0"))
+    assert decoded == []
+    assert after["reward/redness/std"] > 0
+    assert before["eval/redness/mean"] != after["eval/redness/mean"]
+    assert "samples/diversity" not in after
+    (spec.parent / "rewards.py").write_text(UNSEEN.replace("assert sample.media.numel() == 0", "pass"))
+    saved = run("saved", "run.epochs=1", "run.save_samples=3", "eval.micro_batch=3")
+    assert metrics(saved) == [pytest.approx(before), pytest.approx(after)]
+    assert decoded == [3, 6, 3]
+    assert [len(list(folder.glob("*.png"))) for folder in (saved / "samples").iterdir()] == [3, 3, 3]
+
+
+def test_what_was_not_decoded_fails_without_a_picture(spec: Path, run: Runner) -> None:
+    fails = "for sample in samples:\n            assert sample.row.prompt != 'a cat', 'no cats'"
+    (spec.parent / "rewards.py").write_text(UNSEEN.replace("for sample in samples:", fails))
+    folder = run("blind", "eval.every=0", "-data.eval_prompts", "run.save_samples=0", "reward.0.max_dropped=1.0")
+    lines = [json.loads(line) for line in (folder / "failures" / "failures.jsonl").read_text().splitlines()]
+    assert lines
+    for line in lines:
+        assert (line["prompt"], line["file"]) == ("a cat", None)
+        assert "no cats" in line["why"]
+    assert [path.name for path in (folder / "failures").iterdir()] == ["failures.jsonl"]
 
 
 MEDDLING = """

@@ -118,14 +118,19 @@ def recording(processes: Processes, scoring: Session, folder: Path, epoch: int) 
 
 
 def record_failures(folder: Path, epoch: int, failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """Log each failure of this process and save its sample as a picture; returns their lines in `failures.jsonl`."""
+    """Log each failure of this process and save its sample as a picture; returns their lines in `failures.jsonl`.
+
+    A sample that was not decoded has no picture.
+    """
     lines, place = list[dict[str, Any]](), folder / FOLDER
     for failure in failures:
         sample = failure.sample
         picture = place / f"epoch-{epoch:04d}-slot-{sample.slot:04d}-{failure.label}.png"
+        seen = sample.media.numel() > 0
         with writing(picture):
             place.mkdir(parents=True, exist_ok=True)
-            to_image(sample.media).save(picture)
+            if seen:
+                to_image(sample.media).save(picture)
         prompt, why = sample.row.prompt, failure.why
         lines.append(
             {
@@ -134,10 +139,10 @@ def record_failures(folder: Path, epoch: int, failures: Sequence[Failure]) -> li
                 "slot": sample.slot,
                 "prompt": prompt,
                 "why": why,
-                "file": picture.name,
+                "file": picture.name if seen else None,
             }
         )
-        log.info("epoch %d, prompt %r: %s (see %s)", epoch, prompt, why, picture)
+        log.info("epoch %d, prompt %r: %s (see %s)", epoch, prompt, why, picture if seen else place / TABLE)
     return lines
 
 
@@ -165,6 +170,6 @@ def _of(text: str) -> tuple[float, str]:
     """Epoch and picture of a line; one that a kill cut short is of no epoch."""
     try:
         line = json.loads(text)
-        return float(line["epoch"]), str(line["file"])
+        return float(line["epoch"]), str(line["file"] or "")
     except (ValueError, LookupError, TypeError):
         return math.inf, ""

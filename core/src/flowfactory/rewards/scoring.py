@@ -13,7 +13,7 @@ from torch import Tensor
 from flowfactory.components.calling import Meddled, calling, said
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
-from flowfactory.contracts.types import Sample
+from flowfactory.contracts.types import Conditions, Row, Sample
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.rewards.asking import Asked, RewardError, never
 from flowfactory.rewards.session import Session
@@ -46,6 +46,31 @@ class Judge:
     def reads(self, what: str) -> bool:
         """Whether any of the rewards reads a part of samples, e.g. "media"."""
         return any(what in asked.reward.reads for asked in self.rewards)
+
+    def samples(
+        self,
+        rows: Sequence[Row],
+        places: Sequence[tuple[int, int]],
+        media: Tensor,
+        latents: Tensor,
+        conditions: Conditions,
+    ) -> list[Sample]:
+        """What the rewards are shown; latents and conditions only where one of them reads them.
+
+        Args:
+            places: of each sample, its slot and its replica. media: `(B, …)`, `(B, 0)` where they were not decoded.
+        """
+        inner, outer = self.reads("latents"), self.reads("conditions")
+        return [
+            Sample(
+                rows[i],
+                media[i],
+                *places[i],
+                latents[i] if inner else None,
+                {name: tensor[i : i + 1] for name, tensor in conditions.items()} if outer else None,
+            )
+            for i in range(len(rows))
+        ]
 
     @property
     def left_out(self) -> Sequence[str]:

@@ -227,20 +227,8 @@ def sample(
             )
     with clock("decode"):
         media = policy.decode(made.final) if looked_at else made.final.new_empty((len(members), 0))
-    latents = made.final if source.judge.reads("latents") else None
-    samples = [
-        Sample(
-            source.conditions.rows[m.group.row],
-            media[i],
-            m.group.slot,
-            m.replica,
-            None if latents is None else latents[i],
-            {name: tensor[i : i + 1] for name, tensor in conditions.items()}
-            if source.judge.reads("conditions")
-            else None,
-        )
-        for i, m in enumerate(members)
-    ]
+    shown = [source.conditions.rows[m.group.row] for m in members]
+    samples = source.judge.samples(shown, [(m.group.slot, m.replica) for m in members], media, made.final, conditions)
     return made.to(torch.device("cpu")) if "trajectories" in spec.memory.offload else made, samples
 
 

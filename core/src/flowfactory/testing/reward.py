@@ -73,7 +73,13 @@ class RewardSubject(Subject):
         return self.scores(self.samples())
 
     def samples(self) -> list[Sample]:
-        """Images of 64 x 64 pixels, each with a prompt of its own; those of a group reward share theirs."""
+        """Images of 64 x 64 pixels, each with a prompt of its own; those of a group reward share theirs.
+
+        Raises:
+            NotOwed: the reward reads what only a model makes.
+        """
+        if inner := sorted(self.asked.reward.reads & {"latents", "conditions"}):
+            raise NotOwed(f"it reads {' and '.join(inner)}, which only a model makes; try it in a run")
         rows = [self._with_columns(row) for row in self.hints.rows[:MOST]]
         if self.asked.is_group:
             rows = [rows[0]] * len(rows)

@@ -77,10 +77,11 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
                 stop.check(processes)
                 if number >= len(pieces):
                     if processes.sharded:
-                        _sample(evaluator, range(1))
+                        _sample(evaluator, range(1), looked_at=False)
                     continue
                 numbers = pieces[number]
-                samples, final, drift = _sample(evaluator, numbers)
+                looked_at = evaluator.judge.reads("media") or len(gallery) < kept
+                samples, final, drift = _sample(evaluator, numbers, looked_at)
                 drifts.append(drift)
                 gallery += samples[: max(0, kept - len(gallery))]
                 finite = bool(final.isfinite().all()), all(bool(s.media.isfinite().all()) for s in samples)
@@ -118,8 +119,12 @@ def _gathered(processes: Processes, total: int, own: Tensor, missing: float) -> 
     return processes.gather(padded).reshape(processes.world, longest).T.flatten()[:total]
 
 
-def _sample(evaluator: Evaluator, numbers: range) -> tuple[list[Sample], Tensor, Tensor]:
-    """The samples of some held-out prompts, their latents, and how far the weights have drifted on them `(B,)`."""
+def _sample(evaluator: Evaluator, numbers: range, looked_at: bool) -> tuple[list[Sample], Tensor, Tensor]:
+    """The samples of some held-out prompts, their latents, and how far the weights have drifted on them `(B,)`.
+
+    Args:
+        looked_at: whether anybody reads media; they are not decoded otherwise.
+    """
     spec, policy, device = evaluator.spec, evaluator.policy, evaluator.processes.device
     keys = [(spec.eval.seed, "evaluation", number) for number in numbers]
     noise = draw_noise(keys, keys, policy.latent_shape(), 0).to(device)
@@ -128,10 +133,9 @@ def _sample(evaluator: Evaluator, numbers: range) -> tuple[list[Sample], Tensor,
     final = rollout(policy, evaluator.scheduler, sigmas, (), noise, conditions, torch.float32).final
     sigma = sigmas[len(sigmas) // 2].to(device)
     drift = _drift(evaluator, (1 - sigma) * final + sigma * noise.start, sigma.expand(len(final)), conditions)
-    media = policy.decode(final)
-    rows = evaluator.conditions.rows
-    samples = [Sample(rows[n], one, slot=n, replica=0) for n, one in zip(numbers, media, strict=True)]
-    return samples, final, drift
+    media = policy.decode(final) if looked_at else final.new_empty((len(final), 0))
+    rows = [evaluator.conditions.rows[n] for n in numbers]
+    return evaluator.judge.samples(rows, [(n, 0) for n in numbers], media, final, conditions), final, drift
 
 
 def _drift(evaluator: Evaluator, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
