@@ -106,6 +106,51 @@ def test_a_signal_saves_and_resume_ends_where_the_whole_run_ends(spec: Path, num
     assert_same(whole(spec, "whole"), folder)
 
 
+ADAPTIVE = """
+import attrs
+import torch
+from flowfactory import Provides, hookimpl
+from flowfactory_plugin_grpo import GRPOSpec
+from flowfactory_plugin_grpo.grpo import GRPO
+
+
+class Adaptive(GRPO):
+    def after_epoch(self, metrics):
+        grows = metrics["reward/redness/mean"] > -1 and metrics["train/kl"] >= 0
+        self.spec = attrs.evolve(self.spec, kl_beta=self.spec.kl_beta * (3.7 if grows else 0.5))
+
+    def state(self):
+        return {"kl_beta": torch.tensor(self.spec.kl_beta, dtype=torch.float64)}
+
+    def restore(self, state):
+        self.spec = attrs.evolve(self.spec, kl_beta=float(state["kl_beta"]))
+
+
+@hookimpl
+def flowfactory_trainers():
+    yield Provides("adaptive", GRPOSpec, Adaptive, "GRPO whose divergence weighs more after each epoch.")
+"""
+
+
+def test_a_trainer_remembers_over_a_stop(spec: Path) -> None:
+    """Its weight of the divergence is another in each epoch, and decides what the next one learns."""
+    (spec.parent / "adaptive.py").write_text(ADAPTIVE)
+    text = spec.read_text().replace('"./rewards.py"', '"./rewards.py", "./adaptive.py"').replace("[full]", "[lora]")
+    spec.write_text(text.replace('name = "grpo"', 'name = "adaptive"\nkl_beta = 0.1'))
+    folder = stopped(spec, "stopped")
+    first = load_file(folder / "checkpoints/epoch-0001/trainer.safetensors")
+    assert float(first["kl_beta"]) == pytest.approx(0.37)
+    code, said = resume(folder)
+    assert code == 0, said
+    undisturbed = whole(spec, "whole")
+    assert_same(undisturbed, folder)
+    last = load_file(folder / "checkpoints/epoch-0003/trainer.safetensors")
+    assert float(last["kl_beta"]) == pytest.approx(0.1 * 3.7**3)
+    constant = spec.parent / "rewards.py"
+    constant.with_name("adaptive.py").write_text(ADAPTIVE.replace("3.7", "1.0"))
+    assert content(whole(spec, "constant")) != content(undisturbed)
+
+
 def test_two_processes_are_stopped_through_their_launcher_and_one_goes_on(spec: Path) -> None:
     """By SIGTERM to the command alone; and by Ctrl-C in a terminal, which its whole group gets."""
     changes = {"run.epochs": 6, "sampling.prompts": 4, "optimizer.micro_batch": 3, "optimizer.eps": 1e-4}

@@ -1,11 +1,12 @@
 """Checkpoints: what is saved is what is restored, and what is not what was saved is noticed and named."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from flowfactory.contracts.specs import TrainerSpec
 from flowfactory.errors import RunError
 from flowfactory.policy.weights import Weights
 from flowfactory.runs import archive, checkpoint
@@ -13,8 +14,8 @@ from flowfactory.runs.archive import Origin, checkpoints, damage, tidy
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.spec.tables import Full, Lora
 from safetensors.torch import load_file, save_file
-from support import FORGETFUL
-from torch import nn
+from support import FORGETFUL, Forgetful
+from torch import Tensor, nn
 
 ORIGIN = Origin("0" * 64, 2, {"flowfactory": "0.1.0"})
 
@@ -51,6 +52,32 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, tuning: Lora | Full) -> No
     state = archive.read(path)
     assert (state.epoch, state.step, state.origin) == (3, 3, ORIGIN)
     assert state.files.keys() == {"current.safetensors", "ema.safetensors", "optimizer.safetensors"}
+
+
+class Counting(Forgetful):
+    """Remembers a number."""
+
+    counted = torch.zeros((), dtype=torch.float64)
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {"counted": self.counted}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.counted = state["counted"]
+
+
+def test_what_a_trainer_remembers_is_kept(tmp_path: Path) -> None:
+    _, weights, optimizer = made(Full())
+    before, after = Counting(TrainerSpec()), Counting(TrainerSpec())
+    before.counted = torch.tensor(1 / 3, dtype=torch.float64)
+    path = checkpoint.save(tmp_path, Progress(1, 1), weights, optimizer, before, ORIGIN)
+    before.counted = torch.tensor(2.0)
+    assert damage(path) == ""
+    checkpoint.load(path, weights, optimizer, after)
+    assert float(after.counted) == 1 / 3
+    assert after.counted.dtype == torch.float64
+    flip(path / "trainer.safetensors", -1)
+    assert "/trainer.safetensors has another content than" in damage(path)
 
 
 def saved(folder: Path, *epochs: int) -> list[Path]:

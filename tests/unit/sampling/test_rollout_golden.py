@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, ODESpec
 from flowfactory.contracts.scheduler import Scheduler, to_storage
-from flowfactory.sampling.rollout import Noise, rollout
+from flowfactory.contracts.types import Conditions
+from flowfactory.sampling.rollout import Noise, Trunks, rollout
 from flowfactory.schedulers.cps import CPS
 from flowfactory.schedulers.dance_sde import DanceSDE
 from flowfactory.schedulers.flow_sde import FlowSDE
@@ -92,3 +93,53 @@ def test_the_chain_continues_from_what_is_stored(name: str, dtype: torch.dtype, 
         v = policy.velocity(x, levels[0], {})
         replay = scheduler.logprob(v, x, x_next, *levels, trajectory.ceiling)
         assert torch.equal(replay, trajectory.logprobs[step])
+
+
+@each("rollout")
+def test_states_are_all_latents_and_final_ones_the_last(case: Case) -> None:
+    given, expected = case["inputs"], case["outputs"]
+    sigmas, steps = torch.tensor(given["sigmas"]), tuple(given["sde_steps_this_epoch"])
+    scheduler = scheduler_of(given["dynamics"], given["eta"])
+    noise = Noise(given["x_start"], given["noises"][list(steps)].transpose(0, 1))
+
+    def recorded(x: Tensor, sigma: Tensor) -> Tensor:
+        return given["velocities"][(sigmas[:-1] == sigma[0]).nonzero().item()]
+
+    policy = FieldPolicy(recorded)
+    states = rollout(policy, scheduler, sigmas, steps, noise, {}, torch.float32, "states")
+    assert set(states.latents) == set(range(given["N"] + 1))
+    for i, x in states.latents.items():
+        close(x, expected["latents"][i], 2e-6)
+    assert states.steps == steps
+    assert set(states.logprobs) == set(steps)
+    final = rollout(policy, scheduler, sigmas, steps, noise, {}, torch.float32, "final")
+    assert (final.steps, set(final.latents), final.logprobs) == ((), {given["N"]}, {})
+    assert torch.equal(final.final, states.final)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("kept", ["steps", "states"])
+def test_samples_of_the_same_noise_share_the_steps_before_the_first_stochastic_one(
+    kept: Literal["steps", "states"], first: int
+) -> None:
+    trunks, steps, asked = Trunks.by([4, 4, 7, 4, 7]), (first, first + 2), list[int]()
+    start = torch.randn(2, 3, 4)[trunks.of]
+    noise, conditions = Noise(start, torch.randn(5, 2, 3, 4)), {"prompt": torch.tensor([4.0, 4, 7, 4, 7])}
+
+    class Prompted(FieldPolicy):
+        def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
+            asked.append(len(x))
+            return 0.1 * x * conditions["prompt"][:, None, None] + sigma[:, None, None]
+
+    policy, scheduler = Prompted(start), FlowSDE(FlowSDESpec(eta=0.5))
+    shared, alone = (
+        rollout(policy, scheduler, GRID, steps, noise, conditions, torch.float32, kept, one) for one in (trunks, None)
+    )
+    count = len(GRID) - 1
+    assert asked == [2] * first + [5] * (count - first) + [5] * count
+    assert shared.latents.keys() == alone.latents.keys()
+    for i, x in alone.latents.items():
+        assert torch.equal(shared.latents[i], x), i
+    for i, logprob in alone.logprobs.items():
+        assert torch.equal(shared.logprobs[i], logprob)
+    assert not torch.equal(shared.final[0], shared.final[1])
