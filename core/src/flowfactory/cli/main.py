@@ -16,7 +16,7 @@ import click
 from flowfactory.cli.commands import Commands
 from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs import looking, plugins, running
+from flowfactory.cli.verbs import looking, plugins, results, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, printable
 from flowfactory.plan import launch
@@ -67,7 +67,7 @@ def cli() -> None:
 
 
 for verb in (
-    *(running.run, running.resume, running.export, running.bench_spec),
+    *(running.run, running.resume, results.export, running.bench_spec),
     *(looking.check, looking.plan, looking.schema, looking.env, looking.report_runs),
     *(plugins.plugins, plugins.new),
 ):

@@ -1,16 +1,14 @@
-"""Verbs that compute: `run`, `resume`, `export`, `bench`. They import torch, once their spec is known to be sound."""
+"""Verbs that train: `run`, `resume`, `bench`. They import torch, once their spec is known to be sound."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -26,7 +24,6 @@ from flowfactory.cli.verbs.options import (
     with_changes,
 )
 from flowfactory.components.resolved import Components, components
-from flowfactory.contracts.key import Precision
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, FAILED, PluginError, RunError, SpecError, shown, typed
 from flowfactory.plan import disk, faults, launch
@@ -101,69 +98,6 @@ def resume(ui: Ui, run: Path, processes: int, epochs: int | None) -> int:
             return launcher.launch(world, ["resume", "--", shown(run)])
         with folders.owned(run) if launch.rank() == 0 else nullcontext():
             return train(ui, plan, registry, run, resume=True)
-
-
-def _epoch(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
-    """The number of an epoch, or `best`."""
-    if value is None or value == "best":
-        return value
-    if not value.isdecimal():
-        raise click.BadParameter(f"expected the number of an epoch or `best`, not {value!r}", context, option)
-    return int(value)
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
-@click.option(
-    "--form",
-    type=click.Choice(("lora", "kohya", "merged")),
-    default="lora",
-    show_default=True,
-    help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
-)
-@click.option(
-    "--epoch",
-    callback=_epoch,
-    metavar="N|best",
-    help="Of which checkpoint, or of that of the best evaluation; the last when absent.",
-)
-@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
-@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
-@click.option(
-    "--dtype",
-    type=click.Choice(("fp32", "bf16", "fp16")),
-    help="Number format to write; when absent fp32 for LoRA, the run's precision for a whole pipeline.",
-)
-@click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
-@as_json
-@click.pass_obj
-def export(
-    ui: Ui,
-    run: Path,
-    form: str,
-    epoch: int | Literal["best"] | None,
-    weights: str | None,
-    to: Path | None,
-    dtype: Precision | None,
-    base: str | None,
-    as_json: bool,
-) -> int:
-    """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
-    run, to = run.absolute(), to.absolute() if to else None
-    folders.see(run)
-    with ui.phase("loading torch"):
-        load_libraries()
-        from flowfactory.export.export import export as write
-    registry = new_registry(ui)
-    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
-    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
-    model, source = registry.target("adapters", spec.model.name), registry.find("adapters", spec.model.name).source
-    done = write(run, spec, model, source, ui, form, epoch, weights, to, dtype)
-    if as_json:
-        ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
-    else:
-        ui.data(str(done.folder))
-    return DONE
 
 
 @click.command("bench")
