@@ -67,8 +67,8 @@ def cli() -> None:
 
 
 for verb in (
-    *(running.run, running.resume, results.export, running.bench_spec),
-    *(looking.check, looking.plan, looking.schema, looking.env, looking.report_runs),
+    *(running.run, running.resume, results.export, results.sample, running.bench_spec),
+    *(looking.check, looking.plan, looking.schema, looking.env, looking.report_runs, results.runs),
     *(plugins.plugins, plugins.new),
 ):
     cli.add_command(verb)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.components.resolved import Target
+from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Conditions, Row
@@ -223,17 +224,22 @@ def load(
         RunError: a weight in the file is not finite.
     """
     adapter, encoded = _encoded(spec, model, source, display)
-    full = isinstance(spec.tuning, Full)
-    targets = [] if full else adapter.lora_targets()
     networks = adapter.networks().items()
     dtypes = {f"{name}.{path}": p.dtype for name, network in networks for path, p in network.named_parameters()}
-    start = None if full or spec.tuning.from_ is None else of_checkpoint(saved, adapter.networks())
-    weights = Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed, start=start)
+    weights = place_for(spec, adapter, saved)
     weights.restore("current", all_finite(load_file(saved), saved))
     trained = Trained(spec, adapter, weights, dtypes, encoded, stored)
-    if full:
+    if isinstance(spec.tuning, Full):
         trained.round()
     return trained
+
+
+def place_for(spec: Spec, adapter: Adapter[Any], saved: Path) -> Weights:
+    """The weights of the base in a loaded adapter, so that those in a checkpoint's file can take their place."""
+    full = isinstance(spec.tuning, Full)
+    targets = [] if full else adapter.lora_targets()
+    start = None if full or spec.tuning.from_ is None else of_checkpoint(saved, adapter.networks())
+    return Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed, start=start)
 
 
 def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[PipelineAdapter[Any], Conditions]:

@@ -1,8 +1,9 @@
-"""Verbs for what runs have left: `export`. It imports torch once the run is known to be there."""
+"""Verbs for what runs have left: `export`, `sample`, `runs`. The last imports no torch, the others late."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,12 @@ import click
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
+from flowfactory.components.resolved import components
 from flowfactory.contracts.key import Precision
-from flowfactory.errors import DONE
+from flowfactory.contracts.types import Row
+from flowfactory.data.rows import load_rows
+from flowfactory.errors import DONE, shown
+from flowfactory.metrics import overview
 from flowfactory.plan.plan import SPEC_FILE
 from flowfactory.runs import folder as folders
 from flowfactory.spec.structure import load_spec
@@ -78,4 +83,81 @@ def export(
         ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
     else:
         ui.data(str(done.folder))
+    return DONE
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A file of prompts, as [data] prompts names.")
+@click.option("--negative", metavar="TEXT", help="The negative prompt of each PROMPT.")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="What each PROMPT edits; repeatable."
+)
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
+@click.option("--steps", type=click.IntRange(1), help="Sampling steps; as many as in evaluations when absent.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option(
+    "--epoch", callback=_epoch, metavar="N|best", help="Of which checkpoint, or of that of the best evaluation."
+)
+@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; a new one in RUN when absent.")
+@click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
+@click.pass_obj
+def sample(
+    ui: Ui,
+    run: Path,
+    prompts: Sequence[str],
+    file: Path | None,
+    negative: str | None,
+    images: Sequence[Path],
+    count: int,
+    steps: int | None,
+    seed: int,
+    epoch: int | Literal["best"] | None,
+    weights: str | None,
+    to: Path | None,
+    base: str | None,
+) -> int:
+    """Sample each PROMPT with the weights of the run in folder RUN, and with its base from the same noise."""
+    run, to = run.absolute(), to.absolute() if to else None
+    folders.see(run)
+    rows = [Row(prompt, negative, tuple(path.absolute() for path in images)) for prompt in prompts]
+    rows += load_rows(file) if file else []
+    if not rows:
+        raise click.UsageError("there is nothing to sample: give a PROMPT, or a file of them with --prompts")
+    if missing := [path for path in images if not path.is_file()]:
+        raise click.UsageError(f"there is no image {shown(missing[0])}")
+    registry = new_registry(ui)
+    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
+    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
+    parts = components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, [])
+    with ui.phase("loading torch"):
+        load_libraries()
+        from flowfactory.export.sample import sample as write
+    if to is not None:
+        folders.vacant(to)
+    folder = to or folders.new(run, "sampled")
+    try:
+        sheet = write(run, spec, parts, ui, rows, folder, epoch, weights, count, seed, steps)
+    finally:
+        folders.forget(folder, having=set())
+    ui.data(shown(sheet))
+    return DONE
+
+
+@click.command()
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@as_json
+@click.pass_obj
+def runs(ui: Ui, folder: Path, as_json: bool) -> int:
+    """List the runs in FOLDER, the newest first: how far each is, and what it reached."""
+    found = [overview.of(run) for run in overview.folders(folder)]
+    if as_json:
+        ui.json([run.as_json() for run in found])
+        return DONE
+    if not found:
+        ui.say(f"there are no runs in {shown(folder)}")
+        return DONE
+    ui.rows(overview.HEAD, [run.row() for run in found])
     return DONE

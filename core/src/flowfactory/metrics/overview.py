@@ -1,0 +1,101 @@
+"""Several runs at a glance: how far each is, and what it reached. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+from filelock import FileLock, Timeout
+
+from flowfactory.errors import RunError
+from flowfactory.plan.plan import PLAN_FILE
+from flowfactory.runs import files, history
+from flowfactory.runs.folder import LOCK
+
+HEAD = ("run", "state", "epoch", "score", "time")
+
+
+@attrs.frozen
+class Overview:
+    """One run.
+
+    state: "running", "finished", "stopped", or why it cannot be read. epoch: the last that is over, of `epochs`.
+    first, last: the weighted sum of the mean rewards, of held-out prompts where there are any, of the first line that
+    has it and of the last. seconds: spent in all epochs.
+    """
+
+    folder: Path
+    state: str
+    epoch: int = 0
+    epochs: int = 0
+    first: float | None = None
+    last: float | None = None
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return attrs.asdict(self) | {"folder": str(self.folder)}
+
+    def row(self) -> tuple[str, ...]:
+        """The cells under `HEAD`."""
+        score = "" if self.first is None or self.last is None else f"{self.first:.3f} -> {self.last:.3f}"
+        minutes, seconds = divmod(round(self.seconds), 60)
+        time = f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {seconds:02} s"
+        return self.folder.name, self.state, f"{self.epoch} of {self.epochs}", score, time
+
+
+def folders(place: Path) -> Sequence[Path]:
+    """The folders of runs in `place`, the one that was changed last first."""
+    return sorted((path.parent for path in place.glob(f"*/{PLAN_FILE}")), key=_changed, reverse=True)
+
+
+def of(run: Path) -> Overview:
+    """What the files in a run's folder say of it."""
+    try:
+        (past,) = history.read([run])
+        spec = past.plan["spec"]
+        epochs, weights = int(spec["run"]["epochs"]), _weights(spec)
+    except (RunError, KeyError, TypeError, ValueError) as error:
+        return Overview(run, f"cannot be read: {error}")
+    scores = [value for line in past.metrics.values() if (value := _score("eval", weights, line)) is not None]
+    if not scores:
+        scores = [value for line in past.metrics.values() if (value := _score("reward", weights, line)) is not None]
+    epoch = max(past.metrics, default=0)
+    state = "running" if _owned(run) else "finished" if epoch >= epochs else "stopped"
+    seconds = math.fsum(v for line in past.metrics.values() for name, v in line.items() if name.startswith("time/"))
+    first, last = (scores[0], scores[-1]) if scores else (None, None)
+    return Overview(run, state, epoch, epochs, first, last, seconds)
+
+
+def _weights(spec: Mapping[str, Any]) -> Mapping[str, float]:
+    entries = spec.get("eval", {}).get("reward") or spec.get("reward") or []
+    return {entry["label"]: float(entry["weight"]) for entry in entries if entry["weight"]}
+
+
+def _score(prefix: str, weights: Mapping[str, float], line: Mapping[str, float]) -> float | None:
+    value = math.fsum(weight * line.get(f"{prefix}/{label}/mean", math.nan) for label, weight in weights.items())
+    return value if weights and math.isfinite(value) else None
+
+
+def _owned(run: Path) -> bool:
+    """Whether a process goes on with this run at the moment."""
+    if not (run / LOCK).is_file():
+        return False
+    lock = FileLock(run / LOCK, timeout=0, mode=files.mode(0o666))
+    with suppress(OSError):  # as where one may only read
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+    return False
+
+
+def _changed(run: Path) -> float:
+    with suppress(OSError):
+        return max(path.stat().st_mtime for path in (run / PLAN_FILE, run / history.METRICS) if path.exists())
+    return 0.0
