@@ -100,6 +100,17 @@ def test_a_run_combines_everybodys_plugins(elsewhere: Environment, tmp_path: Pat
     assert list((folder / "checkpoints").iterdir())
 
 
+def test_examples_come_along(elsewhere: Environment, tmp_path: Path) -> None:
+    """Those of ours and of strangers: listed, checked where they lie, and copied."""
+    found = json.loads(elsewhere.run("flowfactory", "examples", "--json", cwd=tmp_path))
+    addresses = {example["name"]: example["address"] for example in found}
+    assert {"clip", "flux-dev-grpo", "warmth", "gentle"} <= set(addresses)
+    elsewhere.run("flowfactory", "examples", "copy", "flux-kontext-grpo", "--to", "mine", cwd=tmp_path)
+    copied = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert {"flux-kontext-grpo.toml", "flux-dev-grpo.toml", "edits.jsonl", "circle.png"} <= copied
+    elsewhere.run("flowfactory", "check", addresses["gentle"], cwd=tmp_path)
+
+
 def test_new_plugins_can_be_made_there(elsewhere: Environment, tmp_path: Path) -> None:
     elsewhere.run("flowfactory", "new", "scheduler", "from-a-wheel", cwd=tmp_path)
     assert (tmp_path / "flowfactory-plugin-from-a-wheel" / "pyproject.toml").is_file()

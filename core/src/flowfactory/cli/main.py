@@ -16,7 +16,7 @@ import click
 from flowfactory.cli.commands import Commands
 from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs import looking, plugins, results, running
+from flowfactory.cli.verbs import examples, looking, plugins, results, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, printable
 from flowfactory.plan import launch
@@ -69,6 +69,6 @@ def cli() -> None:
 for verb in (
     *(running.run, running.resume, results.export, results.sample, running.bench_spec),
     *(looking.check, looking.plan, looking.schema, looking.env, looking.report_runs, results.runs),
-    *(plugins.plugins, plugins.new),
+    *(examples.examples, plugins.plugins, plugins.new),
 ):
     cli.add_command(verb)

@@ -63,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
     )
 }  # fmt: skip
 OBSERVERS = "plugins"
-_GROUPS = {f"{PROJECT}.{plural}": plural for plural in (*KINDS, OBSERVERS)}
+GROUPS = {f"{PROJECT}.{plural}": plural for plural in (*KINDS, OBSERVERS)}
 
 
 @attrs.frozen
@@ -140,10 +140,10 @@ def installed_entries() -> Sequence[Entry]:
 
 
 def _entries() -> Iterator[Entry]:
-    for points, source, requires, damage in installed_points(_GROUPS):
+    for points, source, requires, damage in installed_points(GROUPS):
         for point in points:
             wrong = damage if point.value else f"its entry_points.txt has the malformed line {point.name[:80]!r}"
-            yield Entry(_GROUPS[point.group], point.name, point.value, source, requires, wrong)
+            yield Entry(GROUPS[point.group], point.name, point.value, source, requires, wrong)
 
 
 def installed_points(

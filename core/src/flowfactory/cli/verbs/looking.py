@@ -9,7 +9,7 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import as_json, new_registry, report, with_changes
+from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.errors import BAD_SPEC, DONE, Problem, RunError, SpecError, shown
 from flowfactory.plan import disk, launch
@@ -26,7 +26,7 @@ from flowfactory.spec.structure import load_spec
     metavar="SPEC...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=SpecFile(),
     shell_complete=completion.specs,
 )
 @with_changes
@@ -54,7 +54,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
+@click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
 @as_json

@@ -5,17 +5,36 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
+from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import Entry
 from flowfactory.discovery.registry import Registry, tracing
 from flowfactory.errors import SpecError
 
 TERMINATED, INTERRUPTED = 75, 130
+
+
+class SpecFile(click.Path):
+    """The path of a spec, or `package:examples/x.toml`, one that an installed package has in it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, which need not be there unless it is in a package."""
+        if isinstance(value, str) and ":" in value and not Path(value).exists():
+            try:
+                return Path(locate(value, Path(), exists=True))
+            except ValueError as error:
+                self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
 
 changes = (
     click.option(

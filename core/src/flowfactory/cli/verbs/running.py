@@ -18,6 +18,7 @@ from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     INTERRUPTED,
     TERMINATED,
+    SpecFile,
     as_json,
     load_libraries,
     new_registry,
@@ -38,7 +39,7 @@ from flowfactory.spec.tables import Spec
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
+@click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs are kept.")
@@ -101,7 +102,7 @@ def resume(ui: Ui, run: Path, processes: int, epochs: int | None) -> int:
 
 
 @click.command("bench")
-@click.argument("spec", type=click.Path(path_type=Path), shell_complete=completion.specs)
+@click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")

@@ -1,0 +1,111 @@
+"""`examples`: the specs that installed plugins bring along. Imports none of them."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import click
+
+from flowfactory.cli.ui import Ui
+from flowfactory.cli.verbs.options import as_json
+from flowfactory.data.locations import locate
+from flowfactory.discovery.entries import GROUPS, installed_points
+from flowfactory.errors import BAD_SPEC, DONE, SpecError, did_you_mean, listed, shown
+from flowfactory.spec.layers import load
+from flowfactory.spec.toml import Node
+
+FOLDER = "examples"
+
+
+@attrs.frozen
+class Example:
+    """A spec in a plugin's package. address: by which `run`, `check` and `plan` know it."""
+
+    name: str
+    address: str
+    file: Path
+    base: str
+    trainer: str
+    rewards: tuple[str, ...]
+
+
+@click.group(invoke_without_command=True)
+@as_json
+@click.pass_context
+def examples(context: click.Context, as_json: bool) -> None:
+    """List the specs that installed plugins bring along; `examples copy NAME` makes one yours."""
+    if context.invoked_subcommand is not None:
+        return
+    ui: Ui = context.obj
+    found = list(installed())
+    if as_json:
+        ui.json([attrs.asdict(example, filter=lambda field, _: field.name != "file") for example in found])
+        return
+    head = ("example", "base model", "trainer", "rewards")
+    ui.rows(head, [(e.name, e.base, e.trainer, ", ".join(e.rewards)) for e in found])
+    for example in sorted(found, key=lambda e: ":" not in e.base)[:1]:  # one that downloads nothing, if there is one
+        ui.say(f"\nrun one as it is: flowfactory run {example.address}")
+        ui.say(f"make it yours: flowfactory examples copy {example.name}")
+
+
+@examples.command()
+@click.argument("name")
+@click.option("--to", type=click.Path(path_type=Path), default=".", help="The folder to write into; here when absent.")
+@click.pass_obj
+def copy(ui: Ui, name: str, to: Path) -> int:
+    """Write example NAME, what it extends, and the data beside it into a folder."""
+    found = {example.name: example for example in installed()}
+    if name not in found:
+        near = did_you_mean(name, found)
+        ui.error(f"no installed plugin has an example {name!r}" + (f"; {near}" if near else ""))
+        return BAD_SPEC
+    file = found[name].file
+    beside = [path for path in file.parent.iterdir() if path.suffix != ".toml" and not path.name.startswith(".")]
+    wanted = [*_extended(file), *sorted(beside)]
+    if taken := [to / path.name for path in wanted if (to / path.name).exists()]:
+        ui.error(f"nothing is written over: {listed(list(map(shown, taken)))} is there; --to names another folder")
+        return BAD_SPEC
+    to.mkdir(parents=True, exist_ok=True)
+    for path in wanted:
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, to / path.name)
+    ui.data(shown(to / file.name))
+    return DONE
+
+
+def installed() -> Iterator[Example]:
+    """The runnable specs in the folders `examples` of all packages that contribute something, by package and name."""
+    packages = {point.value.split(":")[0].split(".")[0] for points, *_ in installed_points(GROUPS) for point in points}
+    for package in sorted(packages):
+        try:
+            folder = Path(locate(f"{package}:{FOLDER}", Path(), exists=True))
+        except ValueError:
+            continue
+        for file in sorted(folder.glob("*.toml")):
+            try:
+                spec = load(file)
+            except SpecError:
+                continue
+            if spec.at("trainer", "name") is not None:
+                yield _example(package, file, spec)
+
+
+def _example(package: str, file: Path, spec: Node) -> Example:
+    def text(*address: str) -> str:
+        node = spec.at(*address)
+        return "" if node is None else str(node.value)
+
+    entries = spec.at("reward")
+    named = [] if entries is None or not entries.is_array else [entry.at("name") for entry in entries.value]
+    rewards = tuple(str(name.value) for name in named if name is not None)
+    address = f"{package}:{FOLDER}/{file.name}"
+    return Example(file.stem, address, file, text("model", "path"), text("trainer", "name"), rewards)
+
+
+def _extended(file: Path) -> list[Path]:
+    """A spec's file and those that it extends, one after the other."""
+    base = tomllib.loads(file.read_text(encoding="utf-8")).get("extends")
+    return [file, *([] if base is None else _extended(file.parent / base))]
