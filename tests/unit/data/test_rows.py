@@ -44,7 +44,7 @@ def test_csv_reads_a_header_and_leaves_out_empty_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("p.yaml", "", "p.yaml: expected a .txt, .jsonl or .csv file"),
+        ("p.yaml", "", "p.yaml: expected a .txt, .jsonl, .csv or .parquet file"),
         ("p.txt", "\n\n", "p.txt: no prompts in it"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not JSON: Expecting value"),
         ("p.jsonl", "[1]\n", "p.jsonl:1: expected an object, not list"),

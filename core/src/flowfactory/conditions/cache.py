@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowfactory.conditions.claims import Claims
-from flowfactory.conditions.identity import ELSEWHERE, user_folder
 from flowfactory.contracts.types import Conditions, Row, moved
+from flowfactory.data.store import ELSEWHERE, user_folder
 from flowfactory.errors import RunError, shown
 from flowfactory.runs import files
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
-from flowfactory.errors import RunError
+from flowfactory.data.store import user_folder
 from flowfactory.runs import files
 from flowfactory.spec.kinds import attributes
 from flowfactory.spec.tables import plain
@@ -23,21 +22,6 @@ log = logging.getLogger("flowfactory")
 
 LIBRARIES = ("diffusers", "transformers")
 MEMORY = "fingerprints.json"
-ELSEWHERE = "FLOWFACTORY_CACHE in the environment, or [memory] cache in the spec, names another folder"
-
-
-def user_folder() -> Path:
-    """Where caches are kept: `$FLOWFACTORY_CACHE`, or `flowfactory` in `$XDG_CACHE_HOME` or in `~/.cache`.
-
-    Raises:
-        RunError: none of these is known, as where a user has no home.
-    """
-    try:
-        if chosen := os.environ.get("FLOWFACTORY_CACHE"):
-            return Path(chosen).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowfactory"
-    except RuntimeError as error:
-        raise RunError(f"there is no home to keep encoded prompts in: {error}; {ELSEWHERE}") from error
 
 
 def encoder_identity(

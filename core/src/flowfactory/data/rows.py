@@ -1,4 +1,4 @@
-"""Rows of the data: `.txt`, `.jsonl` and `.csv` files. Imports no torch.
+"""Rows of the data: `.txt`, `.jsonl`, `.csv` and `.parquet` files. Imports no torch.
 
 How the files are written is told in docs/data.md.
 """
@@ -16,8 +16,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flowfactory.contracts.types import Row
-from flowfactory.data.text import path_of, read_text
-from flowfactory.errors import BAD_SPEC, RunError, did_you_mean
+from flowfactory.data import parquet
+from flowfactory.data.store import unpack
+from flowfactory.data.text import path_of, read_text, size_of
+from flowfactory.errors import BAD_SPEC, RunError, did_you_mean, listed
 
 MEDIA = ("media", "chosen", "rejected")
 """The columns that say what a row shows."""
@@ -25,7 +27,7 @@ MEDIA = ("media", "chosen", "rejected")
 COLUMNS = ("prompt", "negative_prompt", "image", "images", *MEDIA)
 """What core reads of a row; every further column is for rewards."""
 
-ENDINGS = (".txt", ".jsonl", ".csv")
+ENDINGS = (".txt", ".jsonl", ".csv", ".parquet")
 
 LONGEST = 1 << 27
 """Characters of the longest cell of a .csv file."""
@@ -42,27 +44,44 @@ class DataError(RunError):
     code = BAD_SPEC
 
 
-def load_rows(path: Path) -> list[Row]:
+def load_rows(path: Path, folder: Path | None = None) -> list[Row]:
     """Read every row.
 
-    `.txt`: one prompt a line. `.jsonl`: one object a line. `.csv`: a header line, then one row each. Objects and rows
-    have `prompt` and, where wanted, `negative_prompt`, `image` or `images`, `media` or `chosen` and `rejected` (paths
-    relative to the file, inside its folder), and any further columns, which rewards may read. Empty lines are skipped.
+    `.txt`: one prompt a line. `.jsonl`: one object a line. `.csv`: a header line, then one row each. `.parquet`: as in
+    its columns. Objects and rows have `prompt` and, where wanted, `negative_prompt`, `image` or `images`, `media` or
+    `chosen` and `rejected` (paths relative to the file, inside its folder; or, in `.parquet`, what is to be seen
+    itself), and any further columns, which rewards may read. Empty lines are skipped.
+
+    Args:
+        folder: where what lies inside the file gets files of its own. Without one its paths lead nowhere.
 
     Raises:
         DataError: naming `file:line` of the first row that cannot be used.
+        RunError: the folder cannot be written.
     """
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: expected a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
-    try:
-        text = read_text(path)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
-    rows = [_row(path, line, columns) for line, columns in readers[path.suffix.lower()](path, text)]
+    cells = _cells(path, folder)
+    rows = [_row(path, line, columns) for line, columns in cells]
     if not rows:
         raise DataError(f"{path}: no prompts in it")
     return rows
+
+
+def _cells(path: Path, folder: Path | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Each row's line, and its cells by the names of their columns."""
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv}
+    kind = path.suffix.lower()
+    if kind not in ENDINGS:
+        raise DataError(f"{path}: expected a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
+    try:
+        if kind in readers:
+            yield from readers[kind](path, read_text(path))
+        else:
+            size_of(path)
+            yield from parquet.read(path, lambda data, name: unpack(data, name, folder) if folder else path / "inside")
+    except parquet.Unreadable as error:
+        raise DataError(f"{path}:{error.row}: {error}" if error.row else f"{path}: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def misspelt(rows: Iterable[Row]) -> dict[str, str]:
@@ -126,19 +145,30 @@ def _row(path: Path, line: int, columns: Mapping[str, Any]) -> Row:
     prompt = rest.pop("prompt", None)
     negative = rest.pop("negative_prompt", None)
     named = rest.pop("images", None) or rest.pop("image", None) or []
-    images = [named] if isinstance(named, str) else named
+    images = [named] if isinstance(named, str | Path) else named
     media = _media(path, line, {name: rest.pop(name, None) for name in MEDIA}, rest)
     if not isinstance(prompt, str) or not prompt.strip():
         near = next((name for name in rest if did_you_mean(name.strip().lower(), ["prompt"], 0.8)), None)
-        hint = f"; is `{near}` meant?" if prompt is None and near else ""
+        others = f"is `{near}` meant?" if near else f"its columns are {listed([*columns][:12])}"
+        hint = f"; {others}" if prompt is None else ""
         raise DataError(f"{path}:{line}: expected a `prompt` with text in it{hint}")
     if negative is not None and not isinstance(negative, str):
         raise DataError(f"{path}:{line}: expected `negative_prompt` to be text")
     if _SURROGATE.search(prompt) or _SURROGATE.search(negative or ""):
         raise DataError(f"{path}:{line}: half a character (a lone surrogate), which no text encoder can read")
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list) or not all(isinstance(image, str | Path) for image in images):
         raise DataError(f"{path}:{line}: expected `images` to be a path or a list of paths")
-    return Row(prompt, negative, tuple(_file(path, line, "image", image) for image in images), rest, media)
+    metadata = {name: _words(value) for name, value in rest.items()}
+    return Row(prompt, negative, tuple(_file(path, line, "image", image) for image in images), metadata, media)
+
+
+def _words(value: Any) -> Any:
+    """A cell for rewards: the path of what lay inside a file is text."""
+    if isinstance(value, dict):
+        return {name: _words(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_words(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _media(path: Path, line: int, columns: Mapping[str, Any], others: Iterable[str]) -> tuple[Path, ...]:
@@ -150,13 +180,15 @@ def _media(path: Path, line: int, columns: Mapping[str, Any], others: Iterable[s
         hint = f"; is `{near}` another of them?" if near else ""
         raise DataError(f"{path}:{line}: expected `media`, or `chosen` and `rejected`, not {names}{hint}")
     for name, value in written.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str | Path):
             raise DataError(f"{path}:{line}: expected `{name}` to be a path")
     return tuple(_file(path, line, name, value) for name, value in written.items())
 
 
-def _file(path: Path, line: int, what: str, name: str) -> Path:
+def _file(path: Path, line: int, what: str, name: str | Path) -> Path:
     """A file by the name that was written: it may be a link into a store that lies elsewhere."""
+    if isinstance(name, Path):  # it lay inside
+        return name
     if not PurePath(os.path.abspath(path.parent / name)).is_relative_to(os.path.abspath(path.parent)):
         raise DataError(f"{path}:{line}: {what} {name!r} lies outside {path.parent}")
     try:

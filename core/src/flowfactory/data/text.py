@@ -72,17 +72,30 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     Raises:
         ValueError: it cannot be read, is no ordinary file, too large, or no such text; without the file's name.
     """
+    size = size_of(path)
+    if size > largest:
+        raise ValueError(f"it has {size} bytes; at most {largest} are read")
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            what = next((words for test, words in KINDS if test(facts.st_mode)), "something else")
-            raise ValueError(f"expected a file, but it is {what}")
-        if facts.st_size > largest:
-            raise ValueError(f"it has {facts.st_size} bytes; at most {largest} are read")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     return decoded(data)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of an ordinary file.
+
+    Raises:
+        ValueError: it is none, or cannot be looked at; without its name.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    if not stat.S_ISREG(facts.st_mode):
+        what = next((words for test, words in KINDS if test(facts.st_mode)), "something else")
+        raise ValueError(f"expected a file, but it is {what}")
+    return facts.st_size
 
 
 def decoded(data: bytes) -> str:

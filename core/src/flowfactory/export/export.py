@@ -21,6 +21,7 @@ from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Conditions, Row
 from flowfactory.data.rows import load_rows
+from flowfactory.data.store import unpacked_folder
 from flowfactory.discovery.entries import Source
 from flowfactory.errors import RunError, listed, shown
 from flowfactory.export.card import write_card
@@ -255,7 +256,7 @@ def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[
         Image.new("RGB", (64, 64)).save(blank)
         rows = [Row(PROMPT, "", (blank,)), *([] if model.edits else [Row(PROMPT, "")])]
         with suppress(ValueError, OSError, RunError):
-            known = load_rows(Path(spec.data.prompts))
+            known = load_rows(Path(spec.data.prompts), unpacked_folder(spec.memory.cache))
             rows.append(known[rows_used(spec.run.seed, range(1, 2), len(known), spec.sampling.prompts)[0]])
         while True:
             row, adapter = rows.pop(), model(spec.model.spec)

@@ -70,7 +70,7 @@ class Full(Tuning):
 class Data:
     """`[data]`"""
 
-    prompts: Location = key("Training prompts: .txt (one a line), .jsonl or .csv; see Data.", exists=True)
+    prompts: Location = key("Training prompts: .txt (one a line), .jsonl, .csv or .parquet; see Data.", exists=True)
     eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None, exists=True)
 
 

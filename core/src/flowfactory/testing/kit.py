@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from flowfactory.contracts.hooks import PROJECT
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
+from flowfactory.data.store import unpacked_folder
 from flowfactory.data.text import path_of
 from flowfactory.discovery.entries import KINDS, Entry, noun
 from flowfactory.discovery.registry import Registry
@@ -186,7 +187,7 @@ def conformance(
     """
     import pytest
 
-    kit = Kit(name, keys, load_rows(prompts) if prompts else (), expected_failures)
+    kit = Kit(name, keys, load_rows(prompts, unpacked_folder(None)) if prompts else (), expected_failures)
 
     def marked(case: Case) -> Any:
         reason = case.fails_because

@@ -21,6 +21,7 @@ from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.data.rows import load_rows
+from flowfactory.data.store import unpacked_folder
 from flowfactory.errors import RunError
 from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock, Stopwatch
@@ -84,8 +85,12 @@ def assemble(
     spec = plan.spec
     processes.agree(plan)
     with _refusals(processes):
-        rows = load_rows(Path(spec.data.prompts))
-        held_out_rows = load_rows(Path(spec.data.eval_prompts)) if spec.data.eval_prompts and spec.eval.every else []
+        unpacked, held_out_file = (
+            unpacked_folder(spec.memory.cache),
+            spec.data.eval_prompts if spec.eval.every else None,
+        )
+        rows = load_rows(Path(spec.data.prompts), unpacked)
+        held_out_rows = load_rows(Path(held_out_file), unpacked) if held_out_file else []
     run = Run(Path(processes.gather_objects([str(folder)])[0]), plan)  # each may have found another folder free
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
     trainer: Trainer[Any] = components.trainer(spec.trainer.spec)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from flowfactory.conditions.cache import ConditionCache, cache_folder, never
-from flowfactory.conditions.identity import encoder_identity, user_folder
+from flowfactory.conditions.identity import encoder_identity
 from flowfactory.conditions.targets import encode_target, target_cache
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.types import Row
+from flowfactory.data.store import user_folder
 from flowfactory.discovery.entries import Source as Distribution
 from flowfactory.metrics.clock import Clock
 from flowfactory.metrics.display import Display
