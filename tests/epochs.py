@@ -17,6 +17,7 @@ from flowfactory.cli.ui import Phase
 from flowfactory.contracts.reward import Score
 from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.types import Rollout, Row, Sample
+from flowfactory.data.sources import Data, DataSource, Pool
 from flowfactory.rewards.advantages import Scores, advantages
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
@@ -26,6 +27,7 @@ from flowfactory.spec.tables import RewardEntry
 from torch import Tensor
 
 SEED, ROWS, PROMPTS, GROUP = 3, 8, 6, 3
+POOLS = (Pool(ROWS),)
 
 
 def brightness(batch: Sequence[Sample]) -> list[Score]:
@@ -97,14 +99,22 @@ def epoch(
     compare: Callable[[Scores, Tensor], Tensor] = plain,
     refill: int = 0,
     group: int = GROUP,
+    shares: Mapping[str, int] | None = None,
 ) -> list[Collected | BaseException]:
-    """One epoch on each of `world` processes; `keys` are those of the rewards' tables."""
+    """One epoch on each of `world` processes; `keys` are those of the rewards' tables.
+
+    Args:
+        shares: of several sources, which have as many rows each.
+    """
     given = keys or {}
     entries = tuple(
         RewardEntry(name=n, label=n, spec=None, **{"retry_pause": 0.0, "timeout": 30.0, **given.get(n, {})})
         for n in targets
     )
+    each = [DataSource(name=name, prompts="x", share=share) for name, share in (shares or {}).items()]
+    names = [name for name in shares or [""] for _ in range(ROWS // len(shares or [""]))]
     spec = SimpleNamespace(
+        data=Data(source=tuple(each)) if each else Data(prompts="x"),
         run=SimpleNamespace(seed=SEED, epochs=1, save_samples=2),
         sampling=SimpleNamespace(prompts=PROMPTS, group=group, micro_batch=4, overlap=overlap, refill=refill),
         optimizer=SimpleNamespace(updates=1),
@@ -117,7 +127,7 @@ def epoch(
             spec=spec,
             run=SimpleNamespace(folder=folder),
             events=SimpleNamespace(samples_scored=lambda **what: None),
-            conditions=SimpleNamespace(rows=[Row(f"prompt {i}") for i in range(ROWS)]),
+            conditions=SimpleNamespace(rows=[Row(f"prompt {i}", source=names[i]) for i in range(ROWS)]),
             processes=Threads(rank, exchange),
             instruments=SimpleNamespace(display=SimpleNamespace(phase=nothing), clock=nothing),
             judge=Judge(entries, targets, {}),

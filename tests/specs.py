@@ -116,6 +116,25 @@ def flowfactory_rewards():
 '''
 
 
+SOURCES = (
+    """[data]
+prompts = "train.txt"
+eval_prompts = "eval.txt"
+""",
+    """[[data.source]]
+name = "signs"
+prompts = "eval.txt"
+eval_prompts = "eval.txt"
+
+[[data.source]]
+name = "other"
+prompts = "train.txt"
+share = 2
+""",
+)
+"""Edits the valid spec: two sources in place of one."""
+
+
 def lay(folder: Path, text: str = SPEC, toy: str = TOY) -> Path:
     """A folder with a valid spec, its plugin and its prompts; returns the spec."""
     (folder / "toy.py").write_text(toy)

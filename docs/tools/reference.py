@@ -24,6 +24,7 @@ from flowfactory.contracts.specs import (
     TrainerSpec,
     Window,
 )
+from flowfactory.data.sources import Data, DataSource
 from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
@@ -110,6 +111,9 @@ def spec_page() -> str:
     lines = ["# The spec", SPEC_INTRODUCTION]
     for name, cls in TABLES.items():
         lines += [f"## `[{name}]`", "", *_about(cls, f"`[{name}]`"), *_keys_table(cls)]
+        if cls is Data:
+            title = "`[[data.source]]`"
+            lines += [f"## {title}", "", *_about(DataSource, title), *_keys_table(DataSource)]
     for name, kind in COMPONENTS.items():
         lines += [
             f"## `[{name}]`",

@@ -94,6 +94,20 @@ def weights_file(name: str) -> Mapping[str, str]:
 FROM = ("rank = 4", 'rank = 4\nfrom = "./mine.safetensors"')
 TEACHER = 'return Needs(trajectory="steps", density="any", loaded={"%s": %s})'
 
+DATA = 'prompts = "train.txt"\neval_prompts = "eval.txt"\n'
+SEVERAL = """
+[[data.source]]
+name = "signs"
+prompts = "signs.txt"
+eval_prompts = "eval.txt"
+
+[[data.source]]
+name = "other"
+prompts = "train.txt"
+"""
+SOURCES = ((f"[data]\n{DATA}", SEVERAL),)
+OF_SOURCES = {"signs.txt": "a sign\nanother\nand a third\n"}
+
 CASES = (
     Case("toml-syntax", edits=(("epochs = 3", "epochs = 3 x"),)),
     Case("toml-syntax", edits=(("every = 1\n", 'every = "1'),)),
@@ -230,6 +244,16 @@ CASES = (
     Case("cache", sets=("memory.cache=/dev/null/x",)),
     Case("column", edits=(("train.txt", "a.jsonl"),), files={"a.jsonl": '{"prompt": "a", "imgae": "b"}'}, note=True),
     Case("few-prompts", sets=("sampling.prompts=8",), note=True),
+    Case("few-prompts", edits=SOURCES, files=OF_SOURCES, sets=("data.source[0].share=7",), note=True),
+    Case("missing-key", unsets=("data.prompts", "data.eval_prompts")),
+    Case("sources", edits=((DATA, f"{DATA}{SEVERAL}"),), files=OF_SOURCES),
+    Case("sources", edits=SOURCES, files=OF_SOURCES, sets=("data.source[1].name=signs",)),
+    Case("no-such-source", edits=SOURCES, files=OF_SOURCES, sets=("reward[0].sources=['singns']",)),
+    Case("no-such-source", sets=("reward[0].sources=['signs']",)),
+    Case(
+        "unscored-source", edits=SOURCES, files=OF_SOURCES, sets=("reward[0].sources=['signs']", "reward[1].weight=0")
+    ),
+    Case("not-evaluated", edits=SOURCES, files=OF_SOURCES, sets=("reward[1].sources=['other']",), note=True),
     Case("unusual-lr", sets=("optimizer.lr=300",), note=True),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),

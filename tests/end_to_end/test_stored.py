@@ -8,6 +8,8 @@ import random
 import signal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from end_to_end.conftest import REWARDS, metrics
 from end_to_end.test_resume import assert_same
@@ -106,6 +108,18 @@ def test_a_run_learns_samples_nothing_and_finds_its_latents_again(
     assert before["eval/redness/mean"] != epochs[-1]["eval/redness/mean"]
     monkeypatch.setattr(encoding, "encode_target", lambda *_: pytest.fail("it is encoded again"))
     assert_same(first, whole(stored, "second"))
+
+
+def test_pictures_inside_a_parquet_file_are_those_beside_one(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, (table,) = whole(stored, "first"), stored.parent.glob("*.jsonl")
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for name in columns.keys() - {"prompt"}:
+        columns[name] = [{"bytes": (stored.parent / file).read_bytes(), "path": file} for file in columns[name]]
+    pq.write_table(pa.table(columns), stored.parent / "packed.parquet")
+    monkeypatch.setattr(encoding, "encode_target", lambda *_: pytest.fail("it is encoded again"))
+    second = whole(stored, "second", "data.prompts=packed.parquet")
+    assert metrics(first) == metrics(second)
 
 
 def test_micro_batches_change_nothing_but_rounding(stored: Path) -> None:

@@ -441,7 +441,7 @@ def test_a_server_killed_in_the_middle_drops_what_it_had_not_scored(start: Start
     entry = RewardEntry(name="remote", label="remote", spec=spec, on_error="drop-group", max_dropped=1.0)
     ours = Judge([entry], {"remote": Registry().target("rewards", "remote")}, {})
     ours.load(CPU, torch.float32)
-    with ours.session(groups=2) as session:
+    with ours.session({"": 2}) as session:
         session.submit(samples(0.25, 0.5, slot=0))
         while not session.scored:
             time.sleep(0.01)

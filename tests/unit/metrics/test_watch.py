@@ -42,7 +42,7 @@ def evaluated(trained: list[float], held: list[float]) -> list[dict[str, float]]
 
 def on_evaluation() -> Watch:
     """Errors are 1 / sqrt(100) = 0.1, so a difference counts beyond 0.283."""
-    return Watch(spec(entry("trained"), held_out=(entry("trained"), entry("held"))), prompts=100)
+    return Watch(spec(entry("trained"), held_out=(entry("trained"), entry("held"))), prompts={"": 100})
 
 
 def test_rising_and_falling_warns_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -73,27 +73,27 @@ def test_a_second_fall_after_a_recovery_warns_again(caplog: pytest.LogCaptureFix
 
 
 def test_a_reward_of_weight_0_is_held_out(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(spec(entry("trained"), entry("held", 0.0)), prompts=0)
+    watch = Watch(spec(entry("trained"), entry("held", 0.0)), prompts={})
     lines = [line("reward", trained=a, held=b) for a, b in [(0, 1), (1, 0.5), (2, 0)]]
     assert len(warnings(watch, lines, caplog)) == 1
 
 
 def test_a_reward_of_negative_weight_improves_by_falling(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(spec(entry("trained", -1.0), held_out=(entry("trained"), entry("held"))), prompts=100)
+    watch = Watch(spec(entry("trained", -1.0), held_out=(entry("trained"), entry("held"))), prompts={"": 100})
     assert not warnings(watch, evaluated([0, 1, 2], [2, 1, 0]), caplog)
-    watch = Watch(spec(entry("trained", -1.0), held_out=(entry("trained"), entry("held"))), prompts=100)
+    watch = Watch(spec(entry("trained", -1.0), held_out=(entry("trained"), entry("held"))), prompts={"": 100})
     assert len(warnings(watch, evaluated([2, 1, 0], [2, 1, 0]), caplog)) == 1
 
 
 def test_a_resumed_run_remembers(caplog: pytest.LogCaptureFixture) -> None:
     lines = [line | {"epoch": epoch} for epoch, line in enumerate(evaluated([0, 1, 2], [1, 1, 0]))]
     past = spec(entry("trained"), held_out=(entry("trained"), entry("held")))
-    assert len(warnings(Watch(past, 100, lines[:2]), lines[2:], caplog, start=2)) == 1
-    assert not warnings(Watch(past, 100), lines[2:], caplog, start=2)
+    assert len(warnings(Watch(past, {"": 100}, lines[:2]), lines[2:], caplog, start=2)) == 1
+    assert not warnings(Watch(past, {"": 100}), lines[2:], caplog, start=2)
 
 
 def test_trained_only_on_training_prompts_and_held_out_only_on_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(spec(entry("trained"), held_out=(entry("held"),)), prompts=100)
+    watch = Watch(spec(entry("trained"), held_out=(entry("held"),)), prompts={"": 100})
     lines = [
         line("eval", held=1.0),
         line("reward", trained=0.0),
@@ -105,7 +105,7 @@ def test_trained_only_on_training_prompts_and_held_out_only_on_the_others(caplog
 def test_a_reward_that_scores_nobody_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     both = spec(entry("bright"), entry("dark"))
     known = {"reward/bright/mean": 1.0, "reward/bright/std": 1.0, "eval/bright/mean": 1.0, "eval/bright/std": 1.0}
-    watch = Watch(both, 4)
+    watch = Watch(both, {"": 4})
     with caplog.at_level(logging.WARNING, "flowfactory"):
         watch.log({**known, "time/evaluate": 1.0}, 0)
         watch.log({**known, "time/sample": 1.0}, 1)
@@ -117,6 +117,6 @@ def test_a_reward_that_scores_nobody_is_said_once(caplog: pytest.LogCaptureFixtu
     caplog.clear()
     with caplog.at_level(logging.WARNING, "flowfactory"):
         past = [{**known, "epoch": 1.0, "time/sample": 1.0}]
-        Watch(both, 4, past, ["dark"]).log({**known, "time/evaluate": 1.0, "time/sample": 1.0}, 2)
-        Watch(both, 0).log({**known, "reward/dark/failed_groups": 2.0, "time/sample": 1.0}, 1)
+        Watch(both, {"": 4}, past, ["dark"]).log({**known, "time/evaluate": 1.0, "time/sample": 1.0}, 2)
+        Watch(both, {}).log({**known, "reward/dark/failed_groups": 2.0, "time/sample": 1.0}, 1)
     assert not caplog.records

@@ -10,7 +10,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 from flowfactory.plan.plan import Plan, make_plan
 from flowfactory.spec.structure import load_spec
-from specs import TOY, edited, lay
+from specs import SOURCES, TOY, edited, lay
 
 
 def plan(path: Path, *sets: str, world: int = 1) -> Plan:
@@ -43,6 +43,27 @@ def test_numbers(spec: Path) -> None:
     assert reasons["samples"] == "samples per epoch: 12 prompts x groups of 6"
 
 
+def test_shares_of_sources_are_counted(tmp_path: Path) -> None:
+    path = lay(tmp_path, edited(SOURCES))
+    made = plan(path, "sampling.prompts=6")
+    assert (made["prompts_signs"], made["prompts_other"], made["evaluations"]) == (2, 4, 4)
+    reasons = {number.name: number.reason for number in made.numbers}
+    assert reasons["prompts_other"] == "of an epoch's 6: share 2 of 3"
+    made = plan(path, "sampling.prompts=4")
+    assert (made["prompts_signs"], made["prompts_other"]) == (1, 3)
+    reasons = {number.name: number.reason for number in made.numbers}
+    assert reasons["prompts_signs"] == "of an epoch's 4: share 1 of 3, which is 1.333: epochs take turns"
+    assert not any(number.name.startswith("prompts_") for number in plan(lay(tmp_path)).numbers)
+
+
+def test_sources_count_in_the_digest(tmp_path: Path) -> None:
+    path = lay(tmp_path, edited(SOURCES))
+    changes = ("data.source[0].share=3", "data.source[0].name=x", "reward[0].sources=['other']", "run.seed=1")
+    digests = [plan(path).digest, *(plan(path, change).digest for change in changes)]
+    (tmp_path / "train.txt").write_text("something else\n")
+    assert len({*digests, plan(path).digest}) == len(changes) + 2
+
+
 @pytest.mark.parametrize(("source", "each"), [("media", 1), ("pairs", 2)])
 def test_media_are_counted_once_for_each_row_that_is_drawn(tmp_path: Path, source: str, each: int) -> None:
     shown = '"media": "a.png"' if each == 1 else '"chosen": "a.png", "rejected": "a.png"'
@@ -57,6 +78,15 @@ def test_media_are_counted_once_for_each_row_that_is_drawn(tmp_path: Path, sourc
     assert media() == 10 * each  # three epochs of four
     assert media("run.epochs=2") == 8 * each
     assert media("run.epochs=0") == 4 * each  # a run without epochs loads what the first one would need
+    (tmp_path / "b.jsonl").write_text(f'{{"prompt": "b", {shown}}}\n' * 2)
+    two = (
+        SOURCES[1]
+        .replace('prompts = "eval', 'prompts = "b', 1)
+        .replace("b.txt", "b.jsonl")
+        .replace("train.txt", "a.jsonl")
+    )
+    lay(tmp_path, edited((SOURCES[0], two)), toy)
+    assert media() == (2 + 8) * each  # of twelve, four are from the first, which has two
 
 
 def test_evaluations_need_prompts(spec: Path) -> None:

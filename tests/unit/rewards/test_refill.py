@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from epochs import PROMPTS, ROWS, SEED, brightness, by_slot, epoch, level_of, made_up, metrics
+from epochs import POOLS, PROMPTS, ROWS, SEED, brightness, by_slot, epoch, level_of, made_up, metrics
 from flowfactory.contracts.reward import Score
 from flowfactory.contracts.types import Sample
 from flowfactory.rewards.session import Scored
@@ -44,13 +44,13 @@ class Deaf:
 
 def expected(flat: Sequence[int], refill: int) -> tuple[dict[int, Group], int, int]:
     """What each slot holds in the end, how many rounds there were, and how many groups they made."""
-    held = {group.slot: group for update in plan_epoch(SEED, 1, ROWS, PROMPTS, 1) for group in update}
+    held = {group.slot: group for update in plan_epoch(SEED, 1, POOLS, PROMPTS, 1) for group in update}
     made = 0
     for number in range(1, refill + 1):
         wanting = [slot for slot, group in held.items() if group.row in flat]
         if not wanting:
             return held, number - 1, made
-        held |= {slot: refilled(SEED, 1, ROWS, held[slot], number) for slot in wanting}
+        held |= {slot: refilled(SEED, 1, POOLS, held[slot], number) for slot in wanting}
         made += len(wanting)
     return held, refill, made
 
@@ -108,7 +108,7 @@ def test_a_group_that_failed_is_replaced_and_the_failure_counted(tmp_path: Path,
     found, told = by_slot(outcomes), metrics(outcomes[-1])
     assert not any(math.isnan(advantage) for advantage in found.pop(2))
     assert found == {slot: advantages for slot, advantages in clean.items() if slot != 2}
-    assert held(outcomes)[2] == refilled(SEED, 1, ROWS, Group(2, 0), 1)
+    assert held(outcomes)[2] == refilled(SEED, 1, POOLS, Group(2, 0), 1)
     assert (told["reward/r/failed_calls"], told["reward/dropped_groups"]) == (1, 0)
     assert (told["refill/rounds"], told["refill/groups"]) == (1, 1)
     assert (tmp_path / "failures" / "failures.jsonl").read_text().count('"slot": 2') == 1

@@ -91,7 +91,9 @@ def test_a_backbone_is_made_once_for_all_judges_and_entries() -> None:
 
 
 def test_a_session_tells_the_mean_so_far() -> None:
-    with judge(brightness=brightness, never=lambda batch: [None] * len(batch)).session(2, overlap=False) as session:
+    with judge(brightness=brightness, never=lambda batch: [None] * len(batch)).session(
+        {"": 2}, overlap=False
+    ) as session:
         assert session.means == {}
         session.submit(samples()[:3])
         assert session.means == {"brightness": pytest.approx(0.1)}

@@ -59,7 +59,7 @@ def test_overlapped_scores_are_the_synchronous_ones_in_the_same_order(workers: i
     found = []
     for overlap in (False, True):
         ours = judge({"uneven": {"workers": workers}, "rank": {"workers": workers}}, uneven=uneven, rank=Rank)
-        with ours.session(12, overlap) as session:
+        with ours.session({"": 12}, overlap) as session:
             for slot in range(12):
                 session.submit(group(slot))
             found.append(session.finish())
@@ -78,7 +78,7 @@ def test_scoring_takes_no_longer_than_sampling_when_it_overlaps() -> None:
 
     seconds = {}
     for overlap in (False, True):
-        with judge(slow=slow).session(groups, overlap) as session:
+        with judge(slow=slow).session({"": groups}, overlap) as session:
             start = time.perf_counter()
             for slot in range(groups):
                 time.sleep(pause)  # stands for sampling
@@ -95,14 +95,14 @@ def test_workers_ask_side_by_side() -> None:
         met.wait()
         return brightness(batch)
 
-    with judge({"waits": {"workers": 3}}, waits=waits).session(3) as session:
+    with judge({"waits": {"workers": 3}}, waits=waits).session({"": 3}) as session:
         for slot in range(3):
             session.submit(group(slot))
         assert not session.finish().failures
 
 
 def test_media_are_gone_once_they_are_scored() -> None:
-    with judge(brightness=brightness).session(1) as session:
+    with judge(brightness=brightness).session({"": 1}) as session:
         samples = group(0)
         media = [weakref.ref(s.media) for s in samples]
         session.submit(samples)
@@ -127,7 +127,7 @@ def failing(*slots: int) -> Any:
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_failure_is_told_with_its_sample_and_leaves_other_rewards_alone(overlap: bool) -> None:
     ours = judge({"bad": {"retries": 1}}, bad=failing(1), good=brightness)
-    with ours.session(4, overlap) as session:
+    with ours.session({"": 4}, overlap) as session:
         for slot in range(4):
             session.submit(group(slot))
         scored = session.finish()
@@ -150,7 +150,7 @@ def test_abort_stops_asking(overlap: bool) -> None:
         asked.append(batch[0].slot)
         return failing(1)(batch)
 
-    with judge({"counts": {"on_error": "abort"}}, counts=counts).session(9, overlap) as session:
+    with judge({"counts": {"on_error": "abort"}}, counts=counts).session({"": 9}, overlap) as session:
         for slot in range(9):
             session.submit(group(slot))
         session.finish()
@@ -160,7 +160,7 @@ def test_abort_stops_asking(overlap: bool) -> None:
 
 def test_losing_too_many_groups_stops_asking_before_all_are_lost() -> None:
     ours = judge({"bad": {"on_error": "drop-group", "max_dropped": 0.25}}, bad=failing(*range(8)))
-    with ours.session(8, overlap=False) as session:
+    with ours.session({"": 8}, overlap=False) as session:
         for slot in range(8):
             session.submit(group(slot))
         scored = session.finish()
@@ -206,7 +206,7 @@ def test_an_offloaded_reward_is_on_its_device_only_while_it_scores() -> None:
         asked.device = CPU if not torch.cuda.is_available() else asked.device
         assert isinstance(asked.reward, Placed)
         asked.reward.places[:] = [place.replace("cuda:0", "device") for place in asked.reward.places]
-    with ours.session(1, overlap=False) as session:
+    with ours.session({"": 1}, overlap=False) as session:
         session.submit(group(0))
     offloaded, resident = (asked.reward for asked in ours.rewards)
     assert isinstance(offloaded, Placed)
@@ -254,7 +254,7 @@ class Exits(Reward):
 def begin(judge: Any, target: Any) -> None:
     ours = judge(leaving=target)
     ours.load(CPU, torch.float32)
-    with ours.session(1):
+    with ours.session({"": 1}):
         pass
 
 
@@ -267,7 +267,7 @@ def test_an_exit_is_a_failure_in_words(where: str) -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_leaving_the_process_while_scoring_is_a_failure(overlap: bool) -> None:
-    with judge({"leaving": {"retries": 0}}, leaving=Exits).session(9, overlap) as session:
+    with judge({"leaving": {"retries": 0}}, leaving=Exits).session({"": 9}, overlap) as session:
         session.submit(group(0))
         (failure,) = session.finish().failures
     assert failure.why == "reward 'leaving' failed: SystemExit: os._exit(0)"
@@ -297,7 +297,7 @@ def test_no_reward_sees_what_another_does_to_its_samples(overlap: bool) -> None:
             s.media.zero_()
         return [0.0] * len(batch)
 
-    with judge(blackens=blackens, brightness=brightness).session(2, overlap) as session:
+    with judge(blackens=blackens, brightness=brightness).session({"": 2}, overlap) as session:
         for slot in range(2):
             session.submit(group(slot))
         scored = session.finish()
@@ -310,7 +310,7 @@ def test_a_stop_is_heard_while_a_reward_hangs(overlap: bool) -> None:
     ours = judge(hangs=lambda batch: released.wait(30) and brightness(batch), good=brightness)
     threading.Timer(0.2, stopped.set).start()
     start = time.perf_counter()
-    with ours.session(2, overlap, stopped.is_set) as session:
+    with ours.session({"": 2}, overlap, stopped.is_set) as session:
         for slot in range(2):
             session.submit(group(slot))
         scored = session.finish()
@@ -323,7 +323,7 @@ def test_a_stop_is_heard_while_a_reward_hangs(overlap: bool) -> None:
 def test_nobody_waits_for_a_reward_that_hangs_once_another_has_ended_the_run() -> None:
     released = threading.Event()
     hanging = lambda batch: released.wait(30) and brightness(batch)  # noqa: E731
-    with judge({"bad": {"on_error": "abort"}}, hanging=hanging, bad=failing(0)).session(1) as session:
+    with judge({"bad": {"on_error": "abort"}}, hanging=hanging, bad=failing(0)).session({"": 1}) as session:
         start = time.perf_counter()
         session.submit(group(0))
         session.finish()
@@ -338,7 +338,7 @@ def test_whatever_goes_wrong_in_a_thread_that_asks_is_said(monkeypatch: pytest.M
 
     ours = judge(good=brightness)
     monkeypatch.setattr(ours.rewards[0], "ask", broken)
-    with ours.session(1) as session:
+    with ours.session({"": 1}) as session:
         session.submit(group(0))
         assert session.finish().failed["good"].all()
         assert session.aborting == "reward 'good' cannot be asked: MemoryError: all gone"
@@ -349,6 +349,6 @@ def test_one_of_a_prompt_is_no_group_unless_the_reward_says_so() -> None:
         alone = True
 
     ours = judge(rank=Rank, alone=Alone, brightness=brightness)
-    with ours.session(1, single=True) as session:
+    with ours.session({"": 1}, single=True) as session:
         session.submit(group(0, size=1))
         assert list(session.finish().values) == ["alone", "brightness"]

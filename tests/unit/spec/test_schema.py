@@ -18,7 +18,7 @@ from flowfactory.spec.schema import spec_schema
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import unstructure
 from jsonschema import Draft202012Validator
-from specs import SPEC, edited
+from specs import SOURCES, SPEC, edited
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def validator(spec: Path) -> Draft202012Validator:
 
 def test_a_valid_spec_is_valid(validator: Draft202012Validator) -> None:
     validator.validate(tomllib.loads(SPEC))
+    validator.validate(tomllib.loads(edited(SOURCES, ('label = "dark"', 'label = "dark"\nsources = ["signs"]'))))
 
 
 def test_so_is_what_is_written_back(validator: Draft202012Validator, spec: Path) -> None:
@@ -61,6 +62,10 @@ def test_so_is_what_is_written_back(validator: Draft202012Validator, spec: Path)
         ("[eval]", "[evil]"),
         ("[lora]\nrank = 4\n", ""),
         ("lr = 1e-4", "lr = 0"),
+        ('prompts = "train.txt"\n', ""),
+        ("[sampling]", '[[data.source]]\nname = "x"\nprompts = "train.txt"\n\n[sampling]'),
+        (SOURCES[0], SOURCES[1].replace("share", "shares")),
+        (SOURCES[0], SOURCES[1].replace('name = "signs"\n', "")),
     ],
 )
 def test_mistakes_are_invalid(validator: Draft202012Validator, edit: tuple[str, str]) -> None:
@@ -107,6 +112,7 @@ def test_our_examples_are_valid_by_it(everything: Path) -> None:
         "[scheduler]\nname = 'flow-sde'\nwindow = {rule = 'random', size = 2, range = [0, 3]}",
         "[sampling]\nsize = [64, 64, 5]",
         "[optimizer]\nbetas = [0.9, 0.99]",
+        "[[data.source]]\nname = 'a'\nprompts = 'a.txt'\nshare = 2\n\n[[data.source]]\nname = 'b'\nprompts = 'b.csv'",
     ],
 )
 def test_so_they_are_for_the_editors_that_use_taplo(everything: Path, tmp_path: Path, line: str) -> None:

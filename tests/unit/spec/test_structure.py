@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from flowfactory.contracts.key import Size
 from flowfactory.discovery.registry import Registry
@@ -13,7 +14,7 @@ from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import toml
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Eval, Full, Lora, Spec, unstructure
-from specs import SPEC, TOY, edited, lay
+from specs import SOURCES, SPEC, TOY, edited, lay
 
 Edit = tuple[str, str]
 
@@ -67,6 +68,35 @@ def test_what_is_written_back_loads_to_the_same(spec: Path, sets: tuple[str, ...
     again = spec.parent / "again.toml"
     again.write_text(toml.dumps(once))
     assert unstructure(load(again)) == once
+
+
+def test_sources_are_written_back(tmp_path: Path) -> None:
+    spec = load_spec(lay(tmp_path, edited(SOURCES)), Registry(), ["reward[0].sources=['other', 'signs']"])
+    again = tmp_path / "again.toml"
+    again.write_text(toml.dumps(unstructure(spec)))
+    assert unstructure(load_spec(again, Registry())) == unstructure(spec)
+    assert [(source.name, source.share) for source in spec.data.sources] == [("signs", 1), ("other", 2)]
+    assert spec.rewards[0].sources == ("other", "signs")
+    assert spec.rewards[0].applies_to("signs")
+    assert not attrs.evolve(spec.rewards[0], sources=("other",)).applies_to("signs")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.source=[]", "`source`: expected 1 or more entries"),
+        ("reward[0].sources=[]", "`sources`: expected 1 or more entries"),
+        ("data.source[0].share=0", "`share`: expected a number at least 1"),
+        ("data.source[0].name=a b", "`name`: expected a string that matches"),
+        ("data.source[0].shar=2", "unknown key `shar` in `source[0]`"),
+        ("data.source[1].prompts=trian.txt", "`prompts`: there is no "),
+        ("data.share=2", "did you mean [[data.source]] share?"),
+    ],
+)
+def test_mistakes_in_sources_are_told(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(lay(tmp_path, edited(SOURCES)), Registry(), [change])
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["rollouts", "media", "pairs"])

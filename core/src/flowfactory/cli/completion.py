@@ -15,6 +15,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from flowfactory.cli.describe import describe
+from flowfactory.data.sources import DataSource
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Entry, installed_entries, noun
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, SpecError
@@ -99,6 +100,9 @@ def _keys(spec: Node | None) -> Iterator[tuple[str, str]]:
     for table, kind in COMPONENTS.items():
         yield f"{table}.name", f"Which {KINDS[kind].name}."
         yield from _of_class(table, _plugin(registry, kind, spec, table) or KINDS[kind].base)
+    sources = None if spec is None else spec.at("data", "source")
+    for i in range(len(sources.value) if sources is not None and sources.is_array else 0):
+        yield from _of_class(f"data.source[{i}]", DataSource)
     for i in range(_length(spec, "reward")):
         yield from _of_class(f"reward[{i}]", RewardEntry)
         own = _plugin(registry, "rewards", spec, "reward", i)

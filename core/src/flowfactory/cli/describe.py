@@ -88,7 +88,9 @@ def _type(kind: Any) -> str:
         return " or ".join(toml.value_text(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return "[" + ", ".join("…" if arm is Ellipsis else _type(arm) for arm in get_args(kind)) + "]"
-    return _NAMES[kind] if kind in _NAMES else str(kind)
+    if kind in _NAMES:
+        return _NAMES[kind]
+    return "table" if attrs.has(kind) else str(kind)
 
 
 def _default(default: Any) -> str:

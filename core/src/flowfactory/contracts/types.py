@@ -30,6 +30,7 @@ class Row:
 
     images: condition images of edit models. metadata: every further column, as it was read.
     media: an image or a video to learn from; or two, the chosen and then the rejected.
+    source: the name of the `[[data.source]]` it is from.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class Row:
     images: tuple[Path, ...] = ()
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
     media: tuple[Path, ...] = ()
+    source: str = ""
 
 
 @attrs.frozen(eq=False)

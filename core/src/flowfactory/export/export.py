@@ -20,7 +20,7 @@ from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Conditions, Row
-from flowfactory.data.rows import load_rows
+from flowfactory.data.sources import load_training, pools
 from flowfactory.data.store import unpacked_folder
 from flowfactory.discovery.entries import Source
 from flowfactory.errors import RunError, listed, shown
@@ -256,8 +256,9 @@ def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[
         Image.new("RGB", (64, 64)).save(blank)
         rows = [Row(PROMPT, "", (blank,)), *([] if model.edits else [Row(PROMPT, "")])]
         with suppress(ValueError, OSError, RunError):
-            known = load_rows(Path(spec.data.prompts), unpacked_folder(spec.memory.cache))
-            rows.append(known[rows_used(spec.run.seed, range(1, 2), len(known), spec.sampling.prompts)[0]])
+            known = load_training(spec.data, unpacked_folder(spec.memory.cache))
+            drawn_from = pools(spec.data, known)
+            rows.append(known[rows_used(spec.run.seed, range(1, 2), drawn_from, spec.sampling.prompts)[0]])
         while True:
             row, adapter = rows.pop(), model(spec.model.spec)
             if not isinstance(adapter, PipelineAdapter):

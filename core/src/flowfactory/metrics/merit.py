@@ -43,8 +43,12 @@ def best(spec: Spec, lines: Iterable[tuple[int, Mapping[str, float]]]) -> Merit 
 
 
 def weights(spec: Spec) -> dict[str, float]:
-    """How much each held-out reward counts. One that is chosen alone counts for 1, or -1 where less of it is wanted."""
-    entries = spec.eval.rewards or spec.rewards
+    """How much each held-out reward counts. One that is chosen alone counts for 1, or -1 where less of it is wanted.
+
+    Those count that score a source with held-out prompts.
+    """
+    held_out = spec.data.held_out
+    entries = [e for e in spec.eval.rewards or spec.rewards if any(map(e.applies_to, held_out))]
     if spec.checkpoint.best == "score":
         return {entry.label: entry.weight for entry in entries if entry.weight != 0}
     return {e.label: math.copysign(1.0, e.weight) for e in entries if spec.checkpoint.best == f"eval/{e.label}/mean"}

@@ -34,6 +34,18 @@ def group_metrics(scores: Mapping[str, Tensor], groups: Tensor) -> dict[str, flo
     return metrics
 
 
+def source_metrics(scores: Mapping[str, Tensor], sources: Sequence[str], infix: str = "") -> dict[str, float]:
+    """`source/<source>/<infix><label>/mean` of scores `(N,)`, leaving out NaN; nothing where sources have no names."""
+    metrics = {}
+    for source in sorted({*sources} - {""}):
+        own = torch.tensor([one == source for one in sources])
+        for label, values in scores.items():
+            known = values[own & ~values.isnan()]
+            if len(known):
+                metrics[f"source/{source}/{infix}{label}/mean"] = float(known.mean())
+    return metrics
+
+
 def zero_std_groups(values: Tensor, groups: Tensor) -> float:
     """Share of the groups with a value in which no sample is better than another: nothing can be learned from them."""
     equal = []

@@ -39,21 +39,28 @@ class Watch:
     A held-out reward is one of `[[eval.reward]]` that is not trained on, or a `[[reward]]` of weight 0.
 
     Args:
-        prompts: how many held-out prompts there are.
+        prompts: how many held-out prompts there are, by their source.
         past: the lines of `metrics.jsonl` that a resumed run already has.
         left_out: labels of rewards that evaluation does not ask.
     """
 
     def __init__(
-        self, spec: Spec, prompts: int, past: Sequence[Mapping[str, float]] = (), left_out: Collection[str] = ()
+        self,
+        spec: Spec,
+        prompts: Mapping[str, int],
+        past: Sequence[Mapping[str, float]] = (),
+        left_out: Collection[str] = (),
     ) -> None:
-        self._samples = {"reward": spec.sampling.prompts * spec.sampling.group, "eval": prompts}
+        self._sampling, self._prompts = spec.sampling, prompts
+        self._entries = {
+            "reward": {entry.label: entry for entry in spec.rewards},
+            "eval": {entry.label: entry for entry in spec.eval.rewards or spec.rewards},
+        }
         self._trained = {entry.label: entry.weight for entry in spec.rewards if entry.weight != 0}
         watched = [entry.label for entry in (*spec.rewards, *spec.eval.rewards) if entry.label not in self._trained]
         self._held_out = list(dict.fromkeys(watched))
-        asked = dict.fromkeys(entry.label for entry in (spec.eval.rewards or spec.rewards) if prompts)
-        self._evaluated = [label for label in asked if label not in left_out]
-        self._asked = [entry.label for entry in spec.rewards]
+        self._evaluated = [label for label in self._entries["eval"] if self._scored("eval", label, {})]
+        self._evaluated = [label for label in self._evaluated if label not in left_out]
         self._silent: set[tuple[str, str]] = set()
         self._readings: dict[str, list[Reading]] = {}
         self._told: set[tuple[str, str]] = set()
@@ -95,13 +102,22 @@ class Watch:
 
     def _without_scores(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """The rewards that were asked and had no score, though nothing failed: one may apply to no sample."""
-        asked = [("reward", label, "failed_groups") for label in self._asked if "time/sample" in metrics]
+        sampled = self._entries["reward"] if "time/sample" in metrics else ()
+        asked = [("reward", label, "failed_groups") for label in sampled if self._scored("reward", label, metrics)]
         asked += [("eval", label, "failed") for label in self._evaluated if "time/evaluate" in metrics]
         return [
             (prefix, label)
             for prefix, label, failed in asked
             if f"{prefix}/{label}/mean" not in metrics and not metrics.get(f"{prefix}/{label}/{failed}")
         ]
+
+    def _scored(self, prefix: str, label: str, metrics: Mapping[str, float]) -> float:
+        """How many samples a reward scores: of an epoch, or in an evaluation."""
+        entry = self._entries[prefix][label]
+        if prefix == "eval":
+            return sum(count for source, count in self._prompts.items() if entry.applies_to(source))
+        own = [metrics.get(f"source/{source}/groups", 0) for source in entry.sources or ()]
+        return (self._sampling.prompts if entry.sources is None else sum(own)) * self._sampling.group
 
     def _risen(self, label: str, since: int) -> bool:
         """Whether a trained reward is now better than it was then."""
@@ -116,5 +132,5 @@ class Watch:
             # Held-out prompts where there is a choice: they are the same at every evaluation.
             prefix = "eval" if label in self._evaluated else "reward"
             if f"{prefix}/{label}/mean" in metrics:
-                error = metrics[f"{prefix}/{label}/std"] / math.sqrt(self._samples[prefix])
+                error = metrics[f"{prefix}/{label}/std"] / math.sqrt(self._scored(prefix, label, metrics))
                 self._readings.setdefault(label, []).append(Reading(epoch, metrics[f"{prefix}/{label}/mean"], error))

@@ -1,23 +1,20 @@
-"""What this disk says about a spec before anything is loaded: the checkpoint, the data, the cache. No torch."""
+"""What this disk says about a spec before anything is loaded: checkpoint, cache, data (`prompts`). No torch."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
-from flowfactory.data.rows import DataError, load_rows, misspelt
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
-from flowfactory.plan import faults
+from flowfactory.plan import faults, prompts
 from flowfactory.plan.checkpoint import INDEX, Folder, Part, on_disk, parts
 from flowfactory.spec.rules import Rule, Where
-from flowfactory.spec.tables import Component, Data, Eval, Full, Lora, Memory, Optimizer, Sampling
+from flowfactory.spec.tables import Component, Eval, Full, Lora, Memory, Optimizer, Sampling
 
 UNUSUAL_LR = 0.1
 
@@ -109,45 +106,6 @@ def _targets(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Pr
             yield Problem("target", what, where("lora", "targets", i), code=DONE)
 
 
-def _data(where: Where, data: Data) -> Iterator[Problem]:
-    for key, file in (("prompts", data.prompts), ("eval_prompts", data.eval_prompts)):
-        if file is not None:
-            try:
-                rows = _read_rows(file, *_stamp(file))
-            except DataError as error:
-                yield Problem("data", str(error), where("data", key))
-                continue
-            for written, meant in misspelt(rows).items():
-                what = f"{shown(Path(file))}: the column `{written}` is for rewards only; core reads `{meant}`"
-                yield Problem("column", what, where("data", key), code=DONE)
-
-
-def _enough(where: Where, data: Data, sampling: Sampling) -> Iterator[Problem]:
-    count = len(_rows(data.prompts))
-    if 0 < count < sampling.prompts:
-        what = f"an epoch samples {sampling.prompts} prompts and there are {count}, so some are drawn more than once"
-        yield Problem("few-prompts", what, where("sampling", "prompts"), code=DONE)
-
-
-def _images(where: Where, model: Component, data: Data) -> Iterator[Problem]:
-    for key, file in (("prompts", data.prompts), ("eval_prompts", data.eval_prompts)):
-        wanted = model.spec.images
-        wrong = [row for row in _rows(file) if wanted is not None and len(row.images) != wanted] if file else []
-        if wrong:
-            what = f"adapter `{model.name}` wants {wanted} image of each row; {len(wrong)} rows have another number"
-            hint = f"the first is {wrong[0].prompt[:60]!r}; name it in the column `image`"
-            yield Problem("images", what, where("data", key), hint)
-
-
-def _media(where: Where, trainer: Component, data: Data) -> Iterator[Problem]:
-    columns = {"media": "`media`", "pairs": "`chosen` and `rejected`"}.get(trainer.spec.needs.source)
-    count = 2 if trainer.spec.needs.source == "pairs" else 1
-    wrong = [row for row in _rows(data.prompts) if len(row.media) != count]
-    if columns and wrong:
-        what = f"trainer `{trainer.name}` learns from files that each row names as {columns}; {len(wrong)} rows do not"
-        yield Problem("media", what, where("data", "prompts"), f"the first is {wrong[0].prompt[:60]!r}")
-
-
 def _cache(where: Where, memory: Memory) -> Iterator[Problem]:
     if memory.cache is None:
         return
@@ -169,10 +127,7 @@ RULES: tuple[Rule, ...] = (
     (("model",), _packages),
     (("model", "sampling", "eval"), _sizes),
     (("model", "tuning"), _targets),
-    (("data",), _data),
-    (("data", "sampling"), _enough),
-    (("model", "data"), _images),
-    (("trainer", "data"), _media),
+    *prompts.RULES,
     (("memory",), _cache),
     (("optimizer",), _lr),
 )
@@ -210,25 +165,3 @@ def _parts(own: AdapterSpec) -> Mapping[str, Part]:
         return {} if folder is None else parts(folder, own)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _rows(file: str) -> Sequence[Any]:
-    """The rows of a file; none where they cannot be read, which is told by another rule."""
-    try:
-        return _read_rows(file, *_stamp(file))
-    except DataError:
-        return ()
-
-
-@functools.lru_cache(maxsize=2)
-def _read_rows(file: str, changed: int, size: int) -> Sequence[Any]:
-    return load_rows(Path(file))
-
-
-def _stamp(file: str) -> tuple[int, int]:
-    """What tells that a file is still the one that was read."""
-    try:
-        facts = Path(file).stat()
-    except OSError:
-        return 0, 0
-    return facts.st_mtime_ns, facts.st_size

@@ -200,7 +200,8 @@ def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need
         return
     size, s = BYTES[spec.run.precision], spec.sampling
     try:
-        prompts = sum(len(load_rows(Path(file))) for file in (spec.data.prompts, spec.data.eval_prompts) if file)
+        files = [file for source in spec.data.sources for file in (source.prompts, source.eval_prompts) if file]
+        prompts = sum(len(load_rows(Path(file))) for file in files)
         why = f"on the disk, about: {prompts} prompts x {_count(at.caption)} numbers x {size} bytes"
         yield Need("conditions", prompts * at.caption * size, why)
     except DataError as error:

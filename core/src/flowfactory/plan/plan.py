@@ -15,6 +15,7 @@ import attrs
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import load_rows
+from flowfactory.data.sources import drawn
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import holdings, toml, window
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
@@ -115,12 +116,14 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     batches = math.ceil(own / s.micro_batch)
     yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
     yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
+    yield from _shares(spec)
     if source != "rollouts":
         shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
         yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
-        rows = len(load_rows(Path(spec.data.prompts)))
-        used = min(rows, max(1, spec.run.epochs) * s.prompts)
-        how = f"{used} of {_count(rows, 'row')} are drawn, with {spec.group} each; encoded once and kept"
+        rows = [len(load_rows(Path(source.prompts))) for source in spec.data.sources]
+        asked = drawn(_parts(spec), range(1, max(1, spec.run.epochs) + 1), s.prompts)
+        used = sum(map(min, rows, asked))
+        how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"
         yield Number("media", used * spec.group, how)
         return
     yield Number(
@@ -140,6 +143,20 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         )
     else:
         yield Number("stochastic_steps", 0, f"scheduler `{spec.scheduler.name}` is deterministic")
+
+
+def _parts(spec: Spec) -> tuple[int, ...]:
+    return tuple(source.share for source in spec.data.sources)
+
+
+def _shares(spec: Spec) -> Iterator[Number]:
+    """How many prompts of an epoch come from each source, where they have names."""
+    parts, prompts = _parts(spec), spec.sampling.prompts
+    for source, count in zip(spec.data.source or (), drawn(parts, range(1, 2), prompts), strict=False):
+        how = f"of an epoch's {prompts}: share {source.share} of {sum(parts)}"
+        whole = prompts * source.share % sum(parts) == 0
+        exact = f"{prompts * source.share / sum(parts):.4g}"
+        yield Number(f"prompts_{source.name}", count, how if whole else f"{how}, which is {exact}: epochs take turns")
 
 
 def _updates(spec: Spec, world: int) -> Iterator[Number]:
@@ -165,9 +182,9 @@ def _run(spec: Spec) -> Iterator[Number]:
     yield Number("epochs", epochs, "as [run] epochs says")
     yield Number("optimizer_steps", epochs * updates, f"{epochs} epochs x {_count(updates, 'update')}")
     every = spec.eval.every
-    evaluated = spec.data.eval_prompts is not None and every > 0
+    evaluated = bool(spec.data.held_out) and every > 0
     if not evaluated:
-        why = "[data] has no eval_prompts" if spec.data.eval_prompts is None else "[eval] every is 0"
+        why = "[eval] every is 0" if spec.data.held_out else "[data] has no eval_prompts"
         yield Number("evaluations", 0, why)
     else:
         why = f"before the first epoch, every {every} epochs and after the last"

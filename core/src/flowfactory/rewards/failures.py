@@ -17,7 +17,7 @@ from torch import Tensor
 from flowfactory.processes.distributed import PeerLost, Processes
 from flowfactory.processes.stop import Stopped
 from flowfactory.rewards.asking import RewardError
-from flowfactory.rewards.session import Failure, Session, too_many
+from flowfactory.rewards.session import Failure, Session, scored_by, too_many
 from flowfactory.runs import files
 from flowfactory.runs.files import writing
 from flowfactory.runs.media import to_image
@@ -64,16 +64,22 @@ def without_failures(
 
 
 def check_losses(
-    processes: Processes, entries: Sequence[RewardEntry], failed: Mapping[str, Tensor], groups: Tensor
+    processes: Processes,
+    entries: Sequence[RewardEntry],
+    failed: Mapping[str, Tensor],
+    groups: Tensor,
+    counts: Mapping[str, int],
 ) -> None:
     """Warn of the groups that lack a score, over all processes, or end the run where they are too many.
+
+    Args:
+        counts: how many groups there are, by their source.
 
     Raises:
         RewardError: on the main process; `ToldElsewhere` on the others.
     """
-    total = len(set(groups.tolist()))
     for entry in entries:
-        lost = len(set(groups[failed[entry.label]].tolist()))
+        total, lost = scored_by(entry, counts), len(set(groups[failed[entry.label]].tolist()))
         if lost > entry.max_dropped * total:
             raise (RewardError if processes.main else ToldElsewhere)(too_many(entry, lost, total))
         if lost and processes.main:

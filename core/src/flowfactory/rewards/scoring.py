@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,12 +94,16 @@ class Judge:
 
     @contextmanager
     def session(
-        self, groups: int, overlap: bool = True, stopped: Callable[[], bool] = never, single: bool = False
+        self,
+        groups: Mapping[str, int],
+        overlap: bool = True,
+        stopped: Callable[[], bool] = never,
+        single: bool = False,
     ) -> Iterator[Session]:
         """A round of scoring. While it lasts, every reward is on its device.
 
         Args:
-            groups: how many will be scored, over all processes.
+            groups: how many will be scored, over all processes, by their source.
             overlap: score in other threads, while this one goes on.
             stopped: whether the run was asked to stop; then nothing is waited for any more.
             single: samples come one of a prompt, so that rewards which compare those of a group are left out.
@@ -125,7 +130,8 @@ class Judge:
         Raises:
             RewardError: a reward failed.
         """
-        with self.session(len({sample.slot for sample in samples}), overlap=False) as session:
+        sources = {sample.slot: sample.row.source for sample in samples}
+        with self.session(Counter(sources.values()), overlap=False) as session:
             session.submit(samples)
             scored = session.finish()
         for failure in scored.failures:

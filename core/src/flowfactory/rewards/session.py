@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from queue import SimpleQueue
 from threading import Condition, Thread
 
@@ -51,14 +52,21 @@ class Session:
     """A round of scoring: groups go in, scores come out in the same order, however long each took.
 
     Every reward has `workers` threads of its own. It is asked about the same samples in the same pieces as without
-    threads, so the scores are the same.
+    threads, so the scores are the same; about those of its own sources only.
+
+    Args:
+        groups: how many will be scored, over all processes, by their source.
     """
 
     def __init__(
-        self, rewards: Sequence[Asked], groups: int, overlap: bool, stopped: Callable[[], bool] = never
+        self,
+        rewards: Sequence[Asked],
+        groups: Mapping[str, int],
+        overlap: bool,
+        stopped: Callable[[], bool] = never,
     ) -> None:
         self._rewards, self._groups, self._stopped = rewards, groups, stopped
-        self._sizes: list[int] = []
+        self._units: list[list[str]] = []  # the sources of the samples of each
         self._answers: dict[tuple[int, int], Answer] = {}
         self._failures: dict[tuple[int, int], Failure] = {}
         self._lost = [0] * len(rewards)
@@ -113,8 +121,8 @@ class Session:
 
     def submit(self, unit: Sequence[Sample]) -> None:
         """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
-        index = len(self._sizes)
-        self._sizes.append(len(unit))
+        index = len(self._units)
+        self._units.append([sample.row.source for sample in unit])
         for number in range(len(self._rewards)):
             if self._queues:
                 self._queues[number].put((index, unit))
@@ -124,24 +132,20 @@ class Session:
     def finish(self) -> Scored:
         """Wait until everything is scored, or the round is over before: what is missing then counts as failed."""
         with self._changed:
-            while len(self._answers) < len(self._sizes) * len(self._rewards) and not self._over():
+            while len(self._answers) < len(self._units) * len(self._rewards) and not self._over():
                 self._changed.wait(GLANCE)
                 if self._threads and not all(thread.is_alive() for thread in self._threads):
                     self._aborting = self._aborting or "a thread that asks rewards has ended; see above"
             answers = dict(self._answers)
-        labels = [asked.entry.label for asked in self._rewards]
+        entries = [asked.entry for asked in self._rewards]
         rows = [
-            [answers.get((number, index)) or Answer.none(size) for index, size in enumerate(self._sizes)]
-            for number in range(len(labels))
+            [answers.get((number, index)) or Answer.none(len(unit)) for index, unit in enumerate(self._units)]
+            for number in range(len(entries))
         ]
-        sizes = torch.tensor(self._sizes, dtype=torch.long)
         return Scored(
-            {label: _numbers(row) for label, row in zip(labels, rows, strict=True)},
-            {
-                label: torch.tensor([a.failed for a in row], dtype=torch.bool).repeat_interleave(sizes)
-                for label, row in zip(labels, rows, strict=True)
-            },
-            {label: sum(len(a.failures) for a in row) for label, row in zip(labels, rows, strict=True)},
+            {entry.label: _numbers(row) for entry, row in zip(entries, rows, strict=True)},
+            {entry.label: self._failed(entry, row) for entry, row in zip(entries, rows, strict=True)},
+            {entry.label: sum(len(a.failures) for a in row) for entry, row in zip(entries, rows, strict=True)},
             self.failures,
         )
 
@@ -169,24 +173,39 @@ class Session:
 
     def _ask(self, number: int, index: int, unit: Sequence[Sample]) -> None:
         asked = self._rewards[number]
+        applies = [asked.entry.applies_to(sample.row.source) for sample in unit]
+        own = [*compress(unit, applies)]
         try:
-            answer = Answer.none(len(unit)) if self._over() else asked.ask(unit, self._over)
+            answer = Answer.none(len(own)) if self._over() else asked.ask(own, self._over)
         except Exception as error:  # nothing may end a thread that others wait for
-            answer = Answer.none(len(unit), [f"{asked.title} cannot be asked: {said(error)}"], fatal=True)
+            answer = Answer.none(len(own), [f"{asked.title} cannot be asked: {said(error)}"], fatal=True)
+        scores = iter(answer.scores)
+        spread = [next(scores) if one else math.nan for one in applies]
         with self._changed:
-            self._answers[number, index] = answer
+            self._answers[number, index] = attrs.evolve(answer, scores=spread)
             if answer.failed and answer.failures:
-                self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], unit[0])
-                self._lost[number] += len({sample.slot for sample in unit})
+                self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], own[0])
+                self._lost[number] += len({sample.slot for sample in own})
                 self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer)
             self._changed.notify_all()
+
+    def _failed(self, entry: RewardEntry, answers: Sequence[Answer]) -> Tensor:
+        """Which samples `(N,)` have no score since a reward failed."""
+        pairs = zip(answers, self._units, strict=True)
+        return torch.tensor([a.failed and entry.applies_to(source) for a, unit in pairs for source in unit]).bool()
 
     def _fatal(self, entry: RewardEntry, lost: int, answer: Answer) -> str | None:
         """Whether a failure ends the run, and why."""
         why = answer.failures[-1]
         if entry.on_error == "abort" or answer.fatal:
             return why
-        return f"{too_many(entry, lost, self._groups)}: {why}" if lost > entry.max_dropped * self._groups else None
+        total = scored_by(entry, self._groups)
+        return f"{too_many(entry, lost, total)}: {why}" if lost > entry.max_dropped * total else None
+
+
+def scored_by(entry: RewardEntry, groups: Mapping[str, int]) -> int:
+    """How many groups a reward scores, of so many by their source."""
+    return sum(count for source, count in groups.items() if entry.applies_to(source))
 
 
 def too_many(entry: RewardEntry, lost: int, total: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import torch
 
 from flowfactory.contracts.key import Precision
@@ -18,6 +19,8 @@ from flowfactory.spec.structure import load_rewards
 def open_rewards(spec: Path, device: str = "cpu", dtype: Precision = "fp32") -> Sequence[Asked]:
     """The rewards of a spec's `[[reward]]` tables, loaded; the rest of the spec is not read.
 
+    Whatever source samples are from, all of the rewards score them.
+
     Args:
         device, dtype: where and how those compute whose tables do not say.
 
@@ -25,7 +28,7 @@ def open_rewards(spec: Path, device: str = "cpu", dtype: Precision = "fp32") -> 
         SpecError: a table is wrong. PluginError: a plugin is missing or broken. RewardError: one cannot be loaded.
     """
     registry = Registry()
-    entries = load_rewards(spec, registry)
+    entries = [attrs.evolve(entry, sources=None) for entry in load_rewards(spec, registry)]
     judge = Judge(entries, {entry.name: registry.target("rewards", entry.name) for entry in entries}, {})
     judge.load(torch.device(device), DTYPES[dtype])
     return judge.rewards

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 
 import attrs
 
 from flowfactory.contracts.seeds import seed_of
+from flowfactory.data.sources import Pool, before, turns
 
 
 @attrs.frozen
@@ -26,34 +27,35 @@ Share = tuple[tuple[Group, ...], ...]
 """For each update of an epoch, the groups one process samples, scores and trains on."""
 
 
-def plan_epoch(seed: int, epoch: int, rows: int, prompts: int, updates: int) -> Share:
+def plan_epoch(seed: int, epoch: int, pools: Sequence[Pool], prompts: int, updates: int) -> Share:
     """The groups of each update of `epoch` (counted from 1), over all processes.
 
-    Prompts are drawn without replacement: the data is shuffled anew each time it is used up.
+    Sources take turns as their shares say. Prompts are drawn without replacement: a source is shuffled anew each time
+    it is used up.
     """
-    order = islice(_order(seed, rows, (epoch - 1) * prompts), prompts)
-    groups = [Group(slot, row) for slot, row in enumerate(order)]
+    groups = _groups(seed, epoch, pools, prompts)
     size = prompts // updates
     return tuple(tuple(groups[u * size : (u + 1) * size]) for u in range(updates))
 
 
-def rows_used(seed: int, epochs: range, rows: int, prompts: int, refill: int = 0) -> list[int]:
+def rows_used(seed: int, epochs: range, pools: Sequence[Pool], prompts: int, refill: int = 0) -> list[int]:
     """The rows that some successive epochs may draw, each once, in the order in which they are first needed.
 
     Args:
         refill: in how many further rounds of an epoch groups may be replaced.
     """
-    drawn = islice(_order(seed, rows, (epochs.start - 1) * prompts), len(epochs) * prompts)
+    drawn = islice(_order(seed, pools, (epochs.start - 1) * prompts), len(epochs) * prompts)
     again = (
-        refilled(seed, epoch, rows, Group(slot, 0), number).row
-        for epoch in epochs
+        refilled(seed, epoch, pools, group, number).row
+        for epoch in (epochs if refill else ())
+        for groups in [_groups(seed, epoch, pools, prompts)]
         for number in range(1, refill + 1)
-        for slot in range(prompts)
+        for group in groups
     )
-    found: dict[int, None] = {}
+    found, everything = dict[int, None](), sum(pool.rows for pool in pools)
     for row in chain(drawn, again):
         found[row] = None
-        if len(found) == rows:
+        if len(found) == everything:
             break
     return list(found)
 
@@ -63,15 +65,36 @@ def share(plan: Share, rank: int, world: int) -> Share:
     return tuple(update[len(update) * rank // world : len(update) * (rank + 1) // world] for update in plan)
 
 
-def refilled(seed: int, epoch: int, rows: int, group: Group, number: int) -> Group:
-    """The group that takes a group's place in round `number` of an epoch; its row is drawn among all of them."""
-    return Group(group.slot, seed_of(seed, "refill", epoch, number, group.slot) % rows, number)
+def refilled(seed: int, epoch: int, pools: Sequence[Pool], group: Group, number: int) -> Group:
+    """The group that takes a group's place in round `number` of an epoch; its row is drawn among all of the source."""
+    first = 0
+    for pool in pools:
+        if group.row < first + pool.rows:
+            row = first + seed_of(seed, "refill", epoch, number, group.slot) % pool.rows
+            return Group(group.slot, row, number)
+        first += pool.rows
+    raise ValueError(f"there is no row {group.row} among {first}")
 
 
-def _order(seed: int, rows: int, start: int) -> Iterator[int]:
-    """Data rows from position `start` of the endless sequence of shuffled passes."""
+def _groups(seed: int, epoch: int, pools: Sequence[Pool], prompts: int) -> list[Group]:
+    rows = islice(_order(seed, pools, (epoch - 1) * prompts), prompts)
+    return [Group(slot, row) for slot, row in enumerate(rows)]
+
+
+def _order(seed: int, pools: Sequence[Pool], start: int) -> Iterator[int]:
+    """Data rows from position `start` of the endless sequence of turns."""
+    shares = tuple(pool.share for pool in pools)
+    period, done = turns(shares), before(shares, start)
+    firsts = [sum(pool.rows for pool in pools[:i]) for i in range(len(pools))]
+    own = [_passes(seed, *one) for one in zip(pools, firsts, done, strict=True)]
+    return (next(own[period[turn % len(period)]]) for turn in count(start))
+
+
+def _passes(seed: int, pool: Pool, first: int, start: int) -> Iterator[int]:
+    """The rows of a source, the first of which is `first`, from position `start` of its endless, shuffled passes."""
+    name = (pool.name,) if pool.name else ()
     while True:
-        visit, first = divmod(start, rows)
-        shuffled = sorted(range(rows), key=lambda row: seed_of(seed, "order", visit, row))
-        yield from shuffled[first:]
-        start = (visit + 1) * rows
+        visit, position = divmod(start, pool.rows)
+        shuffled = sorted(range(pool.rows), key=lambda row: seed_of(seed, "order", visit, row, *name))
+        yield from (first + row for row in shuffled[position:])
+        start = (visit + 1) * pool.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Rollout, Sample
+from flowfactory.data.sources import pools
 from flowfactory.metrics.instruments import Instruments
-from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, zero_std_groups
+from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, source_metrics, zero_std_groups
 from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import DTYPES, Processes
@@ -30,7 +32,7 @@ from flowfactory.rewards.session import Scored
 from flowfactory.runs.media import save_samples
 from flowfactory.sampling.epochs import Group, Share, plan_epoch, refilled, share
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
-from flowfactory.sampling.source import Collected, Member, chunks, members_of, places
+from flowfactory.sampling.source import Collected, Member, chunks, group_counts, members_of, places
 from flowfactory.spec.tables import RewardEntry, Spec
 from flowfactory.spec.window import stochastic_steps
 
@@ -88,10 +90,11 @@ class Rollouts:
     def collect(self, epoch: int, stop: StopRequest) -> Collected:
         """Sample and score this process's share of an epoch; see `Source`."""
         spec, processes, size = self.spec, self.processes, self.spec.sampling.group
-        rows = len(self.conditions.rows)
-        everything = planned(self, epoch)
+        everything, rows = planned(self, epoch), pools(spec.data, self.conditions.rows)
+        sources = [self.conditions.rows[group.row].source for update in everything for group in update]
+        counts = Counter(sources)
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
-        made = sample_round(self, epoch, stop, mine)
+        made = sample_round(self, epoch, stop, mine, counts)
         report_samples(self, epoch, made.gallery, made.scored)
         first, slots = gather_scored(processes, made, size)
         everyone, rounds, replaced = first, 0, 0
@@ -100,10 +103,10 @@ class Rollouts:
             if not wanting:
                 break
             groups = [refilled(spec.run.seed, epoch, rows, group, number) for group in mine if group.slot in wanting]
-            made = made.replaced(sample_round(self, epoch, stop, groups, number))
+            made = made.replaced(sample_round(self, epoch, stop, groups, counts, number))
             everyone, _ = gather_scored(processes, made, size)
             rounds, replaced = number, replaced + len(wanting)
-        check_losses(processes, spec.rewards, everyone.failed, slots)
+        check_losses(processes, spec.rewards, everyone.failed, slots, counts)
         sampled = without_failures(spec.rewards, first.values, first.failed, slots)
         remainder = without_failures(spec.rewards, everyone.values, everyone.failed, slots)
         warn_constant(processes, epoch, remainder.values)
@@ -111,6 +114,8 @@ class Rollouts:
         metrics = {
             **score_metrics("reward", sampled.values),
             **group_metrics(sampled.values, slots),
+            **group_counts(counts),
+            **source_metrics(sampled.values, [sources[slot] for slot in slots.tolist()]),
             **remainder.metrics,
             **{f"reward/{label}/failed_calls": float(calls) for label, calls in everyone.calls.items()},
         }
@@ -133,12 +138,23 @@ class Rollouts:
 
 def planned(source: Rollouts, epoch: int) -> Share:
     """The groups of an epoch, over all processes."""
-    spec, rows = source.spec, len(source.conditions.rows)
+    spec, rows = source.spec, pools(source.spec.data, source.conditions.rows)
     return plan_epoch(spec.run.seed, epoch, rows, spec.sampling.prompts, spec.optimizer.updates)
 
 
-def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequence[Group], number: int = 0) -> Round:
-    """Sample and score some groups. In further rounds (`number` > 0) processes may have different numbers of them."""
+def sample_round(
+    source: Rollouts,
+    epoch: int,
+    stop: StopRequest,
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
+    number: int = 0,
+) -> Round:
+    """Sample and score some groups. In further rounds (`number` > 0) processes may have different numbers of them.
+
+    Args:
+        counts: how many groups the epoch has, over all processes, by their source.
+    """
     spec, processes = source.spec, source.processes
     display, clock = source.instruments.display, source.instruments.clock
     size, kept = spec.sampling.group, spec.run.save_samples if processes.main and not number else 0
@@ -151,7 +167,7 @@ def sample_round(source: Rollouts, epoch: int, stop: StopRequest, groups: Sequen
     spreads: list[float] = []
     name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
     with (
-        source.judge.session(spec.sampling.prompts, spec.sampling.overlap, lambda: stop.asked(processes)) as scoring,
+        source.judge.session(counts, spec.sampling.overlap, lambda: stop.asked(processes)) as scoring,
         recording(processes, scoring, source.run.folder, epoch),
     ):
         with display.phase(name, len(members), "samples") as bar:

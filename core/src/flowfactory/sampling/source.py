@@ -64,6 +64,11 @@ def places(members: Sequence[Member], size: int) -> Tensor:
     return torch.tensor([m.group.slot * size + m.replica for m in members], dtype=torch.long)
 
 
+def group_counts(groups: Mapping[str, int]) -> dict[str, float]:
+    """`source/<source>/groups`: how many groups of an epoch are from each; nothing where sources have no names."""
+    return {f"source/{source}/groups": float(count) for source, count in sorted(groups.items()) if source}
+
+
 def chunks(items: SequenceT, size: int) -> Iterator[SequenceT]:
     """`items` in pieces of `size`; the last may be shorter."""
     for start in range(0, len(items), size):

@@ -9,12 +9,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.types import Rollout
+from flowfactory.contracts.types import Rollout, Row
+from flowfactory.data.sources import counted, pools
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.sampling.epochs import plan_epoch, share
-from flowfactory.sampling.source import Collected, members_of
+from flowfactory.sampling.source import Collected, group_counts, members_of
 from flowfactory.spec.tables import Spec
 
 CHOSEN, REJECTED = 1.0, -1.0
@@ -35,7 +36,7 @@ class Stored:
 
     spec: Spec
     processes: Processes
-    rows: int
+    rows: Sequence[Row]
     targets: Targets
     policy: ModelPolicy
 
@@ -43,11 +44,13 @@ class Stored:
         """This process's share of an epoch; see `Source`."""
         spec, processes, size = self.spec, self.processes, self.spec.group
         stop.check(processes)
-        everything = plan_epoch(spec.run.seed, epoch, self.rows, spec.sampling.prompts, spec.optimizer.updates)
+        drawn_from = pools(spec.data, self.rows)
+        everything = plan_epoch(spec.run.seed, epoch, drawn_from, spec.sampling.prompts, spec.optimizer.updates)
+        metrics = group_counts(counted(self.rows[group.row] for update in everything for group in update))
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
         latents = self.targets.batch([group.row for group in mine]).flatten(0, 1)
         sigmas = self.policy.sigmas(spec.sampling.steps)
         signs = [CHOSEN, REJECTED] if size == 2 else [0.0]
         advantages = torch.tensor(signs * len(mine), dtype=torch.float64)
         rollout = Rollout(sigmas, (), {len(sigmas) - 1: latents}, {})
-        return Collected(epoch, members_of(mine, size), rollout, {}, advantages, {})
+        return Collected(epoch, members_of(mine, size), rollout, {}, advantages, metrics)

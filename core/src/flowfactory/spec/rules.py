@@ -10,6 +10,8 @@ from typing import Any
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Density
 from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Times, TrainerSpec
+from flowfactory.data import sources
+from flowfactory.data.sources import Data
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Place, Problem, did_you_mean, listed
 from flowfactory.spec import holdings, window
@@ -17,7 +19,6 @@ from flowfactory.spec.kinds import attributes, keys
 from flowfactory.spec.tables import (
     Checkpoint,
     Component,
-    Data,
     Eval,
     Memory,
     Optimizer,
@@ -67,6 +68,8 @@ def problems(
         (("trainer", "rewards"), _rewards),
         (("trainer", "sampling"), _group),
         (("eval",), _eval_rewards),
+        (("data",), sources.problems),
+        (("trainer", "data", "rewards", "eval"), sources.reward_problems),
         (("data", "eval"), _evaluation),
         (("track",), _trackers),
         (("checkpoint", "data", "eval", "rewards"), _best),
@@ -276,7 +279,7 @@ def _labels(where: Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...])
 def _evaluation(where: Where, data: Data, table: Eval) -> Iterator[Problem]:
     """Without held-out prompts nothing is evaluated; asking for it all the same is a mistake, not asking is not."""
     written = where.root.at("eval")
-    if written is not None and table.every > 0 and data.eval_prompts is None:
+    if written is not None and table.every > 0 and data.sources and not data.held_out:
         what = f"[eval] asks for evaluations (every = {table.every}), but [data] has no `eval_prompts`"
         yield Problem("no-eval-prompts", what, where("eval", "every"), "add them, or set [eval] every = 0")
 
@@ -287,8 +290,9 @@ def _best(
     """A metric to judge by must be one that evaluations have."""
     if checkpoint.best in ("score", "none"):
         return
-    evaluated = table.every > 0 and data.eval_prompts is not None
-    known = [f"eval/{entry.label}/mean" for entry in (table.rewards or rewards)] if evaluated else []
+    held_out = data.held_out if table.every > 0 else ()
+    asked = [entry for entry in table.rewards or rewards if any(map(entry.applies_to, held_out))]
+    known = [f"eval/{entry.label}/mean" for entry in asked]
     if checkpoint.best not in known:
         what = f"[checkpoint] best: no evaluation has `{checkpoint.best}` (there is: {listed(known)})"
         yield Problem("best", what, where("checkpoint", "best"), did_you_mean(checkpoint.best, known))

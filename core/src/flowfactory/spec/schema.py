@@ -175,6 +175,7 @@ def _named(offer: Contribution) -> Schema:
 def _complete(offers: Mapping[str, Sequence[Contribution]]) -> Schema:
     """What a spec that extends no other must have."""
     tables: Schema = {name: {"required": required_keys(cls)} for name, cls in TABLES.items() if required_keys(cls)}
+    tables["data"] = {"oneOf": [{"required": ["prompts"]}, {"required": ["source"]}]}
     tables |= {name: _required_by_name(offers[kind]) for name, kind in COMPONENTS.items()}
     tables["reward"] = {"items": _required_by_name(offers["rewards"])}
     tables["eval"] = {"properties": {"reward": tables["reward"]}}

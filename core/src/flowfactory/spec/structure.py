@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
+from flowfactory.data.sources import Data
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.discovery.soundness import unmet_requirement
@@ -20,7 +21,6 @@ from flowfactory.spec.tables import (
     COMPONENTS,
     Checkpoint,
     Component,
-    Data,
     Eval,
     Full,
     Lora,
@@ -189,6 +189,7 @@ class _Loader:
         if node is not None:
             return self.reader.table(node, cls, f"[{name}]")
         required = [f"`{key}`" for key, field in keys(cls).items() if field.default is attrs.NOTHING]
+        required = ["`prompts`"] if cls is Data else required  # or `source`, in their place
         return self._missing(f"[{name}]", required) if required else cls()
 
     def _missing(self, title: str, required: Sequence[str]) -> None:
@@ -281,7 +282,7 @@ def _homes() -> Mapping[str, Sequence[str]]:
         for name in keys(cls):
             if name not in ("name", "spec", "rewards"):
                 homes.setdefault(name, []).append(title)
-    return homes
+    return {"share": ["[[data.source]]"], **homes}
 
 
 def _reading_order(problem: Problem) -> tuple[bool, str, int, int]:

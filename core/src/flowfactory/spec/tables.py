@@ -8,6 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from flowfactory.contracts.key import NAME, Location, Precision, Size, key
+from flowfactory.data.sources import Data
 from flowfactory.spec.kinds import attributes, keys
 
 
@@ -64,14 +65,6 @@ class Lora(Tuning):
 @attrs.frozen(kw_only=True)
 class Full(Tuning):
     """`[full]`: train every weight of the networks."""
-
-
-@attrs.frozen(kw_only=True)
-class Data:
-    """`[data]`"""
-
-    prompts: Location = key("Training prompts: .txt (one a line), .jsonl, .csv or .parquet; see Data.", exists=True)
-    eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None, exists=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -185,6 +178,9 @@ class RewardEntry:
     name: str = key("Which reward plugin.", min_length=1)
     label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
     weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0, ge=-1e6, le=1e6)
+    sources: tuple[str, ...] | None = key(
+        "Names of the `[[data.source]]` whose samples it scores; all of them when absent.", default=None, min_length=1
+    )
     on_error: Literal["retry", "drop-group", "abort"] = key(
         "After a failure: ask again `retries` times and then drop the group; drop it at once; or end the run.",
         default="retry",
@@ -212,6 +208,10 @@ class RewardEntry:
     dtype: Precision | None = key("Number format of its networks; the run's precision when absent.", default=None)
     offload: bool = key("Keep its networks in main memory while nothing is scored.", default=False)
     spec: Any
+
+    def applies_to(self, source: str) -> bool:
+        """Whether it scores the samples of a source."""
+        return self.sources is None or source in self.sources
 
 
 @attrs.frozen(kw_only=True)

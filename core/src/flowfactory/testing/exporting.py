@@ -11,6 +11,7 @@ from flowfactory.builtin import ODESpec
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.specs import TrainerSpec
 from flowfactory.contracts.types import Row
+from flowfactory.data.sources import Data
 from flowfactory.export.export import difference, velocities
 from flowfactory.export.forms import FORMS, Trained, device
 from flowfactory.models.pipeline import PipelineAdapter
@@ -18,7 +19,6 @@ from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import (
     Checkpoint,
     Component,
-    Data,
     Eval,
     Lora,
     Memory,

@@ -20,7 +20,7 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
-from flowfactory.data.rows import load_rows
+from flowfactory.data.sources import load_held_out, load_training, pools
 from flowfactory.data.store import unpacked_folder
 from flowfactory.errors import RunError
 from flowfactory.metrics import merit
@@ -85,12 +85,9 @@ def assemble(
     spec = plan.spec
     processes.agree(plan)
     with _refusals(processes):
-        unpacked, held_out_file = (
-            unpacked_folder(spec.memory.cache),
-            spec.data.eval_prompts if spec.eval.every else None,
-        )
-        rows = load_rows(Path(spec.data.prompts), unpacked)
-        held_out_rows = load_rows(Path(held_out_file), unpacked) if held_out_file else []
+        unpacked = unpacked_folder(spec.memory.cache)
+        rows = load_training(spec.data, unpacked)
+        held_out_rows = load_held_out(spec.data, unpacked) if spec.eval.every else []
     run = Run(Path(processes.gather_objects([str(folder)])[0]), plan)  # each may have found another folder free
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
     trainer: Trainer[Any] = components.trainer(spec.trainer.spec)
@@ -98,7 +95,8 @@ def assemble(
     adapter: Adapter[Any] = components.adapter(spec.model.spec)
     with _refusals(processes):
         epochs = range(min(done + 1, max(spec.run.epochs, 1)), max(spec.run.epochs, 1) + 1)
-        used = rows_used(spec.run.seed, epochs, len(rows), spec.sampling.prompts, spec.sampling.refill)
+        drawn_from, prompts = pools(spec.data, rows), spec.sampling.prompts
+        used = rows_used(spec.run.seed, epochs, drawn_from, prompts, spec.sampling.refill)
         everything = [*(rows[row] for row in used), *held_out_rows]
         source = (load or load_model)(
             spec, adapter, components.source, everything, device, display, clock, stoppable(stop, processes)
@@ -134,7 +132,7 @@ def assemble(
         instruments,
         Rollouts(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge)
         if media is None
-        else Stored(spec, processes, len(rows), CachedTargets(media, rows), policy),
+        else Stored(spec, processes, rows, CachedTargets(media, rows), policy),
         Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
         Evaluator(spec, run, processes, instruments, held_out, seen, scheduler, weights, held_out_judge)
         if held_out_rows

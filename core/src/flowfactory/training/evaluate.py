@@ -13,8 +13,9 @@ from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.types import Conditions, Sample
+from flowfactory.data.sources import counted
 from flowfactory.metrics.instruments import Instruments
-from flowfactory.metrics.scores import score_metrics
+from flowfactory.metrics.scores import score_metrics, source_metrics
 from flowfactory.policy.finite import check_samples
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
@@ -59,6 +60,8 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
     """
     spec, processes, total = evaluator.spec, evaluator.processes, len(evaluator.conditions.rows)
     mine = range(processes.rank, total, processes.world)
+    sources = [row.source for row in evaluator.conditions.rows]
+    counts = counted(evaluator.conditions.rows)
     size = spec.eval.micro_batch or spec.sampling.micro_batch
     pieces = list(chunks(mine, size))
     most = math.ceil(math.ceil(total / processes.world) / size)  # of any process: all ask as often whether to stop
@@ -69,7 +72,7 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
     with (
         evaluator.instruments.clock("evaluate"),
         evaluator.instruments.display.phase("evaluating", len(mine), "samples") as bar,
-        evaluator.judge.session(total, spec.sampling.overlap, lambda: stop.asked(processes), single=True) as scoring,
+        evaluator.judge.session(counts, spec.sampling.overlap, lambda: stop.asked(processes), single=True) as scoring,
         recording(processes, scoring, evaluator.run.folder, epoch),
     ):
         with evaluator.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
@@ -96,7 +99,7 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
     everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
     failed = {label: _gathered(processes, total, column, False) for label, column in scored.failed.items()}
     entries = [asked.entry for asked in evaluator.judge.rewards if asked.alone]
-    check_losses(processes, entries, failed, torch.arange(total))
+    check_losses(processes, entries, failed, torch.arange(total), counts)
     if processes.main:
         listed = {label: values[: len(gallery)].tolist() for label, values in scored.values.items()}
         folder = evaluator.run.folder / "samples"
@@ -106,7 +109,7 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
             if sheet is not None:
                 with writing(evaluator.run.folder / BEFORE_AFTER):
                     sheet.save(evaluator.run.folder / BEFORE_AFTER)
-    metrics = score_metrics("eval", everyone)
+    metrics = score_metrics("eval", everyone) | source_metrics(everyone, sources, "eval/")
     metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
     drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)
     return metrics if drift.isnan().all() else metrics | {"eval/drift": float(drift.nanmean())}

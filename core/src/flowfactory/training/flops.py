@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowfactory.builtin import PipelineSpec
+from flowfactory.data.sources import pools
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.sampling.epochs import rows_used
 from flowfactory.training.optimise import Learner
@@ -61,7 +62,7 @@ def _count(learner: Learner) -> int:
     x = torch.zeros(1, *policy.latent_shape(), device=device)
     level = policy.sigmas(learner.spec.sampling.steps)[1].to(device).expand(1)
     spec = learner.spec
-    (row, *_) = rows_used(spec.run.seed, range(1, 2), len(learner.conditions.rows), spec.sampling.prompts)
+    (row, *_) = rows_used(spec.run.seed, range(1, 2), pools(spec.data, learner.conditions.rows), spec.sampling.prompts)
     conditions = learner.conditions.batch([row], device)
     with FlopCounterMode(display=False) as counter:
         v = policy.velocity(x, level, conditions)

@@ -10,6 +10,7 @@ import torch
 
 from flowfactory.components.resolved import Components
 from flowfactory.contracts.hooks import Run, Tracker
+from flowfactory.data.sources import counted
 from flowfactory.errors import RunError, shown, typed
 from flowfactory.metrics import merit
 from flowfactory.metrics.display import Display
@@ -90,8 +91,8 @@ def train(parts: Parts, stop: StopRequest, saved: Sequence[Path], trackers: list
     half = take_back(parts, file, progress)
     trackers.append(file)
     if processes.main:
-        prompts, left_out = (len(evaluator.conditions.rows), evaluator.judge.left_out) if evaluator else (0, ())
-        trackers.append(Watch(spec, prompts, file.lines(), left_out))
+        held_out, left_out = (evaluator.conditions.rows, evaluator.judge.left_out) if evaluator else ((), ())
+        trackers.append(Watch(spec, counted(held_out), file.lines(), left_out))
     parts.events.run_started(run=run, plan=run.plan)
     if progress.epoch == 0 or half:
         best = conclude(parts, trackers, progress, half, best, stop)
