@@ -98,7 +98,8 @@ array.
 
 **Locations.** A path is relative to the file that writes it; on the command line, to the current folder.
 `package:resource` is a file or folder inside an installed package. What is neither and looks like `owner/name` is a hub
-id, where one makes sense.
+id, where one makes sense. Data files may be at `hf://datasets/owner/name/path`, on the hub: see
+[Data](data.md#datasets-of-the-hub).
 
 **Sizes** are in pixels: a number (square), `[height, width]` or `[height, width, frames]`.
 

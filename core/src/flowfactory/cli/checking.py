@@ -8,7 +8,7 @@ from typing import Any
 
 from flowfactory.cli.ui import Ui
 from flowfactory.data.locations import locate
-from flowfactory.data.rows import load_rows
+from flowfactory.data.rows import load
 from flowfactory.data.store import unpacked_folder
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC
 from flowfactory.spec import layers
@@ -24,7 +24,7 @@ def check(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as_json: 
         sets: `entry.key=value`. prompts: a file, or `package:resource`.
     """
     try:
-        rows = load_rows(Path(locate(prompts, Path.cwd(), exists=True)), unpacked_folder(None)) if prompts else ()
+        rows = load(locate(prompts, Path.cwd(), exists=True), unpacked_folder(None)) if prompts else ()
         kit = Kit(name, keys_of(sets), rows)
     except ValueError as error:
         ui.error(str(error))

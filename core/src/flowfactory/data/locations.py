@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from flowfactory.data import hub
+from flowfactory.data.rows import ENDINGS
 from flowfactory.data.text import exists as is_there
 from flowfactory.data.text import path_of
 from flowfactory.errors import did_you_mean
@@ -15,7 +17,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def locate(written: str, folder: Path, exists: bool) -> str:
-    """What a written location stands for: an absolute path, or a hub id as it is.
+    """What a written location stands for: an absolute path, a hub id as it is, or a commit's files of the hub.
 
     Args:
         folder: what relative paths are relative to.
@@ -24,6 +26,8 @@ def locate(written: str, folder: Path, exists: bool) -> str:
     Raises:
         ValueError: there is nothing there.
     """
+    if hub.is_remote(written):
+        return _remote(written, exists)
     path = path_of(written, folder)
     resource = _RESOURCE.fullmatch(written)
     if resource is not None:
@@ -35,6 +39,14 @@ def locate(written: str, folder: Path, exists: bool) -> str:
         near = did_you_mean(path.name, _names(path.parent))
         raise ValueError(f"there is no {path}" + (f"; {near}" if near else ""))
     return written
+
+
+def _remote(written: str, exists: bool) -> str:
+    if not exists:
+        raise ValueError(f"only data files come from hf://, and {written} is not named as one; a model is `owner/name`")
+    if PurePath(written).suffix.lower() not in ENDINGS:
+        raise ValueError(f"{written}: expected a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
+    return hub.pinned(written)
 
 
 def _names(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flowfactory.contracts.types import Row
-from flowfactory.data import parquet
+from flowfactory.data import hub, parquet
 from flowfactory.data.store import unpack
 from flowfactory.data.text import path_of, read_text, size_of
 from flowfactory.errors import BAD_SPEC, RunError, did_you_mean, listed
@@ -42,6 +42,37 @@ class DataError(RunError):
     """A data file cannot be used; the message names the file and line."""
 
     code = BAD_SPEC
+
+
+class AbsentError(DataError):
+    """A file that a row names is not there."""
+
+    def __init__(self, text: str, file: Path) -> None:
+        super().__init__(text)
+        self.file = file
+
+
+def load(location: str, folder: Path | None = None) -> list[Row]:
+    """Every row of a location: of a file, or of files of the hub in the order of their names. See `load_rows`.
+
+    Raises:
+        DataError: as `load_rows` does; or files of the hub cannot be fetched.
+        RunError: as `load_rows` does.
+    """
+    try:
+        return [row for file in hub.files_of(location) for row in _loaded(location, file, folder)]
+    except ValueError as error:
+        raise DataError(f"{location}: {error}") from error
+
+
+def _loaded(location: str, path: Path, folder: Path | None) -> list[Row]:
+    """The rows of a file; what they name beside it comes from the hub, too, where it is from there."""
+    while True:
+        try:
+            return load_rows(path, folder)
+        except AbsentError as error:
+            if not hub.fetched_beside(location, error.file):
+                raise
 
 
 def load_rows(path: Path, folder: Path | None = None) -> list[Row]:
@@ -196,5 +227,5 @@ def _file(path: Path, line: int, what: str, name: str | Path) -> Path:
     except ValueError as error:
         raise DataError(f"{path}:{line}: {what} {name!r}: {error}") from error
     if not file.is_file():
-        raise DataError(f"{path}:{line}: {what} {name!r} does not exist")
+        raise AbsentError(f"{path}:{line}: {what} {name!r} does not exist", file)
     return file

@@ -13,7 +13,7 @@ import attrs
 
 from flowfactory.contracts.key import NAME, Location, key
 from flowfactory.contracts.types import Row
-from flowfactory.data.rows import load_rows
+from flowfactory.data.rows import load
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed
 
 
@@ -47,7 +47,8 @@ class Data:
     """`[data]`"""
 
     prompts: Location | None = key(
-        "Training prompts: .txt (one a line), .jsonl, .csv or .parquet; see Data. Needed unless there are sources.",
+        "Training prompts: .txt (one a line), .jsonl, .csv or .parquet, here or at `hf://datasets/…`; see Data. Needed "
+        "unless there are sources.",
         default=None,
         exists=True,
     )
@@ -72,7 +73,7 @@ class Data:
 
 
 def load_training(data: Data, folder: Path | None = None) -> list[Row]:
-    """The training rows; those of one source lie together. Raises as `load_rows` does, whose `folder` is told there."""
+    """The training rows; those of one source lie together. Raises as `load` does; `folder` is as there."""
     return [row for source in data.sources for row in _of(source, source.prompts, folder)]
 
 
@@ -84,7 +85,7 @@ def load_held_out(data: Data, folder: Path | None = None) -> list[Row]:
 
 
 def _of(source: Prompts, file: str, folder: Path | None) -> list[Row]:
-    rows = load_rows(Path(file), folder)
+    rows = load(file, folder)
     return [attrs.evolve(row, source=source.name) for row in rows] if source.name else rows
 
 

@@ -16,7 +16,7 @@ import attrs
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import AdapterSpec, StochasticSpec
-from flowfactory.data.rows import DataError, load_rows
+from flowfactory.data.rows import DataError, load
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import checkpoint, elsewhere
 from flowfactory.plan.checkpoint import Part
@@ -201,7 +201,7 @@ def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need
     size, s = BYTES[spec.run.precision], spec.sampling
     try:
         files = [file for source in spec.data.sources for file in (source.prompts, source.eval_prompts) if file]
-        prompts = sum(len(load_rows(Path(file))) for file in files)
+        prompts = sum(len(load(file)) for file in files)
         why = f"on the disk, about: {prompts} prompts x {_count(at.caption)} numbers x {size} bytes"
         yield Need("conditions", prompts * at.caption * size, why)
     except DataError as error:

@@ -14,7 +14,7 @@ import attrs
 
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.specs import StochasticSpec
-from flowfactory.data.rows import load_rows
+from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import holdings, toml, window
@@ -120,7 +120,7 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     if source != "rollouts":
         shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
         yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
-        rows = [len(load_rows(Path(source.prompts))) for source in spec.data.sources]
+        rows = [len(load(source.prompts)) for source in spec.data.sources]
         asked = drawn(_parts(spec), range(1, max(1, spec.run.epochs) + 1), s.prompts)
         used = sum(map(min, rows, asked))
         how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfactory.data.rows import DataError, load_rows, misspelt
-from flowfactory.data.sources import Data, Prompts, drawn
+from flowfactory.data.hub import is_remote
+from flowfactory.data.rows import DataError, load, misspelt
+from flowfactory.data.sources import Data, Prompts
 from flowfactory.errors import DONE, Problem, shown
 from flowfactory.spec.rules import Rule, Where
 from flowfactory.spec.tables import Component, Sampling
@@ -25,15 +27,15 @@ def _data(where: Where, data: Data) -> Iterator[Problem]:
             yield Problem("data", str(error), where(*address))
             continue
         for written, meant in misspelt(rows).items():
-            what = f"{shown(Path(file))}: the column `{written}` is for rewards only; core reads `{meant}`"
+            called = file if is_remote(file) else shown(Path(file))
+            what = f"{called}: the column `{written}` is for rewards only; core reads `{meant}`"
             yield Problem("column", what, where(*address), code=DONE)
 
 
 def _enough(where: Where, data: Data, sampling: Sampling) -> Iterator[Problem]:
-    shares = tuple(source.share for source in data.sources)
-    asked = drawn(shares, range(1, 2), sampling.prompts) if shares else []
-    for (source, address), most in zip(_numbered(data), asked, strict=True):
-        count = len(_rows(source.prompts))
+    parts = sum(source.share for source in data.sources)
+    for source, address in _numbered(data):
+        most, count = math.ceil(sampling.prompts * source.share / parts), len(_rows(source.prompts))
         if 0 < count < most:
             of = f" of source `{source.name}`" if source.name else ""
             what = f"an epoch samples {most} prompts{of} and there are {count}, so some are drawn more than once"
@@ -97,7 +99,7 @@ def _rows(file: str) -> Sequence[Any]:
 
 @functools.lru_cache(maxsize=16)
 def _read_rows(file: str, changed: int, size: int) -> Sequence[Any]:
-    return load_rows(Path(file))
+    return load(file)
 
 
 def _stamp(file: str) -> tuple[int, int]:
