@@ -56,7 +56,7 @@ class Needs:
     scores: whether samples are scored and compared. Without, no reward is demanded and every advantage is 0.
     trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities;
         "states" the latents before and after every step, stochastic or not.
-    rollout: the weights that sample, "current" or "old" (see `sets`).
+    rollout: the weights that sample: "current", or one of `sets`.
     density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
     batch: what no micro-batch divides: a sample, or all usable samples of a group. A loss of groups is their mean.
     draws: whose streams the trainer draws from: each "sample" has its own, or all samples of a "group" the same one.
@@ -68,7 +68,7 @@ class Needs:
     source: Literal["rollouts", "media", "pairs"] = "rollouts"
     scores: bool = True
     trajectory: Literal["final", "steps", "states"] = "final"
-    rollout: Literal["current", "old"] = "current"
+    rollout: str = "current"
     density: Literal["gaussian", "any", "none"] = "none"
     batch: Literal["samples", "groups"] = "samples"
     draws: Literal["sample", "group"] = "sample"
