@@ -187,11 +187,12 @@ def microbatch_invariance(subject: TrainerSubject) -> None:
     for chosen in (slice(0, first), slice(first, 8)):
         batch = problem.batch(made, A, chosen)
         parts.append((batch, problem.terms(batch, SAMPLES[chosen]), problem.units(batch) / problem.units(whole)))
-    problem.nudge(1e-5)
-    expected = problem.total(problem.losses(whole, terms))
-    both = torch.stack([share * problem.total(problem.losses(batch, own)) for batch, own, share in parts]).sum()
-    _near(expected, both, "the loss")
-    _near(problem.gradient(expected), problem.gradient(both), "its gradient")
+    for step in (1e-5, 1e-2):
+        problem.nudge(step)
+        expected = problem.total(problem.losses(whole, terms))
+        both = torch.stack([share * problem.total(problem.losses(batch, own)) for batch, own, share in parts]).sum()
+        _near(expected, both, "the loss")
+        _near(problem.gradient(expected), problem.gradient(both), "its gradient")
 
 
 def order_does_not_matter(subject: TrainerSubject) -> None:
