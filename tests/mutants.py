@@ -259,6 +259,10 @@ TRAINERS = (
         "needs_are_sound", "have no trajectories",
     ),
     Mutant(
+        "sampling with weights it does not keep", "trainer", HOOKS, "Needs(", 'Needs(rollout="sampler", ',
+        "needs_are_sound", "which are not among its `sets`",
+    ),
+    Mutant(
         "needs it does not state", "trainer", HOOKS, ", reference=self.kl_beta > 0", "",
         "terms_leave_no_trace", "no weight set 'reference'",
     ),
@@ -354,6 +358,43 @@ FAULTS = (
     Fault(
         "only the rejected are pushed", "diffusion-dpo", "(found - term.reference)",
         "(found - term.reference) * torch.tensor([[-1.0], [1.0]])",
+        "learns", "squared distances",
+    ),
+    Fault(
+        "the worse preferred", "dgpo", "weight * A * torch", "weight * -A * torch",
+        "groups_prefer_their_best", "it prefers the worst",
+    ),
+    Fault(
+        "a weight over the micro-batch", "dgpo", "spec.beta * own @ (A", "spec.beta * (own * 0 + 1 / len(A)) @ (A",
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "a mean over samples", "dgpo", "(share * values).sum() / share.sum()", "values.mean()",
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "noise of one's own", "dgpo", "return Term(sigma, noise,", "return Term(sigma, noise.cumsum(0),",
+        "groups_share_their_draws", "of its samples have a noise or a level of their own",
+    ),
+    Fault(
+        "a level of one's own", "dgpo", "return Term(sigma,", "return Term(sigma.cumsum(0) / 9,",
+        "groups_share_their_draws", "of its samples have a noise or a level of their own",
+    ),
+    Fault(
+        "the worse preferred", "crd", "(implicit - given) ** 2", "(implicit + given) ** 2",
+        "groups_prefer_their_best", "it prefers the worst",
+    ),
+    Fault(
+        "centred over the micro-batch", "crd", "same = groups[:, None] == groups",
+        "same = groups[:, None] == groups[:, None]",
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "a mean over samples", "crd", "(share * values).sum() / share.sum()", "values.mean()",
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "not learning", "crd", "u, q = term.noise - x0,", "u, q = term.noise + x0,",
         "learns", "squared distances",
     ),
     Fault(

@@ -15,7 +15,7 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 
-TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "nft", "awm")
+TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "dgpo", "crd", "nft", "awm")
 DENSITY = {
     "flow-sde": "gaussian",
     "dance-sde": "gaussian",
@@ -30,10 +30,14 @@ ACCEPTS = {
     "grpo-guard": {"gaussian"},
     "dppo": {"gaussian"},
     "dpo": set(DENSITY.values()),
+    "dgpo": set(DENSITY.values()),
+    "crd": set(DENSITY.values()),
     "nft": set(DENSITY.values()),
     "awm": set(DENSITY.values()),
 }
 PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "dppo": {"policy"}, "dpo": {"policy"}} | {
+    "dgpo": {"policy", "kl"},
+    "crd": {"policy", "kl"},
     "nft": {"policy", "kl"},
     "awm": {"policy", "kl", "average"},
 }

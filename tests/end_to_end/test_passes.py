@@ -73,6 +73,15 @@ CASES = (
     # Of each of the 4 groups of 3, two samples: the reference's velocity and the trained one, at one level and at two.
     case("dpo", "dpo", 1, [], FIRST + 4 * 2, 4 * 2),
     case("dpo-levels", "dpo", 2, [TWICE], FIRST + 2 * 4 * 2, 2 * 4 * 2),
+    # At each level the old weights are asked for the clip, the reference for the group's weight and the divergence.
+    case("dgpo", "dgpo", 1, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
+    case("dgpo-second-update", "dgpo", 2, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
+    # Without a divergence the reference still is the baseline; where the old weights are, nobody asks it.
+    case("dgpo-baseline", "dgpo", 1, [TWICE, "trainer.kl_beta=0"], FIRST + 4 * SAMPLES, 2 * SAMPLES),
+    case("dgpo-old", "dgpo", 1, [TWICE, "trainer.kl_beta=0", "trainer.baseline=old"], FIRST + 2 * SAMPLES, 2 * SAMPLES),
+    # The old weights' velocity is part of the loss, and the reference's where it has a weight.
+    case("crd", "crd", 2, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
+    case("crd-alone", "crd", 1, [TWICE, "trainer.kl_beta=0"], FIRST + 2 * SAMPLES, 2 * SAMPLES),
     # The old policy's velocity is part of the loss, at each of the 3 noise levels and in every update.
     case("nft", "nft", 1, ["trainer.kl_beta=0"], FIRST + 3 * SAMPLES, 3 * SAMPLES),
     case("nft-second-update", "nft", 2, ["trainer.kl_beta=0"], FIRST + 3 * SAMPLES, 3 * SAMPLES),

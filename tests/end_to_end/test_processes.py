@@ -36,6 +36,12 @@ CHANGES = {
 KINDS = {
     "full": (),
     "lora": ("--unset=full", "--set=lora.rank=2", "--set=trainer.kl_beta=0.1"),
+    "groups": (
+        "--unset=full",
+        "--set=lora.rank=2",
+        "--set=trainer.name=dgpo",
+        "--set=trainer.times={rule='uniform', count=1}",
+    ),
 }
 DROPS = "def redness(samples):\n    assert samples[0].row.prompt != 'a dog'\n"
 SHARD = "--set=memory.shard=true"
