@@ -1,10 +1,11 @@
-"""Train every algorithm from the same base, on the same prompts, with the same budget of transformer calls.
+"""Train every algorithm from the same base, on the same prompts, with the same budget.
 
     python plugins/shapes/reproduce/reproduce.py --to docs/results
 
-A call is one sample that passes the transformer once, forward only or with a backward pass. What is written: curves of
-the held-out reward against calls and against minutes, a before/after sheet per algorithm, and a table. Runs that are
-already finished are not made again.
+The budget is one of transformer calls: a call is one sample that passes the transformer once, forward only or with a
+backward pass. That of algorithms that learn from the data, which sample nothing, is one of examples seen. What is
+written: curves of the held-out reward, a before/after sheet per algorithm, and tables. Runs that are already finished
+are not made again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import copyfile
@@ -27,18 +28,33 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-ALGORITHMS = ("grpo", "grpo-guard", "flow-grpo-fast", "nft", "awm")
+SAMPLING = ("grpo", "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo")
+STORED = ("diffusion-dpo", "sft")
+ALGORITHMS = (*SAMPLING, *STORED)
 REWARD, CORRECT = "eval/shapes/mean", "eval/shapes-correct/mean"
 
 
 @attrs.frozen
 class Point:
-    """An evaluation: what had been spent by then, and the held-out rewards."""
+    """An evaluation: what had been spent by then, and the held-out rewards.
 
+    examples: pictures of the data, or samples made.
+    """
+
+    examples: float
     calls: float
     minutes: float
     reward: float
     correct: float
+
+
+@attrs.frozen
+class Length:
+    """How long an algorithm is trained, and what an epoch of it takes."""
+
+    epochs: int
+    examples: int
+    calls: int
 
 
 @attrs.frozen
@@ -53,28 +69,32 @@ class Curve:
 @click.command(help=__doc__)
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="Where the page and its pictures go.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs/reproduce", show_default=True)
-@click.option("--budget", default=60_000, show_default=True, help="Transformer calls of each run, about.")
+@click.option("--budget", default=60_000, show_default=True, help="Transformer calls of each run that samples, about.")
+@click.option(
+    "--examples", default=10_368, show_default=True, help="Pictures that each run on stored data sees, about."
+)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", default=os.cpu_count(), show_default="one per core", help="Runs at a time, one thread each.")
-def main(to: Path, runs: Path, budget: int, seeds: int, jobs: int) -> None:
+def main(to: Path, runs: Path, budget: int, examples: int, seeds: int, jobs: int) -> None:
     """Make what runs are missing, then the page."""
     with ThreadPoolExecutor(jobs) as pool:
-        epochs = dict(zip(ALGORITHMS, pool.map(lambda a: budget // calls_per_epoch(a), ALGORITHMS), strict=True))
+        lengths = dict(zip(ALGORITHMS, pool.map(lambda a: length(a, budget, examples), ALGORITHMS), strict=True))
         wanted = [(a, seed) for seed in range(seeds) for a in ALGORITHMS]
-        list(pool.map(lambda w: train(runs, *w, epochs[w[0]]), wanted))
-    curves = [Curve(a, seed, list(points(runs / f"{a}-{seed}"))) for a, seed in wanted]
+        list(pool.map(lambda w: train(runs, *w, lengths[w[0]].epochs), wanted))
+    curves = [Curve(a, seed, list(points(runs / f"{a}-{seed}", lengths[a]))) for a, seed in wanted]
     to.mkdir(parents=True, exist_ok=True)
     draw(curves, to / "curves.png")
     for algorithm in ALGORITHMS:
         copyfile(runs / f"{algorithm}-0" / "before-after.png", to / f"{algorithm}.png")
-    (to / "index.md").write_text(page(curves, epochs, budget), encoding="utf-8")
+    (to / "index.md").write_text(page(curves, lengths, budget, examples), encoding="utf-8")
 
 
-def calls_per_epoch(algorithm: str) -> int:
-    """Measured, not computed: one epoch under `flowfactory bench`."""
+def length(algorithm: str, budget: int, examples: int) -> Length:
+    """As long as the budget allows. What an epoch takes is measured, not computed: one under `flowfactory bench`."""
     arguments = ["bench", str(HERE / f"{algorithm}.toml"), "--epochs", "1", "--warmup", "0", "--json"]
     measured = json.loads(flowfactory(*arguments))
-    return int(measured["forward"] + measured["trained"])
+    calls, seen = int(measured["forward"] + measured["trained"]), int(measured["samples"])
+    return Length(examples // seen if algorithm in STORED else budget // calls, seen, calls)
 
 
 def train(runs: Path, algorithm: str, seed: int, epochs: int) -> None:
@@ -105,7 +125,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def points(folder: Path) -> Iterator[Point]:
+def points(folder: Path, length: Length) -> Iterator[Point]:
     """The evaluations of a run; seconds of evaluating do not count."""
     calls = seconds = 0.0
     for line in lines(folder):
@@ -113,61 +133,80 @@ def points(folder: Path) -> Iterator[Point]:
         if line["epoch"]:
             seconds += sum(v for k, v in line.items() if k.startswith("time/") and k != "time/evaluate")
         if REWARD in line:
-            yield Point(calls, seconds / 60, line[REWARD], line[CORRECT])
+            yield Point(line["epoch"] * length.examples, calls, seconds / 60, line[REWARD], line[CORRECT])
+
+
+PANELS = {
+    "calls": ("transformer calls", SAMPLING),
+    "examples": ("examples seen", STORED),
+    "minutes": ("minutes of training, one thread", ALGORITHMS),
+}
+"""What the held-out reward is drawn against, in which words, and for whom."""
 
 
 def draw(curves: Sequence[Curve], file: Path) -> None:
-    """Held-out reward against calls and against minutes: each run thin, the mean of the seeds thick."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for number, algorithm in enumerate(ALGORITHMS):
-        own = [curve for curve in curves if curve.algorithm == algorithm]
-        for axis, spent in zip(axes, ("calls", "minutes"), strict=True):
+    """Held-out reward against what was spent: each run thin, the mean of the seeds thick."""
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4.6), sharey=True, layout="constrained")
+    for axis, (spent, (words, shown)) in zip(axes, PANELS.items(), strict=True):
+        for algorithm in shown:
+            colour = matplotlib.colormaps["tab20"](ALGORITHMS.index(algorithm))
+            own = [curve for curve in curves if curve.algorithm == algorithm]
             xs = [[getattr(p, spent) for p in curve.points] for curve in own]
             ys = [[p.reward for p in curve.points] for curve in own]
             for x, y in zip(xs, ys, strict=True):
-                axis.plot(x, y, color=f"C{number}", alpha=0.25, linewidth=0.8)
+                axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
             means = [[statistics.fmean(column) for column in zip(*rows, strict=True)] for rows in (xs, ys)]
-            axis.plot(*means, color=f"C{number}", linewidth=2, label=algorithm)
-    axes[0].set(xlabel="transformer calls", ylabel="held-out graded reward")
-    axes[1].set(xlabel="minutes of training, one thread")
-    axes[0].legend(frameon=False)
-    for axis in axes:
+            axis.plot(*means, color=colour, linewidth=2, label=algorithm)
+        axis.set(xlabel=words)
         axis.grid(alpha=0.3)
+    axes[0].set(ylabel="held-out graded reward")
+    figure.legend(*axes[-1].get_legend_handles_labels(), frameon=False, loc="outside right center")
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
 
-def page(curves: Sequence[Curve], epochs: dict[str, int], budget: int) -> str:
-    """The table, and the pictures below it."""
+def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, examples: int) -> str:
+    """The tables, and the pictures below them."""
     seeds = 1 + max(curve.seed for curve in curves)
     text = [
         "# Results",
         "",
-        "Five algorithms from one base, the embedded checkpoint of `shapes`: the same prompts, the same optimizer,",
-        f"about {budget} transformer calls each (a call is one sample through the transformer), {seeds} seeds.",
-        "The rewards are those of held-out prompts, before and after, with the spread (standard deviation) over seeds.",
-        "Calls are counted. Minutes are of one thread, with whatever else the machine did meanwhile.",
+        "Algorithms from one base, the embedded checkpoint of `shapes`: the same prompts, the same optimizer,",
+        f"{seeds} seeds. Rewards are those of held-out prompts, before and after, with the spread (standard deviation)",
+        "over seeds. Calls and examples are counted. Minutes are of one thread, with whatever else the machine did.",
         "Made by `make reproduce`; the specs are in `plugins/shapes/reproduce/`.",
         "",
-        "| algorithm | epochs | calls | graded before | graded after | correct before | correct after | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        f"About {budget} transformer calls each; a call is one sample through the transformer:",
+        "",
+        *table(curves, lengths, SAMPLING),
+        "",
+        f"About {examples} examples each, pictures of the data, of which a pair has two; nothing is sampled:",
+        "",
+        *table(curves, lengths, STORED),
     ]
-    for algorithm in ALGORITHMS:
-        own = [curve.points for curve in curves if curve.algorithm == algorithm]
-        last = [points[-1] for points in own]
-        before, after = own[0][0], [p.reward for p in last]
-        spread = statistics.stdev(after) if len(after) > 1 else 0.0
-        right = statistics.fmean(p.correct for p in last)
-        calls = statistics.fmean(p.calls for p in last)
-        text.append(
-            f"| {algorithm} | {epochs[algorithm]} | {calls:.0f} | {before.reward:.3f} "
-            f"| {statistics.fmean(after):.3f} ± {spread:.3f} | {before.correct:.1%} | {right:.1%} "
-            f"| {statistics.fmean(p.minutes for p in last):.1f} |"
-        )
     text += ["", "![Curves](curves.png)", "", "The same held-out prompts and noise, before and after, seed 0:", ""]
     for algorithm in ALGORITHMS:
         text += [f"## {algorithm}", "", f"![{algorithm}]({algorithm}.png)", ""]
     return "\n".join(text)
+
+
+def table(curves: Sequence[Curve], lengths: Mapping[str, Length], algorithms: Sequence[str]) -> Iterator[str]:
+    """What was spent and what came of it, a line for each algorithm."""
+    graded, correct = ("graded before", "graded after"), ("correct before", "correct after")
+    heads = ("algorithm", "epochs", "calls", "examples", *graded, *correct, "minutes")
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for algorithm in algorithms:
+        own = [curve.points for curve in curves if curve.algorithm == algorithm]
+        before, last = own[0][0], [points[-1] for points in own]
+        after = [p.reward for p in last]
+        spread = statistics.stdev(after) if len(after) > 1 else 0.0
+        right, minutes = statistics.fmean(p.correct for p in last), statistics.fmean(p.minutes for p in last)
+        yield (
+            f"| {algorithm} | {lengths[algorithm].epochs} | {last[0].calls:.0f} | {last[0].examples:.0f} "
+            f"| {before.reward:.3f} | {statistics.fmean(after):.3f} ± {spread:.3f} "
+            f"| {before.correct:.1%} | {right:.1%} | {minutes:.1f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,17 @@ def test_they_stay_small() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 3e5
 
 
-@pytest.mark.parametrize("name", ["sft", "diffusion-dpo"])
-def test_the_specs_that_learn_from_them_are_sound(name: str) -> None:
+ALGORITHMS = sorted({path.stem for path in SPECS.glob("*.toml")} - {"base", "stored"})
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_is_reproduced_is_sound(name: str) -> None:
     spec = load_spec(SPECS / f"{name}.toml", Registry(installed_entries()), also=disk.RULES)
-    assert spec.trainer.name == name
+    assert name in (spec.trainer.name, "flow-grpo-fast")
+    assert (spec.trainer.spec.needs.source == "rollouts") == (name not in ("sft", "diffusion-dpo"))
+
+
+def test_every_spec_there_is_reproduced() -> None:
+    text = (SPECS / "reproduce.py").read_text()
+    lists = text[text.index("SAMPLING = ") : text.index("REWARD, CORRECT")]
+    assert [name for name in ALGORITHMS if f'"{name}"' not in lists] == []
