@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import typed
+from flowfactory.plan import estimate
+from flowfactory.plan.plan import SPEC_FILE, Plan, make_plan
 from flowfactory.runs import folder as folders
 from flowfactory.runs.folder import FolderError
+from flowfactory.spec.structure import load_spec
 from runs import lay_run
+from specs import SPEC
 
 HOLDS = "import sys, time; from pathlib import Path; from flowfactory.runs.folder import owned\n"
 HOLDS += "with owned(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def planned(run: Path) -> Plan:
+    registry = Registry()
+    return make_plan(load_spec(run / SPEC_FILE, registry), registry.versions())
 
 
 def test_whoever_chooses_a_name_at_once_gets_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -45,6 +57,26 @@ def test_only_an_empty_folder_is_given_to_a_run(tmp_path: Path) -> None:
         folders.vacant(tmp_path / "new")
     with pytest.raises(FolderError, match=r"of a run that has begun; go on with: flowfactory resume"):
         folders.vacant(lay_run(tmp_path / "run"))
+
+
+def test_a_run_begins_where_its_checkpoints_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = lay_run(tmp_path / "run", spec=f"{SPEC}\n[checkpoint]\nevery = 1\n")
+    plan = planned(run)
+    free = [2 * 10**6]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(estimate, "checkpoint_bytes", lambda spec: 400_000)
+    assert plan.spec.checkpoint.keep == 2
+    folders.room(run, plan)
+    free[0] = 900_000
+    with pytest.raises(
+        FolderError, match=r"checkpoints of 391 KiB are to lie in .*, 3 at a time, and its disk has 879 KiB"
+    ):
+        folders.room(run, plan)
+    (run / "checkpoints" / "epoch-0001").mkdir(parents=True)  # it takes its place already
+    folders.room(run, plan)
+    monkeypatch.setattr(estimate, "checkpoint_bytes", lambda spec: None)
+    free[0] = 0
+    folders.room(run, plan)
 
 
 def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:

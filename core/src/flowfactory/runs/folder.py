@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from flowfactory.discovery.entries import Entry
 from flowfactory.errors import BAD_SPEC, RunError, shown, typed
+from flowfactory.plan import estimate
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan
 from flowfactory.processes.stop import Stopped
 from flowfactory.runs import archive, environment, files
@@ -103,14 +105,32 @@ def owned(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def room(folder: Path, plan: Plan) -> None:
+    """See that the disk has room for the checkpoints that are still to be written beside each other.
+
+    Raises:
+        FolderError: it has not.
+    """
+    each, keep = estimate.checkpoint_bytes(plan.spec), plan.spec.checkpoint.keep
+    most = min(plan["checkpoints"], keep + 1)  # the newest is written before the oldest is removed
+    count = max(1, most - len(archive.checkpoints(folder / archive.CHECKPOINTS))) if most else 0
+    free = shutil.disk_usage(folder).free
+    if each is not None and count * each > free:
+        what = f"checkpoints of {estimate.readable(each)} are to lie in {shown(folder)}, {count} at a time"
+        hint = "make room, set [checkpoint] keep lower, or choose another --runs or --folder"
+        raise FolderError(f"{what}, and its disk has {estimate.readable(free)} left; {hint}")
+
+
 def begin(folder: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     """Write what a run begins with.
 
     Raises:
+        FolderError: there is no room for what it is to leave.
         RunError: it cannot be written.
     """
     try:
         with writing(folder):
+            room(folder, plan)
             text = json.dumps(environment.metadata(entries), indent=2)
             files.write(folder / ENVIRONMENT, f"{text}\n".encode())
             plan.write(folder)
