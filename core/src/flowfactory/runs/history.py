@@ -105,10 +105,20 @@ def _history(folder: Path, title: str) -> History:
     plan = _json(folder, PLAN_FILE)
     if missing := {"spec", "digest", "world", "numbers", "versions"} - plan.keys():
         raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{min(missing)}`")
-    machine = _json(folder, ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {}
-    packages = {name: str(version) for name, version in dict(machine.get("packages", {})).items() if version}
     table = _own(folder, METRICS)
-    return History(folder, title, plan, packages, dict(_epochs(table)) if table.is_file() else {})
+    return History(folder, title, plan, packages(folder), dict(_epochs(table)) if table.is_file() else {})
+
+
+def packages(folder: Path) -> dict[str, str]:
+    """Versions of the libraries that a run computed with, where it says so.
+
+    Raises:
+        RunError: its file cannot be read.
+    """
+    found = _json(folder, ENVIRONMENT).get("packages", {}) if (folder / ENVIRONMENT).is_file() else {}
+    if not isinstance(found, dict):
+        raise RunError(f"{shown(folder / ENVIRONMENT)} cannot be read: its `packages` is no table")
+    return {name: str(version) for name, version in found.items() if version}
 
 
 def _own(folder: Path, name: str) -> Path:
