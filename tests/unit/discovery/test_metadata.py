@@ -105,6 +105,15 @@ def test_a_local_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
     assert again.versions()["mine.py"] != version
 
 
+def test_local_files_in_two_folders_have_neighbours_of_one_name(tmp_path: Path) -> None:
+    registries = [Registry([]) for _ in range(3)]
+    for number, name in enumerate("aba"):
+        file = local(tmp_path / name, "a_shared_name")
+        (tmp_path / name / "a_shared_name.py").write_text(f"def score(samples):\n    return ['{name}']\n")
+        registries[number].load_file(file)
+    assert [registry.target("rewards", "local")([1]) for registry in registries] == [["a"], ["b"], ["a"]]
+
+
 LOOKS = "import json, importlib.util\nassert 'site-packages' in importlib.util.find_spec('torch').origin"
 
 
