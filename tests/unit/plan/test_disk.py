@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import struct
@@ -56,6 +57,15 @@ def model(tmp_path: Path) -> Path:
 
 
 HERE = ("some-org/some-model", "./m")
+
+
+def test_fewer_bits_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    for change, who in (("optimizer.bits=8", "[optimizer] bits = 8"), ("model.quantize=nf4", "the model")):
+        (problem,) = found(tmp_path, sets=(change,))
+        assert problem.what == f"{who} needs the package `bitsandbytes`, which is not installed"
+        assert problem.hint == 'pip install "flowfactory[bitsandbytes]"'
 
 
 @pytest.mark.parametrize(

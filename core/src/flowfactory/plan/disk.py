@@ -43,6 +43,12 @@ def _packages(where: Where, model: Component) -> Iterator[Problem]:
             yield Problem("package", what, where("model"), f'pip install "{install}"')
 
 
+def _fewer_bits(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
+    if optimizer.bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        what = "[optimizer] bits = 8 needs the package `bitsandbytes`, which is not installed"
+        yield Problem("package", what, where("optimizer", "bits"), 'pip install "flowfactory[bitsandbytes]"')
+
+
 def _sizes(where: Where, model: Component, sampling: Sampling, table: Eval) -> Iterator[Problem]:
     own = model.spec
     step, slower = multiples(own, _parts(own))
@@ -125,6 +131,7 @@ def _lr(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     (("model", "tuning", "memory"), _checkpoint),
     (("model",), _packages),
+    (("optimizer",), _fewer_bits),
     (("model", "sampling", "eval"), _sizes),
     (("model", "tuning"), _targets),
     *prompts.RULES,

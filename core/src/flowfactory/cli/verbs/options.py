@@ -78,7 +78,10 @@ def load_libraries() -> None:
 
     Their bars would break ours, and their advice is not about anything a user of this command can change. OpenMP's
     threads must sleep while they wait: spinning, two of them made a small model 60 times slower beside other work.
+    How attention is computed is the spec's to say, not diffusers' variables'.
     """
+    for name in [name for name in os.environ if name.startswith("DIFFUSERS_ATTN_")]:
+        del os.environ[name]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
