@@ -223,7 +223,7 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(spec: Path, dis
 
 def test_a_disk_full_of_samples_ends_the_run_in_words(spec: Path, disk: Disk) -> None:
     disk.mount("size=50m")
-    filled(spec, disk, "run", 20_000)
+    filled(spec, disk, "run", 8_192)
     folder = disk.folder / "run"
     code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, "--set=run.save_samples=12")
     assert code == 1
