@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_local_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
     again = Registry([])
     again.load_file(file)
     assert again.versions()["mine.py"] != version
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("import os; os._exit(0)", r"running it failed: SystemExit: os._exit\(0\)"),
+        ("import os; os.chdir('/')", None),
+    ],
+)
+def test_running_a_file_ends_nothing_and_goes_nowhere(tmp_path: Path, more: str, said: str | None) -> None:
+    here, file = os.getcwd(), local(tmp_path, "a_fifth_neighbour", more)
+    if said:
+        with pytest.raises(PluginError, match=said):
+            Registry([]).load_file(file)
+    else:
+        Registry([]).load_file(file)
+    assert os.getcwd() == here
 
 
 def test_local_files_in_two_folders_have_neighbours_of_one_name(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+from flowfactory.calling import calling
 from flowfactory.discovery.entries import Source
 from flowfactory.discovery.soundness import broken, cause
 from flowfactory.errors import PluginError, shown
@@ -38,7 +39,8 @@ def run_file(path: Path, who: str) -> tuple[ModuleType, Source]:
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with calling(who, environment=False):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise broken(who, f"running it failed: {cause(error)}", "mend it there") from error

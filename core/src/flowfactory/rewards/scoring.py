@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactory.components.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling, said
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample

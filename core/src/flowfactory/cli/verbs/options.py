@@ -14,7 +14,7 @@ from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import Entry
-from flowfactory.discovery.registry import Registry, tracing
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 
 TERMINATED, INTERRUPTED = 75, 130
@@ -70,7 +70,8 @@ def report(error: SpecError) -> str:
 
 def new_registry(ui: Ui, entries: Sequence[Entry] | None = None) -> Registry:
     """A registry that traces hook calls when the environment asks for it."""
-    return Registry(entries, ui.trace if tracing() else None)
+    tracing = os.environ.get("FLOWFACTORY_TRACE", "") not in ("", "0")
+    return Registry(entries, ui.trace if tracing else None)
 
 
 def load_libraries() -> None:

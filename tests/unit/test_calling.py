@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.components.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling, said
 
 
 def test_the_folder_and_the_environment_are_as_before(
@@ -162,7 +162,7 @@ def test_foreign_code_cannot_end_the_process_but_its_forks_may_end() -> None:
 
 
 def test_elsewhere_the_process_ends_as_ever() -> None:
-    code = "import os, flowfactory.components.calling; os._exit(3)"
+    code = "import os, flowfactory.calling; os._exit(3)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
 
 

@@ -33,13 +33,14 @@ class Meddled(Exception):
 
 
 @contextmanager
-def calling(who: str) -> Iterator[None]:
+def calling(who: str, environment: bool = True) -> Iterator[None]:
     """Run foreign code. What it changes that everybody shares is put back at the end, however it ends.
 
     Its `os._exit` is `sys.exit` there, so that it cannot end the process without a word.
 
     Args:
         who: as messages name it.
+        environment: whether variables are put back, too; what is imported may set those that it reads later.
 
     Raises:
         Meddled: it changed how torch computes; what others computed meanwhile may be wrong.
@@ -52,6 +53,7 @@ def calling(who: str) -> Iterator[None]:
     finally:
         noted, _thread.before = _thread.before, outer
         changed = {**_shared.leave(), **_differences(_thread_settings(), own)}
+        noted = noted if environment else {name: value for name, value in noted.items() if name is None}
         _tell(who, [*_put_back(noted), *(name for name, computes in changed.items() if not computes)])
     if meddled := [name for name, computes in changed.items() if computes]:
         raise Meddled(f"{who} changed {' and '.join(meddled)}, by which everybody computes")
