@@ -64,9 +64,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     purposes={
-        "Before a run": ("check", "plan", "bench"),
+        "Before a run": ("examples", "check", "plan", "bench"),
         "Train": ("run", "resume"),
-        "After a run": ("report", "export"),
+        "After a run": ("runs", "report", "sample", "export"),
         "Plugins": ("plugins", "new"),
         "Help": ("schema", "env"),
     },
