@@ -163,7 +163,7 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
 
 
 def _tuning(spec: Mapping[str, Any]) -> str:
-    table = spec["lora"] if "lora" in spec else spec["full"]
+    table = spec.get("lora", spec.get("full", {}))
     began = f", begun with {table['from']}" if "from" in table else ""
     rank = f" of rank {table['rank']}" if "rank" in table else ""
     return (f"LoRA{rank}" if "lora" in spec else "all weights") + began
