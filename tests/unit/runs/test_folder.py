@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:
         folders.see(tmp_path / "nothing")
     with pytest.raises(FolderError, match=r"it has no plan.json; there are runs in it: a$"):
         folders.see(run.parent)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "checkpoints/epoch-0001/state.json"])
+def test_a_pipe_in_a_run_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    file = lay_run(tmp_path / "run") / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(FolderError, match=f"{name} is a pipe, which no run leaves; take it away"):
+        folders.see(tmp_path / "run")
 
 
 def test_a_start_that_came_to_nothing_leaves_nothing_and_anything_else_stays(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flowfactory.data.text import KINDS
 from flowfactory.discovery.entries import Entry
 from flowfactory.errors import BAD_SPEC, RunError, shown, typed
 from flowfactory.plan import estimate
@@ -70,18 +72,29 @@ def vacant(folder: Path) -> None:
 
 
 def see(folder: Path) -> None:
-    """See that a folder is that of a run.
+    """See that a folder is that of a run, and nothing in it one that whoever reads or writes it would wait for.
 
     Raises:
-        FolderError: it is not; the message names the runs in it.
+        FolderError: it is not; the message names the runs in it. Or there is a pipe, a socket or a device in it.
     """
     if (folder / PLAN_FILE).is_file():
-        return
+        return _see_files([*folder.iterdir(), *folder.glob(f"{archive.CHECKPOINTS}/*/*")])
     if not folder.is_dir():
         raise FolderError(f"{shown(folder)} is not the folder of a run: there is no such folder")
     runs = sorted(path.parent.name for path in folder.glob(f"*/{PLAN_FILE}"))
     those = f"; there are runs in it: {', '.join(runs)}" if runs else ""
     raise FolderError(f"{shown(folder)} is not the folder of a run: it has no {PLAN_FILE}{those}")
+
+
+def _see_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except OSError:  # a link that leads nowhere is told by those who follow it
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            what = next((words for test, words in KINDS if test(mode)), "no file")
+            raise FolderError(f"{shown(path)} is {what}, which no run leaves; take it away")
 
 
 @contextmanager
