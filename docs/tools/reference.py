@@ -81,8 +81,8 @@ def coming_from_page() -> str:
 # --- the spec ------------------------------------------------------------------------------------------------------
 
 SPEC_INTRODUCTION = """
-A spec is a TOML file. Each table below lists its keys; a key whose default is *required* must be there, one without a
-default may be left out and then means what its description says. `flowfactory schema` prints the same as a JSON Schema
+A spec is a TOML file. Each table below lists its keys. A key whose default is *required* must be written. A key without
+a default may be left out; its description says what happens then. `flowfactory schema` prints the same as a JSON Schema
 for editors, with every installed plugin in it, and `flowfactory plugins show NAME` the keys of one plugin.
 
 ## Top level
@@ -97,9 +97,9 @@ On the command line `--unset a.b` removes and then `--set a.b=value` changes key
 array.
 
 **Locations.** A path is relative to the file that writes it; on the command line, to the current folder.
-`package:resource` is a file or folder inside an installed package. What is neither and looks like `owner/name` is a hub
-id, where one makes sense. Data files may be at `hf://datasets/owner/name/path`, on the hub: see
-[Data](data.md#datasets-of-the-hub).
+`package:resource` is a file or folder inside an installed package. For models, a text such as `owner/name` that is not
+the path of a file or folder is the id of a model on the Hugging Face hub. Data files may be at
+`hf://datasets/owner/name/path`, on the hub: see [Data](data.md#datasets-of-the-hub).
 
 **Sizes** are in pixels: a number (square), `[height, width]` or `[height, width, frames]`.
 

@@ -166,7 +166,7 @@ def test_the_shell_prints_every_case_and_counts_them(installed: Path, capsys: py
     assert main(["plugins", "check", "sound-reward"]) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert re.fullmatch(rf"{len(lines)} checks: {len(lines) - 1} passed, 1 not owed", said.err.splitlines()[-1])
+    assert re.fullmatch(rf"{len(lines)} checks: {len(lines) - 1} passed, 1 not applicable", said.err.splitlines()[-1])
     owed = [line for line in lines if ": groups_of_any_size" not in line]
     assert all(line.startswith("ok ") and "reward sound-reward: " in line for line in owed)
     (mutant,) = (mutant for mutant in MUTANTS if mutant.name == "random scores")

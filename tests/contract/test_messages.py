@@ -255,6 +255,7 @@ CASES = (
     ),
     Case("not-evaluated", edits=SOURCES, files=OF_SOURCES, sets=("reward[1].sources=['other']",), note=True),
     Case("unusual-lr", sets=("optimizer.lr=300",), note=True),
+    Case("device", sets=("reward[0].device=cuda:99",), note=True),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "zebra"'),)),

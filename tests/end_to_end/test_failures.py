@@ -13,6 +13,7 @@ import pytest
 from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.runs import archive
+from flowfactory.training import loop
 from forks import flowfactory
 from safetensors.torch import load_file
 
@@ -89,6 +90,25 @@ def test_a_failing_reward_ends_the_run_by_name(spec: Path, capsys: pytest.Captur
     assert (folder / "seen.txt").read_text().splitlines() == ["started tiny", "outcome failed"]
 
 
+def test_what_this_machine_lacks_is_said_before_the_model_is_loaded(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    for change, words in (
+        ("reward[0].device=cuda:77", "reward 'redness' is to compute on `cuda:77`, which is not here"),
+        (
+            "memory.attention=_nativ_math",
+            "[memory] attention: diffusers knows no `_nativ_math`; did you mean `_native_",
+        ),
+    ):
+        code, folder = run(spec, change)
+        said = capsys.readouterr().err
+        assert code == 1
+        assert words in said
+        assert "Traceback" not in said
+        assert not folder.exists()
+
+
 def test_a_bad_row_of_data_ends_the_run_at_its_line(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (spec.parent / "train.jsonl").write_text('{"prompt": "a"}\n{"promt": "b"}\n')
     code, _ = run(spec, f"data.prompts={spec.parent}/train.jsonl")
@@ -144,6 +164,27 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", str(folder)], capture_output=True, check=False)
 
 
+FILL = """
+import os
+from pathlib import Path
+
+def fill():
+    disk = Path({disk!r})
+    if (disk / {after!r}).exists() and not (disk / "ballast").exists():
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "ballast").write_bytes(bytes(free - {left}))
+
+def redness(samples):
+    fill()"""
+
+
+def filled(spec: Path, disk: Disk, after: str, left: int) -> None:
+    """Let the disk be full but for `left` bytes as soon as there is a certain file."""
+    rewards = spec.parent / "rewards.py"
+    code = FILL.format(disk=str(disk.folder), after=after, left=left)
+    rewards.write_text(rewards.read_text().replace("\ndef redness(samples):", code))
+
+
 def stopped(spec: Path, folder: Path) -> Path:
     """A run with one checkpoint, that after its first epoch."""
     stop = (signal.SIGTERM, "sample", 3)
@@ -167,26 +208,37 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(spec: Path, dis
     assert flowfactory(spec.parent, "run", spec, "--folder", whole, *QUICK, EVERY)[0] == 0
     (one, _) = archive.checkpoints(whole / "checkpoints")
     size = sum(file.stat().st_size for file in one.iterdir())
-    disk.mount(f"size={size * 3 // 2 + 200_000}")
+    disk.mount(f"size={size * 5}")
+    filled(spec, disk, "run/checkpoints/epoch-0001", size // 2)
     folder = disk.folder / "run"
     code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, *QUICK, EVERY)
     assert code == 1
     assert f"{folder}/checkpoints/epoch-0002 cannot be written: No space left on device\n" in said
     assert_lost_nothing(folder, said)
-    disk.mount("remount", f"size={size * 5}")
+    (disk.folder / "ballast").write_bytes(b"")
     code, said = flowfactory(spec.parent, "resume", folder)
     assert code == 0, said
     assert metrics(folder) == metrics(whole)
 
 
 def test_a_disk_full_of_samples_ends_the_run_in_words(spec: Path, disk: Disk) -> None:
-    disk.mount("size=60k")
+    disk.mount("size=50m")
+    filled(spec, disk, "run", 8_192)
     folder = disk.folder / "run"
     code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, "--set=run.save_samples=12")
     assert code == 1
     assert f"{folder}/samples/" in said
     assert "cannot be written: No space left on device" in said
     assert "Traceback" not in said
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_anything_is_loaded(spec: Path, disk: Disk) -> None:
+    disk.mount("size=60k")
+    folder = disk.folder / "run"
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder)
+    assert code == 2
+    assert re.match(rf"checkpoints of .* are to lie in {folder}, 1 at a time, and its disk has .* KiB left; make", said)
+    assert not folder.exists()
 
 
 def test_a_disk_that_can_only_be_read_ends_the_run_in_words(spec: Path, disk: Disk) -> None:

@@ -56,8 +56,12 @@ class PipelineSpec(AdapterSpec):
     def packages(self) -> Mapping[str, str]:
         wanted = {"bitsandbytes": "flowfactory[bitsandbytes]"} if self.quantize else {}
         index = Path(self.path) / "model_index.json"
-        parts = json.loads(index.read_text()) if index.is_file() else {}
-        if any(isinstance(part, list) and part[-1] in WITH_VIDEOS for part in parts.values()):
+        try:
+            parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+        except (OSError, ValueError, RecursionError):
+            parts = {}  # what is wrong with it is told by those who look at the checkpoint
+        named = parts.values() if isinstance(parts, dict) else ()
+        if any(isinstance(part, list) and part and part[-1] in WITH_VIDEOS for part in named):
             wanted["torchvision"] = "flowfactory[vision]"
         return wanted
 
@@ -89,7 +93,12 @@ class CPSSpec(StochasticSpec):
 
     density: ClassVar[Density] = "squared-error"
 
-    eta: float = key("Share of the noise drawn anew: an angle, 1 is a right one.", default=0.8, gt=0, le=1)
+    eta: float = key(
+        "How much of the noise is drawn anew in each stochastic step: an angle of eta x 90 degrees; 1 draws all anew.",
+        default=0.8,
+        gt=0,
+        le=1,
+    )
 
 
 @attrs.frozen(kw_only=True)

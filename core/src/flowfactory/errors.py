@@ -160,8 +160,9 @@ def typed(file: Path) -> str:
 
 def did_you_mean(wrong: str, known: Iterable[str], cutoff: float = 0.65) -> str:
     """`did you mean `x`?`, or nothing when no known word is near. cutoff: how near, from 0 to 1."""
-    near = get_close_matches(wrong[:100], sorted(known), n=1, cutoff=cutoff)
-    return f"did you mean `{near[0]}`?" if near else ""
+    words = {word.lower(): word for word in sorted(known, reverse=True)}
+    near = get_close_matches(wrong[:100].lower(), sorted(words), n=1, cutoff=cutoff)
+    return f"did you mean `{words[near[0]]}`?" if near else ""
 
 
 def listed(words: Iterable[str]) -> str:

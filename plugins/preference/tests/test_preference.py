@@ -36,6 +36,7 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.tokens: list[str | None] = []
         self.busy = self.busiest = 0
+        self.listing = 501
         lock, outer = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,6 +58,9 @@ class Server:
                     self.send_header("Content-Length", str(len(sent)))
                     self.end_headers()
                     self.wfile.write(sent)
+
+            def do_GET(self) -> None:
+                self.send_error(outer.listing)
 
             def log_message(self, *args: Any) -> None:
                 """Keep the test's output clean."""
@@ -169,6 +173,19 @@ def test_a_dead_server_is_a_failure(serve: Callable[[Reply], Server]) -> None:
     server.close()
     with pytest.raises(JudgeError, match="ConnectError"):
         made.score(group(0.1, 0.9))
+
+
+def test_the_judge_is_reached_before_it_is_asked(
+    serve: Callable[[Reply], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(brighter)
+    reward(server).reach()  # it lists no models
+    server.listing = 401
+    with pytest.raises(JudgeError, match=r"/v1/models answered 401"):
+        reward(server).reach()
+    server.close()
+    with pytest.raises(JudgeError, match="ConnectError"):
+        reward(server, attempts=2).reach()
 
 
 def test_comparisons_run_side_by_side(serve: Callable[[Reply], Server]) -> None:

@@ -61,6 +61,19 @@ def test_a_plugins_command_runs_and_is_listed(installed: list[Point]) -> None:
     assert "Say WORD loudly." in run("--help").output
 
 
+def test_help_lists_by_purpose_with_whole_sentences(installed: list[Point]) -> None:
+    installed.append(Point("shout", lambda: shout))
+    long = "Do this with " + "very " * 20 + "long words."
+    own = {"a": click.Command("a", help=long), "b": click.Command("b", help="Do that.")}
+    group = Commands("flowfactory", own, purposes={"First": ("b",), "Then": ("a", "absent")})
+    shown = CliRunner().invoke(group, ["--help"]).output
+    assert [shown.index(word) for word in ("First:", "Do that", "Then:", "Do this", "More:", "Say WORD")] == sorted(
+        shown.index(word) for word in ("First:", "Do that", "Then:", "Do this", "More:", "Say WORD")
+    )
+    assert "..." not in shown.partition("First:")[2]
+    assert "".join(shown.split()).count("very") == 20
+
+
 def test_own_commands_go_first_and_an_unknown_one_is_unknown(installed: list[Point]) -> None:
     installed.append(Point("own", lambda: shout))
     assert run("own").output == "mine\n"

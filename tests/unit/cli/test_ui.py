@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import time
 
+import pytest
+from flowfactory.cli import ui as ui_module
 from flowfactory.cli.ui import Ui, epoch_text
 
 METRICS = {
@@ -72,6 +76,47 @@ def test_a_terminal_has_bars(monkeypatch) -> None:  # type: ignore[no-untyped-de
     assert "samples/s" in shown
     assert "reward 0.500" in shown
     assert "loading the model" in shown
+
+
+def test_where_there_is_no_terminal_a_line_says_now_and_then_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui_module, "EVERY", 0.02)
+    err = io.StringIO()
+    ui = Ui(err, io.StringIO())
+    with ui.phase("encoding prompts", total=48, unit="prompts") as phase:
+        phase.advance(12)
+        time.sleep(0.1)
+    with ui.phase("loading the model"):
+        time.sleep(0.1)
+    lines = err.getvalue().splitlines()
+    assert set(lines) == {"encoding prompts: 12 of 48 prompts", "loading the model"}
+    time.sleep(0.05)
+    assert err.getvalue().splitlines() == lines
+
+
+def test_how_long_the_run_takes_is_said_once_an_epoch_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace = ui_module._Pace()
+    said = []
+    for epoch, seconds in ((0, 100.0), (1, 700.0), (2, 1300.0), (21, 12700.0)):
+        now[0] = seconds
+        pace.reach(epoch, 21)
+        said.append(pace.left())
+    assert said == ["", "(run: about 3 h 20 min left)", "(run: about 3 h 10 min left)", ""]
+
+
+@pytest.mark.parametrize("columns", [30, 60, 200])
+def test_a_bar_takes_one_line_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    err = Terminal()
+    ui = Ui(err, io.StringIO())
+    with ui.phase("epoch 12/60: sampling", total=1152, unit="samples") as phase:
+        phase.advance(8)
+        phase.note(shapes=0.512, jpeg=-1.081)
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\n\r]", err.getvalue())]
+    assert 0 < max(map(len, shown)) <= columns
+    assert err.getvalue().count("\x1b[1A") == 1  # at the end, when it goes away
 
 
 def test_other_processes_are_quiet() -> None:

@@ -7,9 +7,11 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from flowfactory.conditions import cache as module
 from flowfactory.conditions.cache import ConditionCache, ConditionStore, cache_folder, row_key
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.types import Conditions, Row
+from flowfactory.errors import RunError
 from flowfactory.models.pipeline import PipelineAdapter
 from safetensors import safe_open
 from torch import nn
@@ -183,6 +186,21 @@ def test_a_damaged_shard_is_named_and_encoded_again(tmp_path: Path, damage: str)
     assert [path.stat().st_mtime_ns for path in good] == kept
     assert all(torch.equal(cache[row]["letters"], words([row])["letters"]) for row in rows)
     assert new(tmp_path, rows)[0].missing() == []
+
+
+def test_a_disk_without_room_for_the_rest_is_told_after_the_first_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, rows = [0], made_rows(9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    cache, _ = new(tmp_path, rows)
+    with pytest.raises(
+        RunError, match=r"5 rows are still to be encoded and kept in .* B each, and its disk has 0 B left"
+    ):
+        cache.fill(words, ignore)
+    assert len(shards(cache)) == 1  # what is encoded stays
+    free[0] = 10**9
+    new(tmp_path, rows)[0].fill(words, ignore)
 
 
 def test_an_encoder_that_fails_leaves_what_is_finished(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,32 @@ def test_a_local_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
     again = Registry([])
     again.load_file(file)
     assert again.versions()["mine.py"] != version
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("import os; os._exit(0)", r"running it failed: SystemExit: os._exit\(0\)"),
+        ("import os; os.chdir('/')", None),
+    ],
+)
+def test_running_a_file_ends_nothing_and_goes_nowhere(tmp_path: Path, more: str, said: str | None) -> None:
+    here, file = os.getcwd(), local(tmp_path, "a_fifth_neighbour", more)
+    if said:
+        with pytest.raises(PluginError, match=said):
+            Registry([]).load_file(file)
+    else:
+        Registry([]).load_file(file)
+    assert os.getcwd() == here
+
+
+def test_local_files_in_two_folders_have_neighbours_of_one_name(tmp_path: Path) -> None:
+    registries = [Registry([]) for _ in range(3)]
+    for number, name in enumerate("aba"):
+        file = local(tmp_path / name, "a_shared_name")
+        (tmp_path / name / "a_shared_name.py").write_text(f"def score(samples):\n    return ['{name}']\n")
+        registries[number].load_file(file)
+    assert [registry.target("rewards", "local")([1]) for registry in registries] == [["a"], ["b"], ["a"]]
 
 
 LOOKS = "import json, importlib.util\nassert 'site-packages' in importlib.util.find_spec('torch').origin"

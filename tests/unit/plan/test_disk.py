@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import struct
@@ -56,6 +57,29 @@ def model(tmp_path: Path) -> Path:
 
 
 HERE = ("some-org/some-model", "./m")
+
+
+def test_a_device_that_is_not_here_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    monkeypatch.setattr(disk, "GPUS", tmp_path / "gpus")
+    for device, noted in (("cuda", False), ("cuda:1", False), ("cuda:2", True), ("cpu", False), ("xpu:9", False)):
+        kinds = [problem.kind for problem in found(tmp_path, sets=(f"reward[0].device={device}",))]
+        assert ("device" in kinds) == noted
+    monkeypatch.setattr(disk, "GPUS", tmp_path / "absent")
+    monkeypatch.setattr(disk, "OTHERS", ())
+    assert disk.gpus() == 0
+    monkeypatch.setattr(disk, "OTHERS", (str(tmp_path),))
+    assert disk.gpus() == float("inf")
+
+
+def test_fewer_bits_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    for change, who in (("optimizer.bits=8", "[optimizer] bits = 8"), ("model.quantize=nf4", "the model")):
+        (problem,) = found(tmp_path, sets=(change,))
+        assert problem.what == f"{who} needs the package `bitsandbytes`, which is not installed"
+        assert problem.hint == 'pip install "flowfactory[bitsandbytes]"'
 
 
 @pytest.mark.parametrize(

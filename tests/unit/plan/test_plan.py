@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
-from flowfactory.plan.plan import Plan, make_plan
+from flowfactory.plan.plan import Plan, fingerprint, make_plan
 from flowfactory.spec.structure import load_spec
 from specs import SOURCES, TOY, edited, lay
 
@@ -144,6 +144,19 @@ def test_what_has_no_effect_on_results_leaves_the_digest(spec: Path, change: str
 def test_whatever_else_changes_changes_the_digest(spec: Path) -> None:
     digests = [plan(spec).digest, *(plan(spec, change).digest for change in OTHER)]
     assert len(set(digests)) == len(digests)
+
+
+def test_of_a_pipelines_folder_counts_what_its_index_names(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "X", "vae": ["diffusers", "Y"]}')
+    before = fingerprint(str(tmp_path))
+    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_text("for others")
+    assert fingerprint(str(tmp_path)) == before
+    (tmp_path / "vae" / "config.json").write_text('{"latent_channels": 4}')
+    assert fingerprint(str(tmp_path)) != before
 
 
 def test_files_count_by_content_not_by_place(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

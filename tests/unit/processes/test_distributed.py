@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+from flowfactory.cli.verbs.options import load_libraries
 from flowfactory.contracts.specs import Needs
 from flowfactory.errors import RunError
 from flowfactory.processes.distributed import PeerLost, Processes, together
@@ -69,6 +71,12 @@ def test_experts_that_are_called_by_turns_are_not_divided_for_a_trainer_that_dra
         weights("final")
     with pytest.raises(AttributeError, match="optimizer"):  # it went on to the spec, which here has nothing more
         weights("steps")
+
+
+def test_how_attention_is_computed_is_not_left_to_variables_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "zzz")  # its import would fail
+    load_libraries()
+    assert "DIFFUSERS_ATTN_BACKEND" not in os.environ
 
 
 def test_only_what_comes_from_other_processes_is_put_down_to_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -44,6 +45,22 @@ def test_a_report_on_several_lies_here(tmp_path: Path, monkeypatch: pytest.Monke
     one, two = lay_run(tmp_path / "one", epochs=1), lay_run(tmp_path / "two", epochs=1)
     assert main(["report", str(one), str(two)]) == 0
     assert (tmp_path / "report.html").is_file()
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    mine, pipe = tmp_path / "mine.html", tmp_path / "pipe"
+    mine.write_text("<!doctype html><title>My own</title>")
+    os.mkfifo(pipe)
+    for out, said in (
+        (mine, "is no report, and is not written over"),
+        (pipe, "is not a file that a page could replace"),
+    ):
+        assert main(["report", str(folder), "--out", str(out)]) == 2
+        assert f"{out} {said}; name another --out" in capsys.readouterr().err
+    assert mine.read_text() == "<!doctype html><title>My own</title>"
+    for _ in range(2):
+        assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

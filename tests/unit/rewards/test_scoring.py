@@ -90,6 +90,28 @@ def test_a_backbone_is_made_once_for_all_judges_and_entries() -> None:
     assert made == ["clip"]
 
 
+@pytest.mark.parametrize("device", ["cuda:7", "cuda", "xpu:3", "mps"])
+def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(device: str) -> None:
+    if torch.accelerator.is_available() and torch.device(device).type == torch.accelerator.current_accelerator().type:  # type: ignore[union-attr]
+        device = f"{torch.device(device).type}:64"
+    entry = RewardEntry(name="a", label="a", spec=None, device=device)
+    with pytest.raises(RewardError, match=rf"reward 'a' is to compute on `{device}`, which is not here .*`cpu`"):
+        Judge([entry], {"a": brightness}, {}).reach()
+    Judge([RewardEntry(name="a", label="a", spec=None, device="cpu")], {"a": brightness}, {}).reach()
+
+
+def test_what_a_reward_needs_from_elsewhere_is_asked_for_in_words() -> None:
+    class Served(Reward):
+        def reach(self) -> None:
+            raise ConnectionError("nobody listens")
+
+        def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+            return [1.0] * len(samples)
+
+    with pytest.raises(RewardError, match="reward 'served' cannot be reached: ConnectionError: nobody listens"):
+        judge(served=Served).reach()
+
+
 def test_a_session_tells_the_mean_so_far() -> None:
     with judge(brightness=brightness, never=lambda batch: [None] * len(batch)).session(
         {"": 2}, overlap=False

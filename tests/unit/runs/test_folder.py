@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import typed
+from flowfactory.plan import estimate
+from flowfactory.plan.plan import SPEC_FILE, Plan, make_plan
 from flowfactory.runs import folder as folders
 from flowfactory.runs.folder import FolderError
+from flowfactory.spec.structure import load_spec
 from runs import lay_run
+from specs import SPEC
 
 HOLDS = "import sys, time; from pathlib import Path; from flowfactory.runs.folder import owned\n"
 HOLDS += "with owned(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def planned(run: Path) -> Plan:
+    registry = Registry()
+    return make_plan(load_spec(run / SPEC_FILE, registry), registry.versions())
 
 
 def test_whoever_chooses_a_name_at_once_gets_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -47,6 +60,26 @@ def test_only_an_empty_folder_is_given_to_a_run(tmp_path: Path) -> None:
         folders.vacant(lay_run(tmp_path / "run"))
 
 
+def test_a_run_begins_where_its_checkpoints_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = lay_run(tmp_path / "run", spec=f"{SPEC}\n[checkpoint]\nevery = 1\n")
+    plan = planned(run)
+    free = [2 * 10**6]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(estimate, "checkpoint_bytes", lambda spec: 400_000)
+    assert plan.spec.checkpoint.keep == 2
+    folders.room(run, plan)
+    free[0] = 900_000
+    with pytest.raises(
+        FolderError, match=r"checkpoints of 391 KiB are to lie in .*, 3 at a time, and its disk has 879 KiB"
+    ):
+        folders.room(run, plan)
+    (run / "checkpoints" / "epoch-0001").mkdir(parents=True)  # it takes its place already
+    folders.room(run, plan)
+    monkeypatch.setattr(estimate, "checkpoint_bytes", lambda spec: None)
+    free[0] = 0
+    folders.room(run, plan)
+
+
 def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:
     run = lay_run(tmp_path / "runs" / "a")
     folders.see(run)
@@ -54,6 +87,16 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:
         folders.see(tmp_path / "nothing")
     with pytest.raises(FolderError, match=r"it has no plan.json; there are runs in it: a$"):
         folders.see(run.parent)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "checkpoints/epoch-0001/state.json"])
+def test_a_pipe_in_a_run_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    file = lay_run(tmp_path / "run") / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(FolderError, match=f"{name} is a pipe, which no run leaves; take it away"):
+        folders.see(tmp_path / "run")
 
 
 def test_a_start_that_came_to_nothing_leaves_nothing_and_anything_else_stays(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from flowfactory.data.locations import locate
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError, printable
 from flowfactory.spec import layers, toml
+from flowfactory.spec.structure import load_spec
 
 
 def refusal(folder: Path, text: str | bytes, *sets: str) -> str:
@@ -108,14 +110,50 @@ def test_changes_that_fit_nowhere(tmp_path: Path, change: str, said: str) -> Non
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
 def test_only_files_are_read(tmp_path: Path, kind: str) -> None:
-    odd = tmp_path / "odd"
+    odd = tmp_path / "odd.toml"
     if kind == "pipe":
         os.mkfifo(odd)
     elif kind == "folder":
         odd.mkdir()
     else:
         odd.symlink_to("/dev/zero")
-    assert f"cannot read {odd}: expected a file, but it is a {kind}" in refusal(tmp_path, "extends = 'odd'")
+    assert f"cannot read {odd}: expected a file, but it is a {kind}" in refusal(tmp_path, "extends = 'odd.toml'")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (".env", "TOKEN=s3cret", "expects a spec, whose name ends in .toml, not"),
+        ("id_rsa", "s3cret", "expects a spec, whose name ends in .toml, not"),
+        ("credentials.toml", "[s3cret]\nkey = 's3cret'", "is no spec: it has none of a spec's tables"),
+    ],
+)
+def test_nothing_is_shown_of_what_is_extended_and_is_no_spec(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    file = tmp_path / "s.toml"
+    file.write_text(f"extends = '{name}'\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(file, Registry([]))
+    assert said in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("name = \u201ctiny\u201d", "quotes are straight ones"),
+        ("lr\u00a0= 1", "a space in it that is no ordinary one"),
+        ("lr = 1e-4 // small", "a comment begins with #"),
+        ("ema = 90%", "TOML has no percent"),
+        ("steps = 08", "a number has no zeros in front"),
+        ("[run]\n[run]", "[run] is there twice"),
+        ("[a.b]\n[a.b]", "[a.b] is there twice"),
+    ],
+)
+def test_habits_of_other_programs_are_recognised(tmp_path: Path, text: str, hint: str) -> None:
+    assert hint in refusal(tmp_path, text)
 
 
 @pytest.mark.parametrize("name", [r"a\u0000b", "a" * 300, "~nobody-of-that-name/x.toml", ""])

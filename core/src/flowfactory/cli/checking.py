@@ -14,7 +14,7 @@ from flowfactory.errors import BAD_PLUGIN, BAD_SPEC
 from flowfactory.spec import layers
 from flowfactory.testing.kit import Case, Kit, Outcome, counted
 
-MARKS = {"passed": "ok", "failed": "FAILED", "not owed": "-"}
+MARKS = {"passed": "ok", "failed": "FAILED", "not applicable": "-"}
 
 
 def check(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as_json: bool) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -11,17 +13,42 @@ from flowfactory.errors import PluginError
 
 GROUP = "flowfactory.commands"
 
+LONGEST = 200
+"""Characters of a command's sentence that help shows; it is wrapped, not cut."""
+
+REST = "More"
+"""The heading of commands without a purpose, as those of plugins are."""
+
 
 class Commands(click.Group):
     """A command group that also has the commands of installed plugins; one is imported when it is used or listed.
 
-    A command of the group's own goes before a plugin's of the same name.
+    A command of the group's own goes before a plugin's of the same name. Help lists commands by their purpose.
+
+    Args:
+        purposes: headings, each with the names of its commands.
     """
+
+    def __init__(self, *arguments: Any, purposes: Mapping[str, Sequence[str]] | None = None, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.purposes = purposes or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Own commands in order, then those of plugins."""
         own = list(self.commands)
         return [*own, *sorted({point.name for point, _ in plugin_points()} - set(own))]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every command under its purpose, with all of its first sentence."""
+        names = self.list_commands(ctx)
+        known = {name for some in self.purposes.values() for name in some}
+        rest = [name for name in names if name not in known]
+        for heading, some in {**self.purposes, REST: rest}.items():
+            found = [(name, self.get_command(ctx, name)) for name in some if name in names]
+            rows = [(name, one.get_short_help_str(LONGEST)) for name, one in found if one and not one.hidden]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name. One that cannot be had says why when it is run, and disturbs no other."""

@@ -60,7 +60,17 @@ def _main(arguments: Sequence[str] | None) -> int:
     return int(code or DONE)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    purposes={
+        "Before a run": ("examples", "check", "plan", "bench"),
+        "Train": ("run", "resume"),
+        "After a run": ("runs", "report", "sample", "export"),
+        "Plugins": ("plugins", "new"),
+        "Help": ("schema", "env"),
+    },
+)
 @click.version_option(importlib.metadata.version("flowfactory"), prog_name="flowfactory")
 def cli() -> None:
     """Fine-tune flow-matching image and video models by reinforcement learning."""

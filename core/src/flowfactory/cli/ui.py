@@ -1,7 +1,7 @@
 """Everything a person sees. Progress and diagnostics go to stderr, data to stdout; nothing else in core prints.
 
-On a terminal there are progress bars; elsewhere plain lines, one per epoch. Names, prompts and messages may hold
-anything: what a terminal would obey is escaped here, for every line, table and bar.
+On a terminal there are progress bars; elsewhere plain lines, one per epoch and one a minute in between. Names, prompts
+and messages may hold anything: what a terminal would obey is escaped here, for every line, table and bar.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -24,10 +26,13 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flowfactory.errors import printable
+
+EVERY = 60.0
+"""Seconds without a line, where there is no bar, after which one says what goes on."""
 
 
 class Phase:
@@ -49,10 +54,11 @@ class Ui:
     """
 
     def __init__(self, stderr: TextIO | None = None, stdout: TextIO | None = None, quiet: bool = False) -> None:
-        self._err = Console(file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False)
+        self._err = Console(file=stderr or sys.stderr, highlight=False, emoji=False, markup=False)
         self._out = stdout or sys.stdout
         self._quiet = quiet
         self._live = self._err.is_terminal and not self._err.is_dumb_terminal and not quiet
+        self._said, self._pace = time.monotonic(), _Pace()
 
     # --- lines
 
@@ -70,6 +76,7 @@ class Ui:
         self._line(text.rstrip("\n"), style="dim" if self._err.is_terminal else None)
 
     def _line(self, text: str, style: str | None = None) -> None:
+        self._said = time.monotonic()
         self._err.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     # --- data
@@ -105,18 +112,72 @@ class Ui:
             total: how many items there are; unknown when absent. unit: what they are, e.g. "samples".
         """
         if not self._live:
-            yield Phase()
+            with self._lines(_Count(name, total, unit)) if not self._quiet else nullcontext(Phase()) as phase:
+                yield phase
             return
         columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if total is not None:
-            columns += [BarColumn(), MofNCompleteColumn(), _Speed(unit)]
-        progress = Progress(*columns, _Notes(), TimeElapsedColumn(), console=self._err, transient=True)
+            columns += [BarColumn(), MofNCompleteColumn(table_column=_one_line()), _Speed(unit)]
+        columns += [_Notes(_one_line()), TimeElapsedColumn(_one_line()), _Left(self._pace)]
+        progress = Progress(*columns, console=self._err, transient=True)
         with progress:
             yield _Bar(progress, name, total)
 
+    @contextmanager
+    def _lines(self, count: _Count) -> Iterator[Phase]:
+        """A line whenever there was none for a while."""
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(max(self._said + EVERY - time.monotonic(), 0.01)):
+                if time.monotonic() >= self._said + EVERY:
+                    self.say(" ".join(filter(None, [str(count), self._pace.left()])))
+
+        threading.Thread(target=tell, daemon=True).start()
+        try:
+            yield count
+        finally:
+            over.set()
+
     def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """One line on a finished epoch."""
+        self._pace.reach(epoch, epochs)
         self.say(epoch_text(epoch, epochs, metrics))
+
+
+class _Pace:
+    """How long a run will still take, by the epochs that it has done so far."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._end: float | None = None
+
+    def reach(self, epoch: int, epochs: int) -> None:
+        """An epoch is done."""
+        now = time.monotonic()
+        first, since = self._first = self._first or (epoch, now)
+        self._end = now + (now - since) / (epoch - first) * (epochs - epoch) if first < epoch < epochs else None
+
+    def left(self) -> str:
+        """`(run: about 2 h 5 min left)`; empty where nobody knows."""
+        if self._end is None:
+            return ""
+        minutes = max(1, round((self._end - time.monotonic()) / 60))
+        return f"(run: about {f'{minutes // 60} h ' if minutes >= 60 else ''}{minutes % 60} min left)"
+
+
+class _Count(Phase):
+    """A phase in words."""
+
+    def __init__(self, name: str, total: int | None, unit: str) -> None:
+        self._name, self._total, self._unit, self._done = name, total, unit, 0
+
+    def advance(self, n: int = 1) -> None:
+        self._done += n
+
+    def __str__(self) -> str:
+        """`encoding prompts: 12 of 48 prompts`."""
+        return self._name + ("" if self._total is None else f": {self._done} of {self._total} {self._unit}".rstrip())
 
 
 class _Bar(Phase):
@@ -131,14 +192,28 @@ class _Bar(Phase):
         self._progress.update(self._task, notes=fields)
 
 
+def _one_line() -> Column:
+    """A column that is cut where the terminal is narrow; wrapped ones take several lines."""
+    return Column(no_wrap=True)
+
+
 class _Speed(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(_one_line())
         self._unit = unit
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{_number(speed)} {self._unit}/s".replace(" /", "/"))
+
+
+class _Left(ProgressColumn):
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__(_one_line())
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(self._pace.left())
 
 
 class _Notes(ProgressColumn):

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pluggy
 
-from flowfactory.components.calling import Meddled, calling
+from flowfactory.calling import Meddled, calling
 from flowfactory.contracts.hooks import Run, Tracker
 from flowfactory.discovery.entries import Source
 from flowfactory.discovery.registry import Registry

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from flowfactory.conditions.claims import Claims
 from flowfactory.contracts.types import Conditions, Row, moved
 from flowfactory.data.store import ELSEWHERE, user_folder
 from flowfactory.errors import RunError, shown
+from flowfactory.plan.estimate import readable
 from flowfactory.runs import files
 
 SHARD = 32
@@ -158,7 +160,7 @@ class ConditionCache:
             stopped: asked before every row; who is stopped keeps what it has, and returns before all is there.
 
         Raises:
-            RunError: the cache cannot be written.
+            RunError: the cache cannot be written, or has no room for what is still to come.
         """
         if not self.missing():
             return
@@ -235,7 +237,20 @@ class ConditionCache:
         with self._reached():
             files.write(path, data)
         self._keep(Shard(path, rows))
+        self._refuse_without_room(len(data) / len(encoded))
         return path.name
+
+    def _refuse_without_room(self, each: float) -> None:
+        """Raises:
+        RunError: so many bytes for each row that is left are more than the disk has.
+        """
+        with self._reached():
+            free = shutil.disk_usage(self.folder).free
+        if each * len(self._left) > free:
+            what = (
+                f"{len(self._left)} rows are still to be encoded and kept in {shown(self.folder)}, at {readable(each)}"
+            )
+            raise RunError(f"{what} each, and its disk has {readable(free)} left; make room: {ELSEWHERE}")
 
     def _discard(self, path: Path) -> None:
         # Another process may have done so and encoded the rows anew, under the same name since they are the same.

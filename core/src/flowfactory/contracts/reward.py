@@ -32,6 +32,10 @@ class Reward(ABC):
     def __init__(self, spec: Any) -> None:
         self.spec = spec
 
+    def reach(self) -> None:
+        """See that what the reward needs from elsewhere is there, e.g. its server; called before a model is loaded."""
+        return None
+
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
         """Load backbones onto `device`; called once, before the first score.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from typing import Any
 
 import pluggy
 
+from flowfactory.calling import calling
 from flowfactory.contracts import hooks
 from flowfactory.contracts.hooks import PROJECT
 from flowfactory.discovery import aliases, directory
@@ -162,6 +162,8 @@ class Registry:
 
     def _what_is_meant(self, kinds: Iterable[str], name: str) -> str:
         """What to do about a name that is not installed. What is to be installed is named only from the directory."""
+        if own := [e.name for e in self._entries if e.kind in kinds and e.source.name == name]:
+            return f"that is a distribution, which provides {listed(own)}"
         for kind in kinds:
             if install := directory.advice(kind, name):
                 return install
@@ -180,7 +182,8 @@ class Registry:
             raise PluginError("plugin-broken", f"{who} is broken: {entry.damage}", "install it anew")
         check_requirements(entry, who)
         try:
-            module = importlib.import_module(entry.module)
+            with calling(who, environment=False):
+                module = importlib.import_module(entry.module)
         except (Exception, SystemExit) as error:
             raise broken(who, f"importing `{entry.module}` failed: {cause(error)}") from error
         provided = self._register(module, entry.source, who)
@@ -224,8 +227,9 @@ class Registry:
         others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
         for kind in KINDS.values():
             try:
-                answers = self._manager.subset_hook_caller(kind.hook, others)()
-                records = [record for answer in answers for record in answer]
+                with calling(who, environment=False):
+                    answers = self._manager.subset_hook_caller(kind.hook, others)()
+                    records = [record for answer in answers for record in answer]
             except (Exception, SystemExit) as error:
                 raise broken(who, f"its hook `{kind.hook}` failed: {cause(error)}") from error
             for record in records:
@@ -259,8 +263,3 @@ class Registry:
     def observers(self) -> tuple[pluggy.PluginManager, Mapping[str, Source]]:
         """Where loaded plugins are registered, and who contributes each module, by its name."""
         return self._manager, self._modules
-
-
-def tracing() -> bool:
-    """Whether `FLOWFACTORY_TRACE=1` asks for hook calls to be shown."""
-    return os.environ.get("FLOWFACTORY_TRACE", "") not in ("", "0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -14,10 +13,9 @@ from typing import Any
 from huggingface_hub import ModelCardData, hf_hub_download
 
 from flowfactory.export.words import base_id, base_name, task
-from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.report.curves import HELD_OUT, REWARD, sections
 from flowfactory.report.plots import draw
-from flowfactory.runs.history import read
+from flowfactory.runs.history import packages, read
 from flowfactory.spec import toml
 from flowfactory.spec.tables import Full, Lora, Spec
 
@@ -35,7 +33,7 @@ def write_card(
         loading: Python that loads the export, if any does. checked: how it was compared with what was trained.
         edits: whether the model edits images.
     """
-    plan = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
+    plan = read([run])[0].plan
     made = toml.dumps(portable(plan["spec"], run)).strip()
     parts = [
         _front(spec, edits),
@@ -149,8 +147,7 @@ def _samples(folder: Path, run: Path) -> list[str]:
 
 def _versions(plan: Mapping[str, Any], run: Path) -> dict[str, str]:
     """Of the plugins as planned, and of the libraries underneath."""
-    libraries = json.loads((run / "env.json").read_text()).get("packages", {}) if (run / "env.json").is_file() else {}
-    return {**{name: version for name, version in libraries.items() if version}, **plan["versions"]}
+    return {**packages(run), **plan["versions"]}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

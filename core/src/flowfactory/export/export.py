@@ -155,12 +155,18 @@ def _refuse_what_is_not_ours(folder: Path, run: Path) -> None:
         raise RunError(f"{shown(folder)} is a file; --to names a folder")
     if not folder.exists() or folder.resolve().parent == (run / "export").resolve():
         return
-    ours = {RECORD}
-    if (folder / RECORD).is_file():
-        ours |= set(json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"])
+    ours = {RECORD, *_recorded(folder / RECORD)}
     if others := [name for name in _names(folder) if name not in ours]:
         what = f"{shown(folder)} holds what no export has written ({listed(others[:3])})"
         raise RunError(f"{what}; choose an empty folder, or take it away")
+
+
+def _recorded(file: Path) -> list[str]:
+    """What an older export has written; nothing where it does not say so any more."""
+    try:
+        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["files"]]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return []
 
 
 def _names(folder: Path) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flowfactory.builtin import PipelineSpec
@@ -14,9 +15,13 @@ from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
 from flowfactory.plan import faults, prompts
 from flowfactory.plan.checkpoint import INDEX, Folder, Part, on_disk, parts
 from flowfactory.spec.rules import Rule, Where
-from flowfactory.spec.tables import Component, Eval, Full, Lora, Memory, Optimizer, Sampling
+from flowfactory.spec.tables import Component, Eval, Full, Lora, Memory, Optimizer, RewardEntry, Sampling
 
 UNUSUAL_LR = 0.1
+
+GPUS = Path("/proc/driver/nvidia/gpus")
+OTHERS = ("/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
+"""Where a Linux kernel shows NVIDIA's GPUs; and what there is where torch may find some that are not shown there."""
 
 
 def _checkpoint(where: Where, model: Component, tuning: Lora | Full, memory: Memory) -> Iterator[Problem]:
@@ -41,6 +46,12 @@ def _packages(where: Where, model: Component) -> Iterator[Problem]:
         if importlib.util.find_spec(module) is None:
             what = f"the model needs the package `{module}`, which is not installed"
             yield Problem("package", what, where("model"), f'pip install "{install}"')
+
+
+def _fewer_bits(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
+    if optimizer.bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        what = "[optimizer] bits = 8 needs the package `bitsandbytes`, which is not installed"
+        yield Problem("package", what, where("optimizer", "bits"), 'pip install "flowfactory[bitsandbytes]"')
 
 
 def _sizes(where: Where, model: Component, sampling: Sampling, table: Eval) -> Iterator[Problem]:
@@ -122,14 +133,32 @@ def _lr(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
         yield Problem("unusual-lr", what, where("optimizer", "lr"), code=DONE)
 
 
+def _devices(where: Where, rewards: Sequence[RewardEntry]) -> Iterator[Problem]:
+    """A note, for the run may be meant for another machine; one that begins here is refused."""
+    for number, entry in enumerate(rewards):
+        kind, _, index = (entry.device or "").partition(":")
+        if kind == "cuda" and int(index or 0) >= gpus():
+            what = f"reward `{entry.label}` is to compute on `{entry.device}`, which this machine does not have"
+            yield Problem("device", what, where("reward", number, "device"), "a run here is refused", code=DONE)
+
+
+def gpus() -> float:
+    """How many GPUs there are for torch's `cuda`; infinite where that cannot be seen without asking torch."""
+    if GPUS.is_dir():
+        return len(list(GPUS.iterdir()))
+    return math.inf if not Path("/proc").is_dir() or any(Path(other).exists() for other in OTHERS) else 0
+
+
 RULES: tuple[Rule, ...] = (
     (("model", "tuning", "memory"), _checkpoint),
     (("model",), _packages),
+    (("optimizer",), _fewer_bits),
     (("model", "sampling", "eval"), _sizes),
     (("model", "tuning"), _targets),
     *prompts.RULES,
     (("memory",), _cache),
     (("optimizer",), _lr),
+    (("rewards",), _devices),
 )
 
 

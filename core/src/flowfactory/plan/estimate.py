@@ -80,6 +80,13 @@ def estimate(spec: Spec, world: int = 1, fetch: bool = False) -> Estimate:
     return Estimate(needs, tuple(_phases(spec, found, needs)))
 
 
+def checkpoint_bytes(spec: Spec) -> int | None:
+    """What a checkpoint takes on the disk, whole whatever the number of processes; `None` where nobody can know yet."""
+    sizes = [need.bytes for need in estimate(spec).parts if need.name in ("trained", "moments", "sets")]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
+
+
 def _parts(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
     """The models of a checkpoint, or why there are none to count."""
     here = checkpoint.on_disk(own)
@@ -279,11 +286,11 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def readable(number: int | None) -> str:
+def readable(number: float | None) -> str:
     """Bytes as a person reads them."""
     if number is None:
         return "unknown"
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if number >= unit:
             return f"{number / unit:.3g} {name}"
-    return f"{number} B"
+    return f"{number:.0f} B"

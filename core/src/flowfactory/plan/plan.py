@@ -17,6 +17,7 @@ from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.errors import Problem, SpecError
+from flowfactory.plan.checkpoint import INDEX
 from flowfactory.spec import holdings, toml, window
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
 from flowfactory.spec.rules import nearest_divisors
@@ -259,19 +260,30 @@ def _content(kind: Any, value: Any) -> Any:
 def fingerprint(location: str) -> str:
     """A location's content: a hash for files and folders, a hub id as it is. A run counts by what it stands for.
 
-    What is hidden in a folder is not of the model: systems, git and the hub's client leave it there.
+    What is hidden in a folder is not of the model: systems, git and the hub's client leave it there. Nor is what
+    lies beside the parts that a pipeline's index names: its card, pictures, weights for other programs.
     """
     path = Path(location)
     if not path.is_absolute():
         return location
     path = holdings.standing_for(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files if not _hidden(p.relative_to(path))]
+    named = _named(path / INDEX)
+    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files if _counts(p.relative_to(path), named)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _named(index: Path) -> set[str]:
+    """What is read of a pipeline's folder: its index and the parts that it names; empty where there is no index."""
+    try:
+        return {INDEX, *json.loads(index.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, RecursionError, TypeError):
+        return set()
+
+
+def _counts(path: Path, named: set[str]) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and (not named or path.parts[0] in named)
 
 
 def _sketch(path: Path, most: int = 1 << 16) -> str:

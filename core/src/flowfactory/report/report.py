@@ -21,6 +21,7 @@ import attrs
 import jinja2
 from markupsafe import Markup
 
+from flowfactory.errors import RunError, shown
 from flowfactory.report.chart import Chart, chart, number
 from flowfactory.report.curves import Section, sections
 from flowfactory.report.gallery import Gallery, galleries
@@ -30,6 +31,8 @@ from flowfactory.runs.history import History, read
 from flowfactory.spec import toml
 
 PAGE = "report.html"
+HEAD = 4096
+"""Bytes of a page in which its title is."""
 LEADING = ("Reward", "Held-out evaluation")
 
 
@@ -45,8 +48,10 @@ def report(folders: Sequence[Path], out: Path) -> Path:
     """Write the page about the runs in `folders` to `out`, and its curves to `<name of out>-curves/` beside it.
 
     Raises:
-        RunError: a folder is not that of a run, a file in it cannot be read, or the page cannot be written.
+        RunError: a folder is not that of a run, a file in it cannot be read, the page cannot be written, or something
+            else lies in its place.
     """
+    _refuse_what_is_not_ours(out)
     runs = read(folders)
     shown = sections(runs)
     content = page(runs, shown, galleries(runs)).encode()
@@ -55,6 +60,18 @@ def report(folders: Sequence[Path], out: Path) -> Path:
         write(out, content)
     draw(shown, out.with_name(f"{out.stem}-curves"))
     return out
+
+
+def _refuse_what_is_not_ours(out: Path) -> None:
+    with writing(out):
+        if not out.exists() or out.is_dir() or (out.is_symlink() and out.is_file()):
+            return  # a link gives way, what it leads to stays; a folder does not give way
+        if not out.is_file():
+            raise RunError(f"{shown(out)} is not a file that a page could replace; name another --out")
+        with out.open("rb") as file:
+            head = file.read(HEAD)
+    if not (head.startswith(b"<!doctype html>") and b"<title>Report: " in head):
+        raise RunError(f"{shown(out)} is no report, and is not written over; name another --out")
 
 
 def page(runs: Sequence[History], shown: Sequence[Section], pictures: Sequence[Gallery]) -> str:
@@ -146,7 +163,7 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
 
 
 def _tuning(spec: Mapping[str, Any]) -> str:
-    table = spec["lora"] if "lora" in spec else spec["full"]
+    table = spec.get("lora", spec.get("full", {}))
     began = f", begun with {table['from']}" if "from" in table else ""
     rank = f" of rank {table['rank']}" if "rank" in table else ""
     return (f"LoRA{rank}" if "lora" in spec else "all weights") + began

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactory.components.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling, said
 from flowfactory.contracts.reward import GroupReward, Reward
 from flowfactory.contracts.types import Sample
 from flowfactory.errors import RunError, harmless

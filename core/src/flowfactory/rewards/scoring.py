@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactory.components.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling, said
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import FunctionReward, Reward, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
+from flowfactory.errors import listed
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.rewards.asking import Asked, RewardError, never
 from flowfactory.rewards.session import Session
@@ -77,6 +78,17 @@ class Judge:
     def left_out(self) -> Sequence[str]:
         """Labels of the rewards that only a whole group can be scored by."""
         return [r.entry.label for r in self.rewards if not r.alone]
+
+    def reach(self) -> None:
+        """See that every reward can be loaded: its device is here, and what it needs from elsewhere.
+
+        Raises:
+            RewardError: it is not.
+        """
+        for asked in self.rewards:
+            _see_device(asked.entry)
+            with _told(asked.entry, "reached"):
+                asked.reward.reach()
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load every reward where its table says, or else onto `device` in `dtype`; equal backbones are made once.
@@ -165,6 +177,19 @@ def build(target: Any, spec: Any) -> Reward:
 def _made(entry: RewardEntry, target: Target) -> Reward:
     with _told(entry, "made"):
         return build(target, entry.spec)
+
+
+def _see_device(entry: RewardEntry) -> None:
+    """Raises:
+    RewardError: the table's device is not one of this machine's.
+    """
+    wanted, own = torch.device(entry.device or CPU), torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count() if own else 0
+    here = wanted == CPU or (own is not None and wanted.type == own.type and (wanted.index or 0) < count)
+    if not here:
+        there = listed(["cpu", *(f"{own}:{i}" for i in range(count))])
+        what = f"reward {entry.label!r} is to compute on `{wanted}`, which is not here (there is: {there})"
+        raise RewardError(f"{what}; set [[reward]] device to one of them, or leave it out")
 
 
 @contextmanager

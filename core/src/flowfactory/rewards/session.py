@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.components.calling import said
+from flowfactory.calling import said
 from flowfactory.contracts.types import Sample
 from flowfactory.rewards.asking import GLANCE, Answer, Asked, RewardError, never
 from flowfactory.spec.tables import RewardEntry

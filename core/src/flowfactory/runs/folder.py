@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import stat
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -10,8 +12,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flowfactory.data.text import KINDS
 from flowfactory.discovery.entries import Entry
 from flowfactory.errors import BAD_SPEC, RunError, shown, typed
+from flowfactory.plan import estimate
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan
 from flowfactory.processes.stop import Stopped
 from flowfactory.runs import archive, environment, files
@@ -68,18 +72,29 @@ def vacant(folder: Path) -> None:
 
 
 def see(folder: Path) -> None:
-    """See that a folder is that of a run.
+    """See that a folder is that of a run, and nothing in it one that whoever reads or writes it would wait for.
 
     Raises:
-        FolderError: it is not; the message names the runs in it.
+        FolderError: it is not; the message names the runs in it. Or there is a pipe, a socket or a device in it.
     """
     if (folder / PLAN_FILE).is_file():
-        return
+        return _see_files([*folder.iterdir(), *folder.glob(f"{archive.CHECKPOINTS}/*/*")])
     if not folder.is_dir():
         raise FolderError(f"{shown(folder)} is not the folder of a run: there is no such folder")
     runs = sorted(path.parent.name for path in folder.glob(f"*/{PLAN_FILE}"))
     those = f"; there are runs in it: {', '.join(runs)}" if runs else ""
     raise FolderError(f"{shown(folder)} is not the folder of a run: it has no {PLAN_FILE}{those}")
+
+
+def _see_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except OSError:  # a link that leads nowhere is told by those who follow it
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            what = next((words for test, words in KINDS if test(mode)), "no file")
+            raise FolderError(f"{shown(path)} is {what}, which no run leaves; take it away")
 
 
 @contextmanager
@@ -103,14 +118,32 @@ def owned(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def room(folder: Path, plan: Plan) -> None:
+    """See that the disk has room for the checkpoints that are still to be written beside each other.
+
+    Raises:
+        FolderError: it has not.
+    """
+    each, keep = estimate.checkpoint_bytes(plan.spec), plan.spec.checkpoint.keep
+    most = min(plan["checkpoints"], keep + 1)  # the newest is written before the oldest is removed
+    count = max(1, most - len(archive.checkpoints(folder / archive.CHECKPOINTS))) if most else 0
+    free = shutil.disk_usage(folder).free
+    if each is not None and count * each > free:
+        what = f"checkpoints of {estimate.readable(each)} are to lie in {shown(folder)}, {count} at a time"
+        hint = "make room, set [checkpoint] keep lower, or choose another --runs or --folder"
+        raise FolderError(f"{what}, and its disk has {estimate.readable(free)} left; {hint}")
+
+
 def begin(folder: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     """Write what a run begins with.
 
     Raises:
+        FolderError: there is no room for what it is to leave.
         RunError: it cannot be written.
     """
     try:
         with writing(folder):
+            room(folder, plan)
             text = json.dumps(environment.metadata(entries), indent=2)
             files.write(folder / ENVIRONMENT, f"{text}\n".encode())
             plan.write(folder)

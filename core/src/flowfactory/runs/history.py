@@ -19,6 +19,21 @@ from flowfactory.runs.files import inside
 METRICS, ENVIRONMENT, SAMPLES, TABLE = "metrics.jsonl", "env.json", "samples", "samples.jsonl"
 
 
+PLAN = {
+    "digest": str,
+    "world": int,
+    "versions": dict,
+    "numbers": [{"name": str, "value": int, "reason": str}],
+    "spec": {
+        **{table: {"name": str} for table in ("model", "scheduler", "trainer")},
+        "run": {"epochs": int},
+        "sampling": {"size": [int]},
+        "reward": [{"name": str}],
+    },
+}
+"""What is read of a plan, by its shape; of lists that of each entry."""
+
+
 @attrs.frozen(eq=False)
 class Shot:
     """One sample that was kept: its picture, frames side by side, and its scores, `None` where there is none."""
@@ -103,12 +118,34 @@ def _history(folder: Path, title: str) -> History:
     if not (folder / PLAN_FILE).is_file():
         raise RunError(f"{shown(folder)} is not the folder of a run: it has no {PLAN_FILE}")
     plan = _json(folder, PLAN_FILE)
-    if missing := {"spec", "digest", "world", "numbers", "versions"} - plan.keys():
-        raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{min(missing)}`")
-    machine = _json(folder, ENVIRONMENT) if (folder / ENVIRONMENT).is_file() else {}
-    packages = {name: str(version) for name, version in dict(machine.get("packages", {})).items() if version}
+    if missing := min(lacking(plan), default=""):
+        raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{missing}` as one has")
     table = _own(folder, METRICS)
-    return History(folder, title, plan, packages, dict(_epochs(table)) if table.is_file() else {})
+    return History(folder, title, plan, packages(folder), dict(_epochs(table)) if table.is_file() else {})
+
+
+def packages(folder: Path) -> dict[str, str]:
+    """Versions of the libraries that a run computed with, where it says so.
+
+    Raises:
+        RunError: its file cannot be read.
+    """
+    found = _json(folder, ENVIRONMENT).get("packages", {}) if (folder / ENVIRONMENT).is_file() else {}
+    if not isinstance(found, dict):
+        raise RunError(f"{shown(folder / ENVIRONMENT)} cannot be read: its `packages` is no table")
+    return {name: str(version) for name, version in found.items() if version}
+
+
+def lacking(found: Any, wanted: Any = PLAN, at: str = "") -> Iterator[str]:
+    """Where something has another shape than `wanted`: a table of what is in it, one entry of a list, or a type."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key, below in wanted.items():
+            yield from lacking(found.get(key), below, f"{at}.{key}".strip("."))
+    elif isinstance(wanted, list) and isinstance(found, list):
+        for number, entry in enumerate(found):
+            yield from lacking(entry, wanted[0], f"{at}[{number}]")
+    elif not (isinstance(wanted, type) and isinstance(found, wanted)):
+        yield at
 
 
 def _own(folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from flowfactory.plan.rate import learning_rate
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.archive import CHECKPOINTS, State
 from flowfactory.runs.files import writing
-from flowfactory.runs.history import METRICS
+from flowfactory.runs.history import METRICS, lacking
 from flowfactory.spec import toml
 from flowfactory.spec.tables import Spec, unstructure
 
@@ -125,7 +125,7 @@ def _begun_with(run: Path, plan: Plan) -> Mapping[str, Any]:
     file = run / PLAN_FILE
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(before, dict) or not isinstance(before.get("spec"), dict) or "digest" not in before:
+        if not isinstance(before, dict) or any(lacking(before)):
             raise ValueError("it is not what `run` has written")
         return before
     except (OSError, ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,18 @@ def load(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> No
     return root
 
 
-def load_what_fits(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> tuple[Node, Sequence[Problem]]:
+def load_what_fits(
+    path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = (), known: Collection[str] = ()
+) -> tuple[Node, Sequence[Problem]]:
     """As `load`; of the changes those that fit, and what is wrong with the others.
+
+    Args:
+        known: what a spec has at its top; a file that is extended must have some of it.
 
     Raises:
         SpecError: a file cannot be read.
     """
-    root = _read(path, None)
+    root = _read(path, None, known)
     problems: list[Problem] = []
     changes = [(_unset, text) for text in unsets] + [(_set, text) for text in sets]
     for change, text in changes:
@@ -57,7 +62,7 @@ def load_what_fits(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] =
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, asked: Place | None) -> Node:
+def _read(path: Path, asked: Place | None, known: Collection[str]) -> Node:
     """A spec over what it extends, over what that extends, and so on."""
     chain, roots = list[Path](), list[Node]()
     while True:
@@ -70,6 +75,9 @@ def _read(path: Path, asked: Place | None) -> Node:
             raise SpecError([Problem("bad-extends", what, asked)])
         chain.append(file)
         root = parse(_text(path, asked), path)
+        if asked is not None and known and not {*known} & root.value.keys():  # anybody's file: nothing of it is shown
+            what = f"`extends`: {shown(path)} is no spec: it has none of a spec's tables"
+            raise SpecError([Problem("bad-extends", what, asked)])
         base = root.at("extends")
         roots.append(root if base is None else root.without("extends"))
         if base is None:
@@ -87,9 +95,13 @@ def _extended(path: Path, base: Node) -> Path:
     if not isinstance(base.value, str):
         raise SpecError([Problem("bad-extends", "`extends` expects the path of one spec, a string", base.place)])
     try:
-        return path_of(base.value, base.place.folder)
+        path = path_of(base.value, base.place.folder)
     except ValueError as error:
         raise SpecError([Problem("bad-extends", f"`extends`: {error}", base.place)]) from None
+    if path.suffix.lower() != ".toml":
+        what = f"`extends` expects a spec, whose name ends in .toml, not {shown(path)}"
+        raise SpecError([Problem("bad-extends", what, base.place)])
+    return path
 
 
 def _text(path: Path, asked: Place | None) -> str:

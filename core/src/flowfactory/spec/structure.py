@@ -71,7 +71,7 @@ def load_spec(
     Raises:
         SpecError: with every problem found.
     """
-    root, problems = layers.load_what_fits(path, sets, unsets)
+    root, problems = layers.load_what_fits(path, sets, unsets, TOP)
     spec, notes = _Loader(path, root, registry, problems, also, moved).spec()
     for note in notes:
         tell(note)

@@ -118,6 +118,8 @@ def _syntax_problem(message: str, lines: _Lines) -> Problem:
         place = Place(lines.file) if number is None else lines.place(number.span())
         return Problem("toml-syntax", f"not valid TOML: {message if number is None else TOO_LONG}", place)
     what, line, column = found.groups()
+    if declared := re.fullmatch(r"Cannot declare \('?(.*?)'?,?\) twice", what):
+        what = f"[{declared[1].replace(chr(39), '').replace(', ', '.')}] is there twice"
     offset = lines.starts[int(line) - 1] + int(column) - 1 if line else len(lines.text.rstrip())
     place = lines.place((offset, offset + 1))
     return Problem("toml-syntax", f"not valid TOML: {what[0].lower()}{what[1:]}", place, _habit(place))
@@ -126,6 +128,11 @@ def _syntax_problem(message: str, lines: _Lines) -> Problem:
 TOO_LONG = "a whole number of more than 64 bits"
 
 _HABITS = (
+    (r".*=\s*[\u2018\u2019\u201c\u201d\u00ab\u201e].*", 'quotes are straight ones: key = "value"'),
+    (r"[^\"'#]*[\u00a0\u2000-\u200b\u3000].*", "there is a space in it that is no ordinary one"),
+    (r"[^\"'#]*\s//.*", "a comment begins with #"),
+    (r"\s*[\w.-]+\s*=\s*[\d.,]+\s*%.*", "TOML has no percent: 0.05 is 5 %"),
+    (r"\s*[\w.-]+\s*=\s*0\d+\s*(#.*)?", "a number has no zeros in front"),
     (r"\s*[\w.-]+\s*[=:]\s*(yes|no|on|off|True|False|TRUE|FALSE)\s*(#.*)?", "TOML says true or false"),
     (r"\s*[\w.-]+\s*[=:]\s*(null|None|nil|~)\s*(#.*)?", "TOML has no such value: leave the key out"),
     (r"\s*(---|%YAML.*|- .*|-)", "this looks like YAML; a spec is TOML: [[reward]] begins each entry of a list"),

@@ -34,16 +34,17 @@ class Outcome:
     """What became of a case.
 
     result: "passed", "failed", "expected" (it failed, as its author said it would), "unexpected" (it passed, though
-        its author said it would not) or "not owed". why: what was found, or why it is not owed; empty if it passed.
+        its author said it would not) or "not applicable". why: what was found, or why it does not apply; empty if it
+        passed.
     """
 
-    result: Literal["passed", "failed", "expected", "unexpected", "not owed"]
+    result: Literal["passed", "failed", "expected", "unexpected", "not applicable"]
     why: str = ""
 
     @property
     def good(self) -> bool:
         """Whether the plugin may be published with it."""
-        return self.result in ("passed", "expected", "not owed")
+        return self.result in ("passed", "expected", "not applicable")
 
 
 @attrs.frozen(eq=False)
@@ -76,7 +77,7 @@ class Case:
         try:
             self.run()
         except NotOwed as reason:
-            return Outcome("not owed", str(reason))
+            return Outcome("not applicable", str(reason))
         except Exception as error:
             if self.fails_because:
                 return Outcome("expected", self.fails_because)
@@ -160,7 +161,7 @@ def entries_of(name: str, registry: Registry) -> Sequence[Entry]:
 
 
 def counted(outcomes: Iterable[Outcome]) -> str:
-    """`31 checks: 28 passed, 1 expected, 2 not owed`."""
+    """`31 checks: 28 passed, 1 expected, 2 not applicable`."""
     counts = Counter(outcome.result for outcome in outcomes)
     parts = ", ".join(f"{number} {result}" for result, number in sorted(counts.items(), key=lambda item: -item[1]))
     return f"{sum(counts.values())} checks: {parts}"

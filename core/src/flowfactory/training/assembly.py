@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from flowfactory.components.resolved import Components, Events, Target
 from flowfactory.conditions.cache import ConditionStore
@@ -22,7 +23,7 @@ from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.data.sources import load_held_out, load_training, pools
 from flowfactory.data.store import unpacked_folder
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, did_you_mean, listed
 from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock, Stopwatch
 from flowfactory.metrics.display import Display
@@ -75,7 +76,8 @@ def assemble(
     stop: StopRequest | None = None,
     done: int = 0,
 ) -> Parts:
-    """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards.
+    """Load every part of a run: prompts first, since they fail fastest, then the model, then the rewards, which are
+    asked before whether they can be.
 
     Args:
         load: does what `load_model` does when absent.
@@ -93,6 +95,12 @@ def assemble(
     trainer: Trainer[Any] = components.trainer(spec.trainer.spec)
     scheduler: Scheduler[Any] = components.scheduler(spec.scheduler.spec)
     adapter: Adapter[Any] = components.adapter(spec.model.spec)
+    with display.phase("reaching the rewards"), _refusals(processes):
+        judge, held_out_judge = _judges(spec, components.rewards)
+        judges = list(dict.fromkeys((judge, held_out_judge)))  # often one and the same
+        for each in judges:
+            each.reach()
+        _see_attention(spec.memory)
     with _refusals(processes):
         epochs = range(min(done + 1, max(spec.run.epochs, 1)), max(spec.run.epochs, 1) + 1)
         drawn_from, prompts = pools(spec.data, rows), spec.sampling.prompts
@@ -112,10 +120,9 @@ def assemble(
             shown = [rows[row] for row in used]
             media = load_media(spec, adapter, components.source, shown, display, clock, stoppable(stop, processes))
     weights = _weights(spec, adapter, trainer, processes, start, others)
-    judge, held_out_judge = _judges(spec, components.rewards)
     if not processes.any(stop is not None and stop.asked(processes)):
         with display.phase("loading the rewards"), clock("load"), _refusals(processes):
-            for each in dict.fromkeys((judge, held_out_judge)):  # often one and the same
+            for each in judges:
                 each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
@@ -236,6 +243,23 @@ def _weights(
     sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
     targets = lora_targets(spec, adapter)
     return Weights(networks, spec.tuning, targets, sets, spec.run.seed, settle, start, others)
+
+
+def _see_attention(memory: Memory) -> None:
+    """Raises:
+    RunError: this machine cannot compute attention that way.
+    """
+    if memory.attention is None:
+        return
+    names = [each.value for each in AttentionBackendName]
+    if memory.attention.lower() not in names:
+        near = did_you_mean(memory.attention, names) or f"there is: {listed(sorted(names))}"
+        raise RunError(f"[memory] attention: diffusers knows no `{memory.attention}`; {near}")
+    try:
+        with attention_backend(memory.attention.lower()):
+            pass
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise RunError(f"[memory] attention = {memory.attention!r}: {error}") from error
 
 
 def _set_up(network: Any, memory: Memory) -> None:

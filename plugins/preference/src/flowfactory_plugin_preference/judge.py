@@ -18,6 +18,9 @@ from flowfactory_plugin_preference import PreferenceSpec
 ANSWER = 4 << 20
 """Most bytes of an answer."""
 
+NO_LIST = (404, 405, 501)
+"""What a server answers that does not list its models."""
+
 
 class JudgeError(RuntimeError):
     """The server cannot be reached, refuses, or answers something that is not a chat completion."""
@@ -63,18 +66,18 @@ class ChatJudge:
         }
         return retried(lambda: self._post(body), self._spec.attempts - 1, self._spec.pause, (Busy,))
 
+    def reach(self) -> None:
+        """See that the server answers and takes the key. Not every server says which models it has.
+
+        Raises:
+            JudgeError: after the last attempt.
+        """
+        attempts, pause = self._spec.attempts, self._spec.pause
+        retried(lambda: self._once("GET", "/models", None, (200, *NO_LIST)), attempts - 1, pause, (Busy,))
+
     def _post(self, body: dict[str, Any]) -> str:
-        address, seconds = self._spec.url.rstrip("/") + "/chat/completions", self._spec.request_timeout
-        try:
-            status, content = asyncio.run(asyncio.wait_for(self._exchange(address, body), seconds))
-        except TimeoutError as error:
-            raise Busy(f"{address}: ReadTimeout: there was no whole answer within {seconds:g} s") from error
-        except httpx.TransportError as error:
-            raise Busy(f"{address}: {type(error).__name__}: {error}") from error
+        address, content = self._once("POST", "/chat/completions", body, (200,))
         said = self._safe(content.decode("utf-8", "replace"))
-        if status != httpx.codes.OK:
-            kind = Busy if status in (408, 429) or status >= 500 else JudgeError
-            raise kind(f"{address} answered {status}: {said}")
         try:
             reply = json.loads(content)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -83,14 +86,30 @@ class ChatJudge:
             raise JudgeError(f"{address} answered no text, but {self._safe(repr(reply))}")
         return reply
 
-    async def _exchange(self, address: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    def _once(self, method: str, path: str, body: Any, good: Sequence[int]) -> tuple[str, bytes]:
+        """What was asked, and the answer of a status among the `good` ones."""
+        address, seconds = self._spec.url.rstrip("/") + path, self._spec.request_timeout
+        try:
+            status, content = asyncio.run(asyncio.wait_for(self._exchange(method, address, body), seconds))
+        except TimeoutError as error:
+            raise Busy(f"{address}: ReadTimeout: there was no whole answer within {seconds:g} s") from error
+        except httpx.TransportError as error:
+            raise Busy(f"{address}: {type(error).__name__}: {error}") from error
+        except httpx.InvalidURL as error:
+            raise JudgeError(f"{address}: {error}") from error
+        if status not in good:
+            kind = Busy if status in (408, 429) or status >= 500 else JudgeError
+            raise kind(f"{address} answered {status}: {self._safe(content.decode('utf-8', 'replace'))}")
+        return address, content
+
+    async def _exchange(self, method: str, address: str, body: Any) -> tuple[int, bytes]:
         """One request: the status and what was answered, which is neither packed nor without an end."""
         headers = {"Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         async with (
             httpx.AsyncClient(timeout=self._spec.request_timeout, verify=self._tls) as client,
-            client.stream("POST", address, headers=headers, json=body) as response,
+            client.stream(method, address, headers=headers, json=body) as response,
         ):
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise JudgeError(f"{address} answered something packed, which it was not asked for")

@@ -21,6 +21,9 @@ class Preference(GroupReward):
     spec: PreferenceSpec
     judge: ChatJudge
 
+    def reach(self) -> None:
+        ChatJudge(self.spec).reach()
+
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
         self.judge = ChatJudge(self.spec)
 

@@ -37,6 +37,9 @@ class Remote(Reward):
     spec: RemoteSpec
     server: Server
 
+    def reach(self) -> None:
+        Server(self.spec).check(group=False)
+
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
         self.server = Server(self.spec)
         self.server.check(group=False)
@@ -51,6 +54,9 @@ class RemoteGroup(GroupReward):
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
     spec: RemoteSpec
     server: Server
+
+    def reach(self) -> None:
+        Server(self.spec).check(group=True)
 
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
         self.server = Server(self.spec)

@@ -14,7 +14,7 @@ from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import Entry
-from flowfactory.discovery.registry import Registry, tracing
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 
 TERMINATED, INTERRUPTED = 75, 130
@@ -70,7 +70,8 @@ def report(error: SpecError) -> str:
 
 def new_registry(ui: Ui, entries: Sequence[Entry] | None = None) -> Registry:
     """A registry that traces hook calls when the environment asks for it."""
-    return Registry(entries, ui.trace if tracing() else None)
+    tracing = os.environ.get("FLOWFACTORY_TRACE", "") not in ("", "0")
+    return Registry(entries, ui.trace if tracing else None)
 
 
 def load_libraries() -> None:
@@ -78,7 +79,10 @@ def load_libraries() -> None:
 
     Their bars would break ours, and their advice is not about anything a user of this command can change. OpenMP's
     threads must sleep while they wait: spinning, two of them made a small model 60 times slower beside other work.
+    How attention is computed is the spec's to say, not diffusers' variables'.
     """
+    for name in [name for name in os.environ if name.startswith("DIFFUSERS_ATTN_")]:
+        del os.environ[name]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

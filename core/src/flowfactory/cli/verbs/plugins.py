@@ -111,7 +111,7 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
 @click.argument("kind", type=click.Choice(sorted(kind.name for kind in KINDS.values())))
 @click.argument("name")
 @click.option("--summary", help="What it is, in one line.")
-@click.option("--author", help="Whose it is.")
+@click.option("--author", help="Name of its author.")
 @click.option("--license", "licence", help="SPDX name of its licence.")
 @click.option(
     "--into", type=click.Path(path_type=Path), default=".", help="Where its folder is made; here when absent."

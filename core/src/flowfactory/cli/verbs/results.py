@@ -45,9 +45,11 @@ def _epoch(context: click.Context, option: click.Parameter, value: str | None) -
     "--epoch",
     callback=_epoch,
     metavar="N|best",
-    help="Of which checkpoint, or of that of the best evaluation; the last when absent.",
+    help="Export the checkpoint of epoch N, or that of the best evaluation; the last checkpoint when absent.",
 )
-@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
+@click.option(
+    "--weights", help="Which set of weights, e.g. `current`; the averaged one (`ema`), if there is one, when absent."
+)
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
 @click.option(
     "--dtype",
@@ -98,9 +100,14 @@ def export(
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps; as many as in evaluations when absent.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option(
-    "--epoch", callback=_epoch, metavar="N|best", help="Of which checkpoint, or of that of the best evaluation."
+    "--epoch",
+    callback=_epoch,
+    metavar="N|best",
+    help="Take the checkpoint of epoch N, or that of the best evaluation; the last checkpoint when absent.",
 )
-@click.option("--weights", help="Which set, e.g. `current`; the averaged one, if there is one, when absent.")
+@click.option(
+    "--weights", help="Which set of weights, e.g. `current`; the averaged one (`ema`), if there is one, when absent."
+)
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; a new one in RUN when absent.")
 @click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
 @click.pass_obj

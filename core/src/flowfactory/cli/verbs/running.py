@@ -98,6 +98,8 @@ def resume(ui: Ui, run: Path, processes: int, epochs: int | None) -> int:
         if world > (launch.world_size() or 1):
             return launcher.launch(world, ["resume", "--", shown(run)])
         with folders.owned(run) if launch.rank() == 0 else nullcontext():
+            if launch.rank() == 0:
+                folders.room(run, plan)
             return train(ui, plan, registry, run, resume=True)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flowfactory.components.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling, said
 
 
 def test_the_folder_and_the_environment_are_as_before(
@@ -92,6 +94,42 @@ def test_how_torch_computes_is_put_back_and_told(change: Callable[[], None], nam
         pass
 
 
+def silent() -> None:
+    sys.stderr = None
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda: os.umask(0o077), "the umask"),
+        (lambda: logging.disable(logging.CRITICAL), "what logging leaves out"),
+        (lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL), "who hears SIGTERM"),
+        (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN), "who hears SIGHUP"),
+        (lambda: warnings.simplefilter("error"), "which warnings are errors"),
+        (silent, "sys.stderr"),
+    ],
+)
+def test_how_a_run_speaks_hears_and_writes_is_put_back(
+    change: Callable[[], Any], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask, stderr = os.umask(0o022), sys.stderr
+    errors = [rule for rule in warnings.filters if rule[0] == "error"]
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        with caplog.at_level(logging.WARNING, "flowfactory"), calling(f"one that changes {name}"):
+            change()
+        assert (os.umask(0o022), sys.stderr, signal.getsignal(signal.SIGTERM)) == (0o022, stderr, own)
+        assert signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+        assert [rule for rule in warnings.filters if rule[0] == "error"] == errors
+    finally:
+        os.umask(mask)
+        signal.signal(signal.SIGTERM, before)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"one that changes {name} changed {name}, which everybody shares; it is as it was again"
+    ]
+
+
 def test_two_calls_at_once_are_held_to_what_was_before_both() -> None:
     changed, ended, found = threading.Event(), threading.Event(), list[str]()
 
@@ -124,7 +162,7 @@ def test_foreign_code_cannot_end_the_process_but_its_forks_may_end() -> None:
 
 
 def test_elsewhere_the_process_ends_as_ever() -> None:
-    code = "import os, flowfactory.components.calling; os._exit(3)"
+    code = "import os, flowfactory.calling; os._exit(3)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
 
 

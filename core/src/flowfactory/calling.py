@@ -6,12 +6,16 @@ where a run writes, what its other parts read from the environment, how torch co
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import Lock, local
+from pathlib import Path
+from threading import Lock, current_thread, local, main_thread
 from typing import Any
 
 import attrs
@@ -20,19 +24,23 @@ from flowfactory.errors import harmless
 
 log = logging.getLogger("flowfactory")
 
+STATUS = Path("/proc/self/status")
+"""Where Linux says what the umask is."""
+
 
 class Meddled(Exception):
     """Foreign code changed how torch computes for everybody; it is as it was again."""
 
 
 @contextmanager
-def calling(who: str) -> Iterator[None]:
+def calling(who: str, environment: bool = True) -> Iterator[None]:
     """Run foreign code. What it changes that everybody shares is put back at the end, however it ends.
 
     Its `os._exit` is `sys.exit` there, so that it cannot end the process without a word.
 
     Args:
         who: as messages name it.
+        environment: whether variables are put back, too; what is imported may set those that it reads later.
 
     Raises:
         Meddled: it changed how torch computes; what others computed meanwhile may be wrong.
@@ -44,13 +52,18 @@ def calling(who: str) -> Iterator[None]:
         yield
     finally:
         noted, _thread.before = _thread.before, outer
-        for name in _put_back(noted):
-            if (who, name) not in _told:
-                log.warning("%s changed %s, which everybody shares; it is as it was again", who, name)
-            _told.add((who, name))
-        changed = [*_shared.leave(), *_differences(_thread_settings(), own)]
-    if changed:
-        raise Meddled(f"{who} changed {' and '.join(changed)}, by which everybody computes")
+        changed = {**_shared.leave(), **_differences(_thread_settings(), own)}
+        noted = noted if environment else {name: value for name, value in noted.items() if name is None}
+        _tell(who, [*_put_back(noted), *(name for name, computes in changed.items() if not computes)])
+    if meddled := [name for name, computes in changed.items() if computes]:
+        raise Meddled(f"{who} changed {' and '.join(meddled)}, by which everybody computes")
+
+
+def _tell(who: str, changed: Iterable[str]) -> None:
+    for name in changed:
+        if (who, name) not in _told:
+            log.warning("%s changed %s, which everybody shares; it is as it was again", who, name)
+        _told.add((who, name))
 
 
 def said(error: BaseException) -> str:
@@ -62,24 +75,28 @@ def said(error: BaseException) -> str:
     return harmless(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
-# --- how torch computes ----------------------------------------------------------------------------------------------
+# --- how torch computes, and what else has one value for the whole process -------------------------------------------
 
 
 @attrs.frozen
 class Setting:
-    """Something that is shared."""
+    """Something that is shared. computes: whether results depend on it."""
 
     read: Callable[[], Any]
     write: Callable[[Any], object]
+    computes: bool = True
 
 
 def _process_settings() -> Mapping[str, Setting]:
-    """What the whole process shares and computes by; nothing while torch is not there."""
+    """What the whole process shares, and no part of a run changes."""
+    own = {"what logging leaves out": Setting(lambda: logging.root.manager.disable, logging.disable, computes=False)}
+    if STATUS.exists():
+        own["the umask"] = Setting(_umask, os.umask, computes=False)
     torch: Any = sys.modules.get("torch")
     if torch is None:
-        return {}
+        return own
     flags = {"mkldnn": ("enabled",), "cudnn": ("enabled", "benchmark", "deterministic", "allow_tf32")}
-    return {
+    return own | {
         "torch's default dtype": Setting(torch.get_default_dtype, torch.set_default_dtype),
         "whether torch is deterministic": Setting(
             torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms
@@ -95,12 +112,18 @@ def _process_settings() -> Mapping[str, Setting]:
     }
 
 
+def _umask() -> int:
+    """What `os.umask` would tell, without changing it for a moment."""
+    return int(STATUS.read_text().partition("Umask:")[2].split()[0], 8)
+
+
 def _thread_settings() -> Mapping[str, Setting]:
     """What belongs to the thread, which may be that of the run itself."""
+    main = _main_settings() if current_thread() is main_thread() else {}
     torch: Any = sys.modules.get("torch")
     if torch is None:
-        return {}
-    return {
+        return main
+    return main | {
         "the number of torch's threads": Setting(torch.get_num_threads, torch.set_num_threads),
         "torch's default device": Setting(
             torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)
@@ -109,16 +132,43 @@ def _thread_settings() -> Mapping[str, Setting]:
     }
 
 
-def _attribute(owner: Any, name: str) -> Setting:
-    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+def _main_settings() -> dict[str, Setting]:
+    """What the main thread changes itself at times, so that other threads cannot tell who did."""
+    handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    return {
+        "sys.stdout": _attribute(sys, "stdout", computes=False),
+        "sys.stderr": _attribute(sys, "stderr", computes=False),
+        "which warnings are errors": Setting(_errors, _restore_errors, computes=False),
+        **{
+            f"who hears {number.name}": Setting(
+                functools.partial(signal.getsignal, number), functools.partial(signal.signal, number), computes=False
+            )
+            for number, handler in handled.items()
+            if handler is not None  # whoever set it was not Python
+        },
+    }
 
 
-def _differences(settings: Mapping[str, Setting], before: Mapping[str, Any]) -> list[str]:
-    """Which settings are other ones than before; they are put back."""
-    changed = [name for name in before if settings[name].read() != before[name]]
+def _errors() -> list[Any]:
+    return [rule for rule in warnings.filters if rule[0] == "error"]
+
+
+def _restore_errors(before: list[Any]) -> None:
+    kept = [rule for rule in warnings.filters if rule[0] != "error" or rule in before]
+    warnings.resetwarnings()  # what was looked up so far is forgotten, too
+    warnings.filters[:] = kept  # type: ignore[index]
+
+
+def _attribute(owner: Any, name: str, computes: bool = True) -> Setting:
+    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value), computes)
+
+
+def _differences(settings: Mapping[str, Setting], before: Mapping[str, Any]) -> dict[str, bool]:
+    """Which settings are other ones than before, and whether they `computes`; they are put back."""
+    changed = [name for name in before if name in settings and settings[name].read() != before[name]]
     for name in changed:
         settings[name].write(before[name])
-    return changed
+    return {name: settings[name].computes for name in changed}
 
 
 class _Shared:
@@ -133,7 +183,7 @@ class _Shared:
                 self._before = {name: setting.read() for name, setting in _process_settings().items()}
             self._calls += 1
 
-    def leave(self) -> list[str]:
+    def leave(self) -> dict[str, bool]:
         with self._lock:
             self._calls -= 1
             return _differences(_process_settings(), self._before)
