@@ -43,7 +43,7 @@ class Kind:
 
 OF_REWARDS = frozenset({
     "name", "label", "weight", "on_error", "retries", "retry_pause", "max_dropped", "timeout", "workers",
-    "micro_batch", "device", "dtype", "offload",
+    "micro_batch", "device", "dtype", "offload", "sources",
 })  # fmt: skip
 """Keys of a `[[reward]]` table that are core's (`spec.tables.RewardEntry`)."""
 
