@@ -25,6 +25,7 @@ PUBLIC = [
     "Density",
     "Display",
     "Draws",
+    "Function",
     "GroupReward",
     "IMAGE",
     "Location",
@@ -74,12 +75,14 @@ PUBLIC = [
     "noised",
     "open_rewards",
     "per_sample_mean",
+    "read_spec",
     "retried",
     "secret",
     "some_frames",
     "to_bytes",
     "to_image",
     "together",
+    "user_folder",
 ]
 
 
@@ -110,6 +113,7 @@ def test_there_are_plugins_to_look_at() -> None:
 
 UNDOCUMENTED = {
     "Conditions",
+    "Function",
     "Location",
     "Precision",
     "Calls",

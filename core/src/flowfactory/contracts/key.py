@@ -11,6 +11,9 @@ import attrs
 
 Location = NewType("Location", str)
 
+Function = NewType("Function", str)
+"""`./file.py:name` or `package.module:name`: a function, which nobody imports to check a spec."""
+
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 Precision = Literal["fp32", "bf16", "fp16"]
