@@ -19,6 +19,7 @@ from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Rollout, Sample
 from flowfactory.data.sources import pools
+from flowfactory.metrics import merit
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, source_metrics, zero_std_groups
 from flowfactory.policy.finite import check_samples
@@ -111,8 +112,10 @@ class Rollouts:
         remainder = without_failures(spec.rewards, everyone.values, everyone.failed, slots)
         warn_constant(processes, epoch, remainder.values)
         advantages = self.compared(remainder.values, slots).masked_fill(remainder.dropped, torch.nan)
+        means = score_metrics("reward", sampled.values)
         metrics = {
-            **score_metrics("reward", sampled.values),
+            **means,
+            **merit.score("reward", spec.rewards, means),
             **group_metrics(sampled.values, slots),
             **group_counts(counts),
             **source_metrics(sampled.values, [sources[slot] for slot in slots.tolist()]),

@@ -14,6 +14,7 @@ from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.types import Conditions, Sample
 from flowfactory.data.sources import counted
+from flowfactory.metrics import merit
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import score_metrics, source_metrics
 from flowfactory.policy.finite import check_samples
@@ -110,6 +111,7 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
                 with writing(evaluator.run.folder / BEFORE_AFTER):
                     sheet.save(evaluator.run.folder / BEFORE_AFTER)
     metrics = score_metrics("eval", everyone) | source_metrics(everyone, sources, "eval/")
+    metrics |= merit.score("eval", spec.eval.rewards or spec.rewards, metrics)
     metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
     drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)
     return metrics if drift.isnan().all() else metrics | {"eval/drift": float(drift.nanmean())}
