@@ -18,6 +18,7 @@ PUBLIC = [
     "Asked",
     "Batch",
     "Calls",
+    "Composite",
     "Conditions",
     "Cut",
     "Decay",

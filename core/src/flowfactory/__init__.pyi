@@ -48,6 +48,7 @@ from .sampling.transition import Transition as Transition
 
 # Rewards: a number for a sample.
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
+from .rewards.asking import Composite as Composite
 from .rewards.secrets import SecretError as SecretError, secret as secret
 from .contracts.types import Sample as Sample
 from .rewards.retry import retried as retried

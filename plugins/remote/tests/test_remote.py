@@ -24,6 +24,7 @@ from flowfactory.cli import main as cli
 from flowfactory.contracts.reward import GroupReward, Score
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
+from flowfactory.rewards.asking import Composite
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.secrets import SecretError
 from flowfactory.spec.structure import load_spec
@@ -157,6 +158,15 @@ def test_a_served_reward_is_never_asked_more_often_at_once_than_its_workers(star
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(remote.score, [samples(0.1)] * 12))
     assert most == 2
+
+
+def test_parts_of_scores_travel(start: Start) -> None:
+    def graded(batch: Sequence[Sample]) -> list[Score]:
+        return [Composite(level, {"half": level / 2, "none": None}) for level in brightness(batch) if level]
+
+    (score,) = client(start({"graded": graded}), "graded", encoding="float32").score(samples(0.5))
+    assert isinstance(score, Composite)
+    assert (score, score.parts) == (0.5, {"half": 0.25, "none": None})
 
 
 def test_condition_images_travel_once_and_arrive_as_files(start: Start, tmp_path: Path) -> None:
@@ -318,6 +328,16 @@ def test_a_server_that_drips_is_given_up(pieces: list[bytes]) -> None:
 def test_a_hostile_answer_is_a_failure_in_words(said: bytes, why: str) -> None:
     with pytest.raises(RemoteError, match=re.escape(why)):
         client(Raw(said).url, "r", attempts=1)
+
+
+@pytest.mark.parametrize(
+    "score",
+    ["{}", '{"total": 1}', '{"total": "1", "parts": {}}', '{"total": true, "parts": {}}', '{"total": 1, "parts": 2}'],
+)
+def test_half_a_composite_score_is_a_failure(score: str) -> None:
+    asked = Server(RemoteSpec(url=Raw(answer(f'{{"scores": [{score}]}}'.encode())).url, reward="r", attempts=1))
+    with pytest.raises(RemoteError, match="not a number nor a total with parts"):
+        asked.score(samples(0.1))
 
 
 @pytest.mark.parametrize("scores", ["[1]", "[1, 2, 3]", "{}", "null", "7"])

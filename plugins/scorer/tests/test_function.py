@@ -51,6 +51,11 @@ def test_numbers_of_any_library_are_scores(answer: Any) -> None:
     assert asked(answer) == [0.5]
 
 
+def test_a_total_with_parts_is_a_score() -> None:
+    given = {"total": np.float32(0.5), "parts": {"colour": 1, "count": None}}
+    assert asked([given]) == [{"total": 0.5, "parts": {"colour": 1.0, "count": None}}]
+
+
 def test_none_is_no_score() -> None:
     assert asked([None, 1], 2) == [None, 1.0]
 
@@ -66,6 +71,10 @@ def test_none_is_no_score() -> None:
         ([math.nan], "returned nan, not a finite number"),
         ([math.inf], "returned inf, not a finite number"),
         ([True], "returned True, not a finite number"),
+        ([{"total": 1.0}], "not a number nor a total with parts"),
+        ([{"total": 1.0, "parts": [1]}], "not a number nor a total with parts"),
+        ([{"total": None, "parts": {}}], "returned None, not a finite number"),
+        ([{"total": 1.0, "parts": {"a": math.nan}}], "returned nan, not a finite number"),
         (["1"], "returned '1', not a finite number"),
         ([[1, 2]], r"returned \[1, 2\], not a finite number"),
     ],

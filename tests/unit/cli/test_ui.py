@@ -43,7 +43,7 @@ def test_the_weighted_sum_comes_first_and_what_is_watched_is_marked() -> None:
     metrics = {"reward/a/mean": 1.0, "reward/b/mean": 0.25, "reward/score": 2.0, "eval/a/mean": 3.0, "eval/score": 6.0}
     said = "reward score 2.000  reward a 1.000  reward b 0.250 (watched only)  eval score 6.000  eval 3.000"
     assert epoch_text(1, 2, metrics, {"reward/b"}) == f"epoch 1/2  {said}"
-    alone = {"reward/a/mean": 1.0, "reward/score": 1.0}
+    alone = {"reward/a/mean": 1.0, "reward/score": 1.0, "reward/a/part/mean": 9.0}
     assert epoch_text(1, 2, alone) == "epoch 1/2  reward 1.000"
 
 

@@ -230,7 +230,7 @@ def epoch_text(epoch: int, epochs: int, metrics: Mapping[str, float], watched: C
     parts = [f"epoch {epoch}/{epochs}"]
     for group in ("reward", "eval"):
         named = [(name.split("/"), value) for name, value in metrics.items()]
-        means = {path[1]: value for path, value in named if path[0] == group and path[-1] == "mean"}
+        means = {path[1]: v for path, v in named if len(path) == 3 and path[0] == group and path[-1] == "mean"}
         total = metrics.get(f"{group}/score")
         if total is not None and [*means.values()] != [total]:
             parts.append(f"{group} score {_number(total)}")

@@ -10,9 +10,7 @@ from typing import Any, ClassVar, Literal, NewType
 import attrs
 
 Location = NewType("Location", str)
-
-Function = NewType("Function", str)
-"""`./file.py:name` or `package.module:name`: a function, which nobody imports to check a spec."""
+Function = NewType("Function", str)  # `./file.py:name` or `package.module:name`; nobody imports it to check a spec
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 

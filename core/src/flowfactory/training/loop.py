@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -225,7 +226,7 @@ def closing_words(plan: Plan, folder: Path) -> str:
     """What became of a finished run, and what to do next."""
     lines = read_lines(folder / METRICS)
     first, last = (lines[0], lines[-1]) if lines else ({}, {})
-    means = [name for name in last if name.startswith("eval/") and name.endswith("/mean")]
+    means = [name for name in last if re.fullmatch("eval/[^/]+/mean", name)]
     total = [name for name in ("eval/score",) if name in last and [last[mean] for mean in means] != [last[name]]]
     only = {f"{name}/mean": " (watched only)" for name in merit.watched(plan.spec)}
     words = [

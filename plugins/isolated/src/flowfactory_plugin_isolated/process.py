@@ -28,6 +28,8 @@ log = logging.getLogger("flowfactory")
 LABEL = "score"
 HOST = "import sys; sys.path.append({!r}); from flowfactory_scorer.__main__ import main; sys.exit(main())"
 """The host comes last on the path, so that an environment that has it uses its own."""
+UNBOUNDED = ("--workers", "256", "--max-megabytes", "1000000", "--max-megapixels", "1000000")
+"""The run's own table bounds how many calls there are at once, and how large they are."""
 END = 2.0
 """Seconds in which a process that has lost its connections ends."""
 LAST, WORDS = 20, 600
@@ -122,7 +124,7 @@ class Keeper:
         request_timeout: float,
         restarts: int,
     ) -> None:
-        options = [function, "--label", LABEL, "--device", device, "--workers", "256"]  # the run bounds its own calls
+        options = [function, "--label", LABEL, "--device", device, *UNBOUNDED]
         self._command = [str(python), "-I", "-u", "-c", HOST.format(str(wheel)), *options]
         self._name, self._times, self._restarts = f"the scorer {function}", (start_timeout, request_timeout), restarts
         self._lock, self._lost = Lock(), 0

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import httpx
 import torch
-from flowfactory import GroupReward, Reward, Sample, Score, Shared, retried, secret
+from flowfactory import Composite, GroupReward, Reward, Sample, Score, Shared, retried, secret
 from flowfactory_scorer import PROTOCOL
 
 from flowfactory_plugin_remote import RemoteSpec
@@ -114,7 +114,18 @@ class Server:
         scores: Any = answer.get("scores")
         if not isinstance(scores, list) or len(scores) != len(samples):
             raise RemoteError(f"{self._spec.url} answered no list of {len(samples)} scores, but {str(scores)[:200]}")
-        return scores
+        return [self._score(score) for score in scores]
+
+    def _score(self, answer: Any) -> Score:
+        """A score as rewards give it; what is none is found out where all rewards' are."""
+        if not isinstance(answer, dict):
+            return answer  # type: ignore[no-any-return]
+        total: Any = answer.get("total")
+        parts: Any = answer.get("parts")
+        if len(answer) != 2 or type(total) not in (int, float) or not isinstance(parts, dict):
+            said = self._safe(json.dumps(answer))
+            raise RemoteError(f"{self._spec.url} answered {said}, not a number nor a total with parts")
+        return Composite(total, parts)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         return retried(

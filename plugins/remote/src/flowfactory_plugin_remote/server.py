@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flowfactory import Asked, RewardError
-from flowfactory_scorer.server import Refused, Served
+from flowfactory import Asked, Composite, RewardError
+from flowfactory_scorer.server import Refused, Score, Served
 from flowfactory_scorer.wire import Record
 
 from flowfactory_plugin_remote.wire import samples_of
@@ -20,13 +20,19 @@ def served(rewards: Sequence[Asked]) -> dict[str, Served]:
 
 
 def _served(asked: Asked) -> Served:
-    def score(records: Sequence[Record]) -> list[float | None]:
+    def score(records: Sequence[Record]) -> list[Score]:
         with TemporaryDirectory(prefix="flowfactory-") as folder:
             samples = samples_of(records, Path(folder))
             try:
                 found = [score for part in asked.parts(samples) for score in asked.call(part)]
             except RewardError as error:
                 raise Refused(500, str(error)) from error
-        return [None if math.isnan(score) else score for score in found]
+        return [_answer(score) for score in found]
 
     return Served(score, asked.is_group, asked.entry.workers, asked.entry.timeout)
+
+
+def _answer(score: float | None) -> Score:
+    if isinstance(score, Composite):
+        return {"total": float(score), "parts": {name: _answer(part) for name, part in score.parts.items()}}
+    return None if score is None or math.isnan(score) else score

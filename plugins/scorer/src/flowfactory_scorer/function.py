@@ -16,6 +16,7 @@ from typing import Any, Callable
 import numpy as np
 from PIL import Image
 
+from flowfactory_scorer.server import Score
 from flowfactory_scorer.wire import Record
 
 Function = Callable[[Sequence[Any], Sequence[str], Sequence[Mapping[str, Any]]], Any]
@@ -54,10 +55,10 @@ def _from_file(path: Path) -> Any:
     return module
 
 
-def scorer(function: Function) -> Callable[[Sequence[Record]], list[float | None]]:
+def scorer(function: Function) -> Callable[[Sequence[Record]], list[Score]]:
     """What asks a function about samples as they came; what it raises is shown in full on stderr."""
 
-    def score(records: Sequence[Record]) -> list[float | None]:
+    def score(records: Sequence[Record]) -> list[Score]:
         try:
             images = [_shown(record.media) for record in records]
             answer = function(images, [record.prompt for record in records], [_row(record) for record in records])
@@ -88,14 +89,24 @@ def _shown(media: np.ndarray) -> Any:
     return Image.fromarray(np.ascontiguousarray(media))
 
 
-def _checked(answer: Any, count: int) -> list[float | None]:
+def _checked(answer: Any, count: int) -> list[Score]:
     if isinstance(answer, (Mapping, Set, str, bytes)):
         raise WrongAnswer(f"the function returned a {type(answer).__name__}, not a sequence of {count} scores")
     scores = list(islice(answer, count + 1))
     if len(scores) != count:
         had = f"more than {count}" if len(scores) > count else len(scores)
         raise WrongAnswer(f"the function returned {had} scores for {count} samples")
-    return [None if score is None else _number(score) for score in scores]
+    return [_score(score) for score in scores]
+
+
+def _score(score: Any) -> Score:
+    """A number; or a total with named parts, from a dict `{"total": 0.7, "parts": {"colour": 0.9}}`."""
+    if isinstance(score, Mapping):
+        if set(score) != {"total", "parts"} or not isinstance(score["parts"], Mapping):
+            raise WrongAnswer(f"the function returned {repr(score)[:200]}, not a number nor a total with parts")
+        parts = {str(name): None if part is None else _number(part) for name, part in score["parts"].items()}
+        return {"total": _number(score["total"]), "parts": parts}
+    return None if score is None else _number(score)
 
 
 def _number(score: Any) -> float:

@@ -1,7 +1,7 @@
 """Scores over HTTP. The documentation's page Protocol says what is sent and answered.
 
     GET  /health          {"protocol": 1, "rewards": {label: {"group": bool}}}
-    POST /score/{label}   samples as `wire` reads them, answered with {"scores": [number or null, …]}
+    POST /score/{label}   samples as `wire` reads them, answered with {"scores": [score, …]}
 
 Errors are {"error": …}, with status 400 (malformed), 401 (token), 404 (no such reward), 408 (too slow), 411 (without
 a length), 413 (too large), 500 (the reward failed) or 503 (busy). A connection is closed after its answer.
@@ -21,11 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from socketserver import BaseServer, ThreadingTCPServer
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from flowfactory_scorer import PROTOCOL
 from flowfactory_scorer.wire import PIXELS, Record, WireError, read
 
+Score = Union[float, Mapping[str, Any], None]
+"""A finite number; a mapping of such a `total` and its `parts` by name; or `None` where the reward does not apply."""
 HEADERS = 10.0
 """Seconds in which a connection must have said what it wants."""
 BODY = 120.0
@@ -56,12 +58,12 @@ class Refused(Exception):
 class Served:
     """A reward, and who waits for it.
 
-    score: from samples to a finite number or `None` each, in order. It raises `Refused`, or anything: that is 500.
+    score: from samples to a score each, in order. It raises `Refused`, or anything: that is 500.
     group: whether all samples of a request must be of one group.
     workers: how often it is asked at once. timeout: seconds that a request waits for its turn.
     """
 
-    score: Callable[[Sequence[Record]], Sequence[float | None]]
+    score: Callable[[Sequence[Record]], Sequence[Score]]
     group: bool = False
     workers: int = 1
     timeout: float = 600.0
@@ -216,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.changed:
                 self.server.held -= len(body)
 
-    def _scores(self, served: Served, body: bytearray) -> list[float | None]:
+    def _scores(self, served: Served, body: bytearray) -> list[Score]:
         try:
             records = read(bytes(body), self.server.max_pixels)
         except WireError as error:
