@@ -101,6 +101,8 @@ array.
 the path of a file or folder is the id of a model on the Hugging Face hub. Data files may be at
 `hf://datasets/owner/name/path`, on the hub: see [Data](data.md#datasets-of-the-hub).
 
+**Functions** are `./file.py:name`, relative like a path, or `package.module:name`. Nothing is imported to check a spec.
+
 **Sizes** are in pixels: a number (square), `[height, width]` or `[height, width, frames]`.
 
 **What to train**: exactly one of `[lora]` and `[full]`.

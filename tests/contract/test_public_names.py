@@ -18,6 +18,7 @@ PUBLIC = [
     "Asked",
     "Batch",
     "Calls",
+    "Composite",
     "Conditions",
     "Cut",
     "Decay",
@@ -25,6 +26,7 @@ PUBLIC = [
     "Density",
     "Display",
     "Draws",
+    "Function",
     "GroupReward",
     "IMAGE",
     "Location",
@@ -74,12 +76,14 @@ PUBLIC = [
     "noised",
     "open_rewards",
     "per_sample_mean",
+    "read_spec",
     "retried",
     "secret",
     "some_frames",
     "to_bytes",
     "to_image",
     "together",
+    "user_folder",
 ]
 
 
@@ -110,6 +114,7 @@ def test_there_are_plugins_to_look_at() -> None:
 
 UNDOCUMENTED = {
     "Conditions",
+    "Function",
     "Location",
     "Precision",
     "Calls",

@@ -5,7 +5,7 @@ This stub is the list: the package loads each name from where it says, on first 
 
 # Every hook module: what there is, under which name, and the keys its table takes.
 from .contracts.hooks import Provides as Provides, hookimpl as hookimpl
-from .contracts.key import Location as Location, Precision as Precision, Size as Size, key as key
+from .contracts.key import Function as Function, Location as Location, Precision as Precision, Size as Size, key as key
 from .contracts.specs import NoKeys as NoKeys
 
 # Adapters: a model family as a velocity field.
@@ -48,6 +48,7 @@ from .sampling.transition import Transition as Transition
 
 # Rewards: a number for a sample.
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
+from .rewards.asking import Composite as Composite
 from .rewards.secrets import SecretError as SecretError, secret as secret
 from .contracts.types import Sample as Sample
 from .rewards.retry import retried as retried
@@ -59,4 +60,6 @@ from .contracts.hooks import Plan as Plan, Run as Run, Tracker as Tracker
 from .metrics.display import Display as Display, Phase as Phase
 from .rewards.asking import Asked as Asked, RewardError as RewardError
 from .rewards.standalone import open_rewards as open_rewards
+from .data.store import user_folder as user_folder
+from .spec.structure import read_spec as read_spec
 from .spec.tables import Spec as Spec

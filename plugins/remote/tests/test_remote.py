@@ -19,22 +19,25 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 from click.testing import CliRunner
 from flowfactory.cli import main as cli
 from flowfactory.contracts.reward import GroupReward, Score
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
+from flowfactory.rewards.asking import Composite
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.secrets import SecretError
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import RewardEntry
 from flowfactory.testing import conformance
-from flowfactory_plugin_remote import RemoteSpec, server, wire
+from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.client import Remote, RemoteError, RemoteGroup, Server
-from flowfactory_plugin_remote.command import is_loopback
-from flowfactory_plugin_remote.server import Patient, RewardServer
-from flowfactory_plugin_remote.wire import WireError, pack, unpack
+from flowfactory_plugin_remote.server import served
+from flowfactory_plugin_remote.wire import pack, unpack
+from flowfactory_scorer import server, wire
+from flowfactory_scorer.__main__ import is_loopback
+from flowfactory_scorer.wire import WireError
+from PIL import Image
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -75,18 +78,17 @@ def samples(*levels: float, slot: int = 0) -> list[Sample]:
 
 
 class Running:
-    """A uvicorn server in a thread."""
+    """A server in a thread."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, targets: dict[str, Any], token: str | None = None, max_bytes: int = 10**6, **keys: Any) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="error", http=Patient, timeout_graceful_shutdown=1)
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
+        self.server = server.Server(self.socket, served(judge(targets, **keys).rewards), token, max_bytes)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
-        self.server.should_exit = True
+        self.server.shutdown()
         self.thread.join()
         self.socket.close()
 
@@ -101,8 +103,8 @@ def running() -> Iterator[list[Running]]:
 
 @pytest.fixture
 def start(running: list[Running]) -> Start:
-    def begin(targets: dict[str, Any], token: str | None = None, max_bytes: int = 10**6, **keys: Any) -> str:
-        running.append(Running(RewardServer(judge(targets, **keys).rewards, token, max_bytes).app))
+    def begin(targets: dict[str, Any], **keys: Any) -> str:
+        running.append(Running(targets, **keys))
         return running[-1].url
 
     return begin
@@ -158,6 +160,46 @@ def test_a_served_reward_is_never_asked_more_often_at_once_than_its_workers(star
     assert most == 2
 
 
+def test_parts_of_scores_travel(start: Start) -> None:
+    def graded(batch: Sequence[Sample]) -> list[Score]:
+        return [Composite(level, {"half": level / 2, "none": None}) for level in brightness(batch) if level]
+
+    (score,) = client(start({"graded": graded}), "graded", encoding="float32").score(samples(0.5))
+    assert isinstance(score, Composite)
+    assert (score, score.parts) == (0.5, {"half": 0.25, "none": None})
+
+
+def test_condition_images_travel_once_and_arrive_as_files(start: Start, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    Image.new("RGB", (4, 2), (0, 0, 255)).save(tmp_path / "blue.webp", lossless=True)
+    seen: list[Path] = []
+
+    def redness(batch: Sequence[Sample]) -> list[Score]:
+        seen.extend(path for s in batch for path in s.row.images)
+        pictures = [[Image.open(path).getpixel((0, 0)) for path in s.row.images] for s in batch]
+        return [sum(red - 2 * blue for red, _, blue in one) for one in pictures]  # type: ignore[misc]
+
+    rows = [("red.png",), ("blue.webp",), ("red.png", "blue.webp"), ()]
+    edits = [
+        Sample(Row("x", images=tuple(tmp_path / name for name in names)), torch.zeros(3, 4, 4), 0, i)
+        for i, names in enumerate(rows)
+    ]
+    assert client(start({"redness": redness}), "redness").score(edits) == [255, -510, -255, 0]
+    assert len(seen) == 4
+    assert not any(path.exists() for path in seen)
+    assert b"image.1" in pack(edits, "png")
+    assert b"image.2" not in pack(edits, "png")
+
+
+def test_videos_travel(start: Start) -> None:
+    def faces(batch: Sequence[Sample]) -> list[Score]:
+        return [float(s.media[1].mean()) if s.media.dim() == 4 else None for s in batch]
+
+    video = Sample(Row("x"), torch.stack([torch.zeros(3, 4, 6), torch.ones(3, 4, 6)]), 0, 0)
+    for encoding in ("png", "float32"):
+        assert client(start({"faces": faces}), "faces", encoding=encoding).score([video, *samples(0.5)]) == [1.0, None]
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
@@ -184,7 +226,7 @@ def test_an_oversize_body_is_refused(start: Start) -> None:
     big = pack([Sample(Row("x"), torch.rand(3, 40, 40), 0, 0)], "float32")
     stated = httpx.post(url + "/score/brightness", content=big)
     streamed = httpx.post(url + "/score/brightness", content=iter([big[:1500], big[1500:]]))
-    assert (stated.status_code, streamed.status_code) == (413, 413)
+    assert (stated.status_code, streamed.status_code) == (413, 411)
     assert client(url, "brightness").score(samples(1.0)) == [1.0]
 
 
@@ -222,25 +264,6 @@ def test_a_group_reward_refuses_two_groups(start: Start) -> None:
 def test_a_failing_reward_is_a_failure_and_never_a_score(start: Start, bad: Any, said: str) -> None:
     with pytest.raises(RemoteError, match=said):
         client(start({"bad": bad}), "bad").score(samples(0.5))
-
-
-def test_answers_that_are_no_scores_are_failures(running: list[Running]) -> None:
-    from starlette.applications import Starlette
-    from starlette.responses import JSONResponse, PlainTextResponse
-    from starlette.routing import Route
-
-    def health(request: Any) -> JSONResponse:
-        return JSONResponse({"rewards": {"odd": {"group": False}, "text": {"group": False}}})
-
-    routes = [
-        Route("/health", health),
-        Route("/score/odd", lambda request: JSONResponse({"points": [1]}), methods=["POST"]),
-        Route("/score/text", lambda request: PlainTextResponse("all good"), methods=["POST"]),
-    ]
-    running.append(Running(Starlette(routes=routes)))
-    for reward in ("odd", "text"):
-        with pytest.raises(RemoteError, match="answered"):
-            client(running[0].url, reward).score(samples(0.5))
 
 
 class Raw:
@@ -288,9 +311,14 @@ def test_a_server_that_drips_is_given_up(pieces: list[bytes]) -> None:
     [
         (answer(b" " * (5 << 20)), "answered more than 4194304 bytes"),
         (answer(gzip.compress(b" " * (64 << 20)), "200 OK", "Content-Encoding: gzip"), "something packed"),
-        (answer(b'{"rewards": {"r": {}}}'), "does not say of which kind its reward 'r' is"),
-        (answer(b'{"rewards": {"r": {"group": 1}}}'), "does not say of which kind"),
-        (answer(b'{"rewards": ["r"]}'), "does not say which rewards it serves"),
+        (answer(b'{"protocol": 1, "rewards": {"r": {}}}'), "does not say of which kind its reward 'r' is"),
+        (answer(b'{"protocol": 1, "rewards": {"r": {"group": 1}}}'), "does not say of which kind"),
+        (answer(b'{"protocol": 1, "rewards": ["r"]}'), "does not say which rewards it serves"),
+        (
+            answer(b'{"protocol": 2, "rewards": {"r": {"group": false}}}'),
+            "speaks protocol 2, and this client protocol 1",
+        ),
+        (answer(b'{"rewards": {"r": {"group": false}}}'), "speaks protocol None"),
         (answer(b"[" * 100_000), "answered"),
         (answer(b"\xff\xfe"), "answered"),
         (answer(b'{"error": {"a": 1}}', "500 Oops"), "answered 500: {'a': 1}"),
@@ -300,6 +328,16 @@ def test_a_server_that_drips_is_given_up(pieces: list[bytes]) -> None:
 def test_a_hostile_answer_is_a_failure_in_words(said: bytes, why: str) -> None:
     with pytest.raises(RemoteError, match=re.escape(why)):
         client(Raw(said).url, "r", attempts=1)
+
+
+@pytest.mark.parametrize(
+    "score",
+    ["{}", '{"total": 1}', '{"total": "1", "parts": {}}', '{"total": true, "parts": {}}', '{"total": 1, "parts": 2}'],
+)
+def test_half_a_composite_score_is_a_failure(score: str) -> None:
+    asked = Server(RemoteSpec(url=Raw(answer(f'{{"scores": [{score}]}}'.encode())).url, reward="r", attempts=1))
+    with pytest.raises(RemoteError, match="not a number nor a total with parts"):
+        asked.score(samples(0.1))
 
 
 @pytest.mark.parametrize("scores", ["[1]", "[1, 2, 3]", "{}", "null", "7"])
@@ -343,13 +381,13 @@ def test_a_password_in_an_address_is_refused_unseen() -> None:
 # --- a server under load -------------------------------------------------------------------------------------------
 
 
-def test_pixels_count_together_before_any_is_decoded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_count_together_before_any_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pack(samples(0.1, 0.2, 0.3), "png")  # 72 pixels
-    assert len(unpack(whole, 72)) == 3
+    assert len(unpack(whole, tmp_path, 72)) == 3
     monkeypatch.setattr(wire, "_image", lambda *_: pytest.fail("decoded"))
     for encoding in ("png", "float32"):
         with pytest.raises(WireError, match="they are 72 together; 71 are allowed"):
-            unpack(pack(samples(0.1, 0.2, 0.3), encoding), 71)  # type: ignore[arg-type]
+            unpack(pack(samples(0.1, 0.2, 0.3), encoding), tmp_path, 71)  # type: ignore[arg-type]
 
 
 def test_a_served_table_keeps_its_micro_batch(start: Start) -> None:
@@ -527,15 +565,14 @@ def test_the_example_is_a_sound_spec() -> None:
 # --- the conformance kit -------------------------------------------------------------------------------------------
 
 
-def served(reward: str, target: Any) -> Callable[[Path], dict[str, Any]]:
+def asked_of(reward: str, target: Any) -> Callable[[Path], dict[str, Any]]:
     """The keys of a reward that a server of its own computes."""
 
     def keys(folder: Path) -> dict[str, Any]:
-        server = Running(RewardServer(judge({reward: target}).rewards, None, 10**8).app)
-        return {"url": server.url, "reward": reward, "pause": 0.01}
+        return {"url": Running({reward: target}, max_bytes=10**8).url, "reward": reward, "pause": 0.01}
 
     return keys
 
 
-SERVED = {"remote": served("brightness", brightness), "remote-group": served("place", Place)}
+SERVED = {"remote": asked_of("brightness", brightness), "remote-group": asked_of("place", Place)}
 test_conformance = conformance("flowfactory-plugin-remote", keys=SERVED)

@@ -5,17 +5,26 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flowfactory.contracts.types import Row, Sample
-from flowfactory_plugin_remote import wire
-from flowfactory_plugin_remote.wire import WireError, pack, unpack
+from flowfactory_plugin_remote.wire import pack, unpack
+from flowfactory_scorer.wire import WireError, read
 from PIL import Image
 from safetensors.torch import save
 
-RECORD = {"prompt": "a cat", "negative_prompt": None, "metadata": {}, "slot": 0, "replica": 0, "frames": None}
+RECORD = {
+    "prompt": "a cat",
+    "negative_prompt": None,
+    "metadata": {},
+    "slot": 0,
+    "replica": 0,
+    "frames": None,
+    "images": [],
+}
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -28,8 +37,8 @@ def samples() -> list[Sample]:
 
 
 @pytest.mark.parametrize(("encoding", "error"), [("png", 0.5 / 255 + 1e-6), ("float32", 0.0)])
-def test_samples_return_as_they_left(encoding: Any, error: float) -> None:
-    returned = unpack(pack(samples(), encoding))
+def test_samples_return_as_they_left(encoding: Any, error: float, tmp_path: Path) -> None:
+    returned = unpack(pack(samples(), encoding), tmp_path)
     assert [(s.row, s.slot, s.replica) for s in returned] == [(s.row, s.slot, s.replica) for s in samples()]
     for one, other in zip(returned, samples(), strict=True):
         assert one.media.dtype == torch.float32
@@ -42,8 +51,18 @@ def png(width: int, height: int) -> torch.Tensor:
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
-def body(tensors: dict[str, torch.Tensor], records: Any, encoding: str = "png") -> bytes:
-    return save(tensors, {"samples": json.dumps(records), "encoding": encoding})
+def body(tensors: dict[str, torch.Tensor], records: Any, encoding: str = "png", version: str = "1") -> bytes:
+    return save(tensors, {"version": version, "samples": json.dumps(records), "encoding": encoding})
+
+
+def test_a_sound_body_is_read() -> None:
+    """What the broken ones below would be, were they whole."""
+    (record,) = read(body({"0.0": png(4, 3), "image.0": png(2, 2)}, [{**RECORD, "images": [0]}]))
+    assert (record.prompt, record.media.shape, [image.shape for image in record.images]) == (
+        "a cat",
+        (3, 4, 3),
+        [(2, 2, 3)],
+    )
 
 
 class Dangerous:
@@ -74,14 +93,25 @@ class Dangerous:
         body({"0": torch.zeros(3, 4)}, [RECORD], "float32"),
         body({"0": torch.zeros(4, 4, 4)}, [RECORD], "float32"),
         body({"0": torch.zeros(3, 4, 4, dtype=torch.int8)}, [RECORD], "float32"),
+        body({"0.0": png(4, 4)}, [{**RECORD, "images": [0]}]),
+        body({"0.0": png(4, 4)}, [{**RECORD, "images": ["0"]}]),
+        body({"0.0": png(4, 4)}, [{**RECORD, "images": 1}]),
+        body({"0.0": png(4, 4), "image.0": torch.zeros(50, dtype=torch.uint8)}, [{**RECORD, "images": [0]}]),
+        pack(samples(), "png").replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1),
     ],
 )
 def test_other_bytes_are_refused(broken: bytes) -> None:
     with pytest.raises(WireError):
-        unpack(broken)
+        read(broken)
 
 
-def test_an_image_that_claims_to_be_huge_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "PIXELS", 15)
+@pytest.mark.parametrize("version", ["0", "2", "one"])
+def test_another_protocol_is_refused_in_words(version: str) -> None:
+    with pytest.raises(WireError, match=f"of protocol {version}, and this reads protocol 1"):
+        read(body({"0.0": png(4, 4)}, [RECORD], version=version))
+
+
+@pytest.mark.parametrize("tensor", ["0.0", "image.0"])
+def test_an_image_that_claims_to_be_huge_is_refused(tensor: str) -> None:
     with pytest.raises(WireError, match="4 x 4 pixels"):
-        unpack(body({"0.0": png(4, 4)}, [RECORD]))
+        read(body({tensor: png(4, 4)}, [RECORD]), 15)

@@ -39,6 +39,14 @@ def test_several_rewards_are_told_apart() -> None:
     assert epoch_text(1, 2, {"reward/a/mean": 1.0, "reward/b/mean": 0.0}) == "epoch 1/2  reward a 1.000  reward b 0.000"
 
 
+def test_the_weighted_sum_comes_first_and_what_is_watched_is_marked() -> None:
+    metrics = {"reward/a/mean": 1.0, "reward/b/mean": 0.25, "reward/score": 2.0, "eval/a/mean": 3.0, "eval/score": 6.0}
+    said = "reward score 2.000  reward a 1.000  reward b 0.250 (watched only)  eval score 6.000  eval 3.000"
+    assert epoch_text(1, 2, metrics, {"reward/b"}) == f"epoch 1/2  {said}"
+    alone = {"reward/a/mean": 1.0, "reward/score": 1.0, "reward/a/part/mean": 9.0}
+    assert epoch_text(1, 2, alone) == "epoch 1/2  reward 1.000"
+
+
 def test_a_log_has_plain_lines() -> None:
     err, out = io.StringIO(), io.StringIO()
     ui = Ui(err, out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from flowfactory.discovery.registry import Registry
-from flowfactory.metrics.merit import Merit, best, judge
+from flowfactory.metrics.merit import Merit, best, judge, score, watched
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
 from specs import lay
@@ -57,3 +57,24 @@ def test_the_earliest_of_equal_ones_is_the_best(tmp_path: Path) -> None:
     lines = [(epoch, metrics(bright, 0)) for epoch, bright in enumerate([0.9, 0.2, 0.5, 0.5, 0.4])]
     assert best(made(tmp_path), lines) == Merit(2, 0.5)
     assert best(made(tmp_path), lines[:1]) is None
+
+
+def test_the_score_that_is_shown_is_what_the_best_goes_by(tmp_path: Path) -> None:
+    spec = made(tmp_path)
+    assert score("eval", spec.rewards, metrics(0.75, 0.5)) == {"eval/score": 0.5}
+    assert judge(spec, 1, metrics(0.75, 0.5)) == Merit(1, 0.5)
+    assert score("reward", spec.rewards, {"reward/bright/mean": 3.0, "reward/dark/mean": 2.0}) == {"reward/score": 2.0}
+
+
+@pytest.mark.parametrize("line", [{}, {"eval/bright/mean": 1.0}, metrics(math.nan, 1), metrics(math.inf, 1)])
+def test_without_all_means_there_is_no_score(tmp_path: Path, line: dict[str, float]) -> None:
+    assert score("eval", made(tmp_path).rewards, line) == {}
+
+
+def test_what_has_no_weight_is_watched_and_not_missed(tmp_path: Path) -> None:
+    spec = made(tmp_path, "reward[1].weight=0")
+    assert watched(spec) == {"reward/dark", "eval/dark"}
+    assert score("eval", spec.rewards, {"eval/bright/mean": 0.25}) == {"eval/score": 0.25}
+    other = made(tmp_path, 'eval.reward=[{name="bright", weight=0.0}]')
+    assert watched(other) == {"eval/bright"}
+    assert score("eval", other.eval.rewards, metrics(1, 1)) == {}

@@ -11,13 +11,11 @@ from flowfactory.cli.main import main
 from flowfactory.metrics import overview
 from flowfactory.runs import folder as folders
 
-REWARDS = [{"label": "ocr", "weight": 2.0}, {"label": "watched", "weight": 0.0}, {"label": "jpeg", "weight": 1.0}]
-
 
 def run(place: Path, name: str, epochs: int, lines: list[dict[str, float]], when: int = 0) -> Path:
     folder = place / name
     folder.mkdir()
-    spec = {"run": {"epochs": epochs}, "reward": REWARDS, "eval": {}}
+    spec = {"run": {"epochs": epochs}}
     plan = {"spec": spec, "digest": "", "world": 1, "numbers": [], "versions": {}}
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -27,7 +25,7 @@ def run(place: Path, name: str, epochs: int, lines: list[dict[str, float]], when
 
 
 def line(epoch: int, ocr: float, prefix: str = "reward", **more: float) -> dict[str, float]:
-    return {"epoch": epoch, f"{prefix}/ocr/mean": ocr, f"{prefix}/jpeg/mean": -1.0, f"{prefix}/watched/mean": 9} | more
+    return {"epoch": epoch, f"{prefix}/score": 2 * ocr - 1.0, f"{prefix}/ocr/mean": ocr} | more
 
 
 def test_how_far_a_run_is_and_what_it_reached(tmp_path: Path) -> None:

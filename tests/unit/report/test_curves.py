@@ -10,9 +10,11 @@ import pytest
 from flowfactory.report.chart import BOTTOM, LEFT, RIGHT, TOP, chart, number
 from flowfactory.report.curves import MOST_POINTS, Line, Panel, Point, Section, sections, thinned
 from flowfactory.report.plots import draw
+from flowfactory.report.report import facts
 from flowfactory.runs import history
 from PIL import Image
 from runs import lay_run
+from specs import SPEC
 
 
 def shown(tmp_path: Path, **metrics: float) -> dict[str, Section]:
@@ -28,6 +30,19 @@ def test_every_metric_has_its_place(tmp_path: Path) -> None:
     assert [panel.title for panel in found["Memory"].panels] == ["memory/peak"]
     assert [panel.title for panel in found["More"].panels] == ["odd/thing"]
     assert [panel.stacked for panel in found["Time"].panels] == [True, True]
+
+
+def test_what_was_optimised_and_what_was_only_watched(tmp_path: Path) -> None:
+    spec = SPEC.replace("weight = -0.5", "weight = 0")
+    assert spec != SPEC
+    own = {"reward/dark/mean": 0.5, "reward/score": 0.75, "eval/dark/mean": 0.5, "eval/score": 0.75}
+    run = lay_run(tmp_path / "run", metrics=own, spec=spec)
+    found = {section.name: [panel.title for panel in section.panels] for section in sections(history.read([run]))}
+    assert found["Reward"] == ["reward/bright", "reward/dark (watched only)", "reward/score"]
+    assert found["Held-out evaluation"] == ["eval/bright", "eval/dark (watched only)", "eval/score"]
+    told = dict(facts(history.read([run])[0]))
+    assert told["rewards"] == "bright (weight 1), dark (watched only)"
+    assert told["held-out score"] == "0.750 (epoch 1) → 0.750 (epoch 6)"
 
 
 def test_runs_share_charts_and_keep_their_colours(tmp_path: Path) -> None:

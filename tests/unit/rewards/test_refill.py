@@ -15,7 +15,7 @@ from flowfactory.contracts.types import Sample
 from flowfactory.rewards.session import Scored
 from flowfactory.sampling import rollouts
 from flowfactory.sampling.epochs import Group, plan_epoch, refilled
-from flowfactory.sampling.rollouts import teach_nothing
+from flowfactory.sampling.judged import teach_nothing
 from flowfactory.sampling.source import Collected
 from flowfactory.spec.tables import RewardEntry
 from support import Case, each

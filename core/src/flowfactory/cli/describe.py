@@ -7,13 +7,15 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from flowfactory.contracts.key import Key, Location, Size
+from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.spec import toml
 from flowfactory.spec.kinds import arms_of, attributes, declared, hints, is_literal, keys
 from flowfactory.spec.tables import RewardEntry, plain
 
-_NAMES = {bool: "bool", int: "int", float: "float", str: "string", Location: "path", Size: "size"}
+_NAMES = {
+    bool: "bool", int: "int", float: "float", str: "string", Location: "path", Function: "function", Size: "size",
+}  # fmt: skip
 
 
 @attrs.frozen

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
@@ -139,10 +139,10 @@ class Ui:
         finally:
             over.set()
 
-    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        """One line on a finished epoch."""
+    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float], watched: Collection[str] = ()) -> None:
+        """One line on a finished epoch. watched: rewards that count for nothing, e.g. `reward/jpeg`."""
         self._pace.reach(epoch, epochs)
-        self.say(epoch_text(epoch, epochs, metrics))
+        self.say(epoch_text(epoch, epochs, metrics, watched))
 
 
 class _Pace:
@@ -222,13 +222,21 @@ class _Notes(ProgressColumn):
         return Text(printable("  ".join(notes)))
 
 
-def epoch_text(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
-    """`epoch 3/60  reward 0.512  eval 0.610  loss 0.0012  12.3 s (sample 8.0, train 4.3)`."""
+def epoch_text(epoch: int, epochs: int, metrics: Mapping[str, float], watched: Collection[str] = ()) -> str:
+    """`epoch 3/60  reward 0.512  eval 0.610  loss 0.0012  12.3 s (sample 8.0, train 4.3)`.
+
+    The weighted sum of several rewards comes before them; those in `watched` count for nothing.
+    """
     parts = [f"epoch {epoch}/{epochs}"]
     for group in ("reward", "eval"):
         named = [(name.split("/"), value) for name, value in metrics.items()]
-        means = {path[1]: value for path, value in named if path[0] == group and path[-1] == "mean"}
-        parts += [f"{group}{f' {label}' if len(means) > 1 else ''} {_number(v)}" for label, v in means.items()]
+        means = {path[1]: v for path, v in named if len(path) == 3 and path[0] == group and path[-1] == "mean"}
+        total = metrics.get(f"{group}/score")
+        if total is not None and [*means.values()] != [total]:
+            parts.append(f"{group} score {_number(total)}")
+        for label, value in means.items():
+            only = " (watched only)" if f"{group}/{label}" in watched else ""
+            parts.append(f"{group}{f' {label}' if len(means) > 1 else ''} {_number(value)}{only}")
     parts += [f"{name} {_number(value)}" for name, value in metrics.items() if name.startswith("loss/")]
     times = {name.removeprefix("time/"): v for name, v in metrics.items() if name.startswith("time/")}
     if times:

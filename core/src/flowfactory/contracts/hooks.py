@@ -119,8 +119,8 @@ def flowfactory_samples_scored(
 ) -> None:
     """An epoch is scored; `samples` are those it keeps (`[run] save_samples`). Main process only.
 
-    `scores` has theirs by reward label, NaN where a reward does not apply or failed. The metrics of
-    `flowfactory_epoch_finished` cover all samples.
+    `scores` has theirs by reward label, and parts by `label/part`; NaN where one does not apply or failed. The metrics
+    of `flowfactory_epoch_finished` cover all samples.
     """
 
 

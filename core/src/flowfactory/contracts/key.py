@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NewType
 import attrs
 
 Location = NewType("Location", str)
+Function = NewType("Function", str)  # `./file.py:name` or `package.module:name`; nobody imports it to check a spec
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 

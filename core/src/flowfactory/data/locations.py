@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import symtable
 from pathlib import Path, PurePath
 
 from flowfactory.data import hub
 from flowfactory.data.rows import ENDINGS
 from flowfactory.data.text import exists as is_there
-from flowfactory.data.text import path_of
+from flowfactory.data.text import path_of, read_text
 from flowfactory.errors import did_you_mean
 
 _RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(?![/\\])(.+)")
+_FUNCTION = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+_EVERYTHING = re.compile(r"^\s*from\s+\S+\s+import\s+\*", re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -47,6 +50,43 @@ def _remote(written: str, exists: bool) -> str:
     if PurePath(written).suffix.lower() not in ENDINGS:
         raise ValueError(f"{written}: expected a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
     return hub.pinned(written)
+
+
+def locate_function(written: str, folder: Path) -> str:
+    """What `./file.py:name` or `package.module:name` stands for: the file's path is absolute. Nothing is imported.
+
+    Raises:
+        ValueError: it is neither, there is no such file, or nothing of that name in it.
+    """
+    found = _FUNCTION.fullmatch(written)
+    if found is None:
+        raise ValueError(f"expected './file.py:function' or 'package.module:function', not {written!r}")
+    home, name = found.groups()
+    if not home.endswith(".py"):
+        return written
+    path = path_of(home, folder)
+    if not path.is_file():
+        near = did_you_mean(path.name, _names(path.parent))
+        raise ValueError(f"there is no file {path}" + (f"; {near}" if near else ""))
+    known = _defined(path)
+    if known is not None and name not in known:
+        raise ValueError(f"{path} defines no {name!r}; {did_you_mean(name, known) or 'is it the right file?'}")
+    return f"{path}:{name}"
+
+
+def _defined(path: Path) -> frozenset[str] | None:
+    """The names that a module's file gives a value; `None` where only running it would tell."""
+    try:
+        text = read_text(path)
+        table = symtable.symtable(text, str(path), "exec")
+    except SyntaxError:  # of another version of Python, maybe
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if _EVERYTHING.search(text):
+        return None
+    given = [symbol for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()]
+    return frozenset(symbol.get_name() for symbol in given)
 
 
 def _names(folder: Path) -> list[str]:

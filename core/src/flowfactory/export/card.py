@@ -116,7 +116,8 @@ def _lora(spec: Spec) -> bool:
 
 
 def _rewards(spec: Spec) -> str:
-    return ", ".join(f"`{entry.label}` (weight {entry.weight:g})" for entry in spec.rewards)
+    counts = {e.label: f"weight {e.weight:g}" if e.weight else "watched only" for e in spec.rewards}
+    return ", ".join(f"`{label}` ({how})" for label, how in counts.items())
 
 
 def _scores(run: Path, epoch: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -31,5 +31,5 @@ class Display(Protocol):
         """
         ...
 
-    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        """One line on a finished epoch."""
+    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float], watched: Collection[str] = ()) -> None:
+        """One line on a finished epoch. watched: rewards that count for nothing, e.g. `reward/jpeg`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
-from flowfactory.spec.tables import Spec
+from flowfactory.spec.tables import RewardEntry, Spec
 
 
 @attrs.frozen
@@ -20,6 +20,19 @@ class Merit:
     def exceeds(self, other: Merit | None) -> bool:
         """Whether this one is better; the first one is."""
         return other is None or self.value > other.value
+
+
+def score(prefix: str, entries: Sequence[RewardEntry], metrics: Mapping[str, float]) -> dict[str, float]:
+    """`<prefix>/score`: the sum of the rewards' means, each times its weight; nothing where a mean is missing."""
+    terms = [e.weight * metrics.get(f"{prefix}/{e.label}/mean", math.nan) for e in entries if e.weight != 0]
+    value = math.fsum(terms)
+    return {f"{prefix}/score": value} if terms and math.isfinite(value) else {}
+
+
+def watched(spec: Spec) -> frozenset[str]:
+    """The rewards that count for nothing, as the metrics name them: `reward/<label>`, `eval/<label>`."""
+    tables = {"reward": spec.rewards, "eval": spec.eval.rewards or spec.rewards}
+    return frozenset(f"{prefix}/{e.label}" for prefix, entries in tables.items() for e in entries if e.weight == 0)
 
 
 def judge(spec: Spec, epoch: int, metrics: Mapping[str, float]) -> Merit | None:

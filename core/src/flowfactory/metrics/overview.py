@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,27 +58,15 @@ def of(run: Path) -> Overview:
     try:
         (past,) = history.read([run])
         spec = past.plan["spec"]
-        epochs, weights = int(spec["run"]["epochs"]), _weights(spec)
+        epochs = int(spec["run"]["epochs"])
     except (RunError, KeyError, TypeError, ValueError) as error:
         return Overview(run, f"cannot be read: {error}")
-    scores = [value for line in past.metrics.values() if (value := _score("eval", weights, line)) is not None]
-    if not scores:
-        scores = [value for line in past.metrics.values() if (value := _score("reward", weights, line)) is not None]
+    scores = [value for _, value in past.series("eval/score") or past.series("reward/score")]
     epoch = max(past.metrics, default=0)
     state = "running" if _owned(run) else "finished" if epoch >= epochs else "stopped"
     seconds = math.fsum(v for line in past.metrics.values() for name, v in line.items() if name.startswith("time/"))
     first, last = (scores[0], scores[-1]) if scores else (None, None)
     return Overview(run, state, epoch, epochs, first, last, seconds)
-
-
-def _weights(spec: Mapping[str, Any]) -> Mapping[str, float]:
-    entries = spec.get("eval", {}).get("reward") or spec.get("reward") or []
-    return {entry["label"]: float(entry["weight"]) for entry in entries if entry["weight"]}
-
-
-def _score(prefix: str, weights: Mapping[str, float], line: Mapping[str, float]) -> float | None:
-    value = math.fsum(weight * line.get(f"{prefix}/{label}/mean", math.nan) for label, weight in weights.items())
-    return value if weights and math.isfinite(value) else None
 
 
 def _owned(run: Path) -> bool:

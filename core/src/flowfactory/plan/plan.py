@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from flowfactory.contracts.key import Location, Size
+from flowfactory.contracts.key import Function, Location, Size
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
@@ -247,6 +247,9 @@ def _content(kind: Any, value: Any) -> Any:
     arms = arms_of(kind)
     if isinstance(value, str) and Location in arms:
         return fingerprint(value)
+    if isinstance(value, str) and Function in arms:
+        home, _, function = value.rpartition(":")
+        return [fingerprint(home), function]
     if attrs.has(type(value)) and type(value) in arms and not isinstance(value, Size):
         return _by_content(value)
     for arm in arms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import attrs
 
@@ -54,13 +54,14 @@ class Section:
 def sections(runs: Sequence[History]) -> list[Section]:
     """Every metric of the runs, each in the first section that takes it; sections without any are left out."""
     left = list(dict.fromkeys(name for run in runs for name in run.names()))
+    watched = set.intersection(*({*_watched(run)} for run in runs))
     made = []
     for name, about, takes in SECTIONS:
         taken = _grouped([metric for metric in left if takes(metric)])
         left = [metric for metric in left if metric not in taken]
         shown = [metric for metric in taken if not metric.endswith("/std")]
         quiet = [metric for metric in shown if name in MAY_BE_QUIET and _is_zero(runs, metric)]
-        panels = tuple(_panel(runs, metric) for metric in shown if metric not in quiet)
+        panels = tuple(_panel(runs, metric, watched) for metric in shown if metric not in quiet)
         if name == TIME:
             panels = tuple(_stack(color, run, taken) for color, run in enumerate(runs) if len(run.metrics) > 1)
         if panels or quiet:
@@ -75,7 +76,8 @@ def _grouped(metrics: Sequence[str]) -> list[str]:
 
 
 def _mean_of(group: str) -> Callable[[str], bool]:
-    return lambda metric: metric.startswith(f"{group}/") and metric.endswith(("/mean", "/std"))
+    ends = ("/mean", "/std")
+    return lambda metric: metric == f"{group}/score" or (metric.startswith(f"{group}/") and metric.endswith(ends))
 
 
 def _under(*groups: str) -> Callable[[str], bool]:
@@ -86,7 +88,8 @@ REWARD, HELD_OUT, TIME = "Reward", "Held-out evaluation", "Time"
 SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     (
         REWARD,
-        "Mean over the samples of each epoch; the band is one standard deviation of them to either side.",
+        "Mean over the samples of each epoch; the band is one standard deviation of them to either side. The score is "
+        "the sum of the means, each times its weight.",
         _mean_of("reward"),
     ),
     (
@@ -121,14 +124,23 @@ def _is_zero(runs: Sequence[History], metric: str) -> bool:
     return all(value == 0 for run in runs for _, value in run.series(metric))
 
 
-def _panel(runs: Sequence[History], metric: str) -> Panel:
+def _watched(run: History) -> Iterator[str]:
+    """The rewards that count for nothing, as the metrics name them."""
+    spec = run.plan["spec"]
+    tables = {"reward": spec.get("reward", []), "eval": spec.get("eval", {}).get("reward") or spec.get("reward", [])}
+    for prefix, entries in tables.items():
+        yield from (f"{prefix}/{e.get('label', e['name'])}" for e in entries if e.get("weight", 1.0) == 0)
+
+
+def _panel(runs: Sequence[History], metric: str, watched: Collection[str]) -> Panel:
     lines = []
     for color, run in enumerate(runs):
         spread = dict(run.series(f"{metric.removesuffix('/mean')}/std")) if metric.endswith("/mean") else {}
         points = [Point(epoch, value, spread.get(epoch, math.nan)) for epoch, value in run.series(metric)]
         if points:
             lines.append(Line(run.title, color, thinned(points)))
-    return Panel(metric.removesuffix("/mean"), tuple(lines))
+    title = metric.removesuffix("/mean")
+    return Panel(f"{title} (watched only)" if title in watched else title, tuple(lines))
 
 
 def _stack(color: int, run: History, metrics: Sequence[str]) -> Panel:

@@ -149,17 +149,21 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
     yield "trained", _tuning(spec)
     yield "trainer", spec["trainer"]["name"]
     yield "scheduler", spec["scheduler"]["name"]
-    yield "rewards", ", ".join(f"{r.get('label', r['name'])} (weight {r.get('weight', 1.0):g})" for r in spec["reward"])
+    yield "rewards", ", ".join(f"{r.get('label', r['name'])} ({_counts(r.get('weight', 1.0))})" for r in spec["reward"])
     yield "epochs", f"{max(run.metrics, default=0)} of {spec['run']['epochs']}"
     for name in run.names():
         series = [(epoch, value) for epoch, value in run.series(name) if math.isfinite(value)]
-        if name.startswith("eval/") and name.endswith("/mean") and series:
+        if (name == "eval/score" or (name.startswith("eval/") and name.endswith("/mean"))) and series:
             (first, before), (last, after) = series[0], series[-1]
             label = name.removeprefix("eval/").removesuffix("/mean")
             yield f"held-out {label}", f"{number(before)} (epoch {first}) → {number(after)} (epoch {last})"
     seconds = sum(value for name in run.names() if name.startswith("time/") for _, value in run.series(name))
     yield "time", f"{_duration(seconds)} on {_count(run.plan['world'], 'process')}"
     yield "digest", run.plan["digest"][:16]
+
+
+def _counts(weight: float) -> str:
+    return f"weight {weight:g}" if weight else "watched only"
 
 
 def _tuning(spec: Mapping[str, Any]) -> str:

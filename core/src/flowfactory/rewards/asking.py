@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import groupby, islice
 from queue import Empty, Queue
-from threading import Condition, Thread
+from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 
@@ -16,16 +17,16 @@ import torch
 from torch import Tensor
 
 from flowfactory.calling import Meddled, calling, said
+from flowfactory.contracts.key import NAME
 from flowfactory.contracts.reward import GroupReward, Reward
 from flowfactory.contracts.types import Sample
 from flowfactory.errors import RunError, harmless
+from flowfactory.rewards.places import GLANCE, Places, Unwanted, never
 from flowfactory.rewards.retry import retried
 from flowfactory.spec.tables import RewardEntry
 
 LARGEST = 1e100
 """Scores beyond it have no standard deviation in float64."""
-GLANCE = 0.25
-"""Seconds after which who waits looks whether there is still something to wait for."""
 
 
 class RewardError(RunError):
@@ -40,13 +41,15 @@ class Untrusted(RewardError):
     """A reward changed how others compute, so that more than its own scores may be wrong."""
 
 
-class Unwanted(Exception):
-    """Nobody waits for the answer any more."""
+class Composite(float):
+    """`Composite(0.7, {"colour": 0.9, "count": 0.5})` counts as 0.7; what it is made of is shown with it."""
 
+    parts: Mapping[str, float | None]
 
-def never() -> bool:
-    """An answer is waited for as long as it takes."""
-    return False
+    def __new__(cls, total: float, parts: Mapping[str, float | None]) -> Composite:
+        made = super().__new__(cls, total)
+        made.parts = parts
+        return made
 
 
 @attrs.frozen(eq=False)
@@ -193,51 +196,6 @@ class Reply:
     at: float
 
 
-class Places:
-    """Where calls wait until they may be made: `count` at a time.
-
-    Where every place is held by a call that has timed out, all that come wait for `timeout` seconds together, not
-    each: a reward that hangs is noticed within minutes.
-    """
-
-    def __init__(self, count: int, timeout: float) -> None:
-        self._count, self._timeout = count, timeout
-        self._since = dict[object, float | None]()
-        self._changed = Condition()
-
-    def take(self, over: Callable[[], bool]) -> object | None:
-        """Wait for a place; none when there was none in time.
-
-        Raises:
-            Unwanted: it is `over`.
-        """
-        start, place = monotonic(), object()
-        with self._changed:
-            while len(self._since) == self._count:
-                if over():
-                    raise Unwanted
-                hanging = [since for since in self._since.values() if since is not None]
-                begin = min(start, *hanging) if len(hanging) == self._count else start
-                left = begin + self._timeout - monotonic()
-                if left <= 0:
-                    return None
-                self._changed.wait(min(left, GLANCE))
-            self._since[place] = None
-        return place
-
-    def hang(self, place: object) -> None:
-        """Whoever has the place has timed out, and may hold it for ever."""
-        with self._changed:
-            if place in self._since:
-                self._since[place] = monotonic()
-
-    def leave(self, place: object) -> None:
-        """Whoever had the place is done."""
-        with self._changed:
-            del self._since[place]
-            self._changed.notify()
-
-
 def _reply(replies: Queue[Reply], seconds: float, over: Callable[[], bool]) -> list[float] | RewardError | None:
     """What a call replies, or nothing in so many seconds; however busy the machine is with other things."""
     end = monotonic() + seconds
@@ -278,9 +236,17 @@ def number(label: str, score: Any, sample: Sample) -> float:
         what = f"reward {label!r} returned {_shown(score)}, not a finite number"
     elif abs(value) > LARGEST:
         what = f"reward {label!r} returned {value:g}, too large to be compared with others (at most {LARGEST:g})"
+    elif isinstance(score, Composite):
+        return Composite(value, {_part(label, k): number(f"{label}/{k}", v, sample) for k, v in score.parts.items()})
     else:
         return value
     raise Failed(f"{what}, for prompt {sample.row.prompt!r}")
+
+
+def _part(label: str, name: Any) -> str:
+    if isinstance(name, str) and re.fullmatch(NAME, name):
+        return name
+    raise Failed(f"reward {label!r} names a part {_shown(name)}; expected a name such as labels have")
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,8 @@ from flowfactory.contracts.reward import FunctionReward, Reward, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
 from flowfactory.errors import listed
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.rewards.asking import Asked, RewardError, never
+from flowfactory.rewards.asking import Asked, RewardError
+from flowfactory.rewards.places import never
 from flowfactory.rewards.session import Session
 from flowfactory.spec.tables import RewardEntry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from queue import SimpleQueue
 from threading import Condition, Thread
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from flowfactory.calling import said
 from flowfactory.contracts.types import Sample
-from flowfactory.rewards.asking import GLANCE, Answer, Asked, RewardError, never
+from flowfactory.processes.distributed import Processes
+from flowfactory.rewards.asking import Answer, Asked, Composite, RewardError
+from flowfactory.rewards.places import GLANCE, never
 from flowfactory.spec.tables import RewardEntry
 
 log = logging.getLogger("flowfactory")
@@ -37,7 +39,8 @@ class Failure:
 class Scored:
     """What the rewards said about `N` samples, in the order they were submitted.
 
-    values: by label `(N,)` float64, NaN where a reward does not apply or failed.
+    values: by label `(N,)` float64, NaN where a reward does not apply or failed. parts: of composite scores, by
+        `label/part`.
     failed: by label `(N,)` bool. calls: by label, how many calls failed, those included that succeeded when repeated.
     failures: those that are left.
     """
@@ -46,6 +49,17 @@ class Scored:
     failed: Mapping[str, Tensor]
     calls: Mapping[str, int]
     failures: Sequence[Failure]
+    parts: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    def part(self, name: str) -> Tensor:
+        """A part's column `(N,)`; NaN where nothing here has named it."""
+        first = next(iter(self.values.values()))
+        return self.parts.get(name, torch.full_like(first, math.nan))
+
+
+def all_parts(processes: Processes, scored: Scored) -> Sequence[str]:
+    """The parts that any process has seen, in one order on all."""
+    return sorted({name for own in processes.gather_objects([list(scored.parts)]) for name in own})
 
 
 class Session:
@@ -147,6 +161,11 @@ class Session:
             {entry.label: self._failed(entry, row) for entry, row in zip(entries, rows, strict=True)},
             {entry.label: sum(len(a.failures) for a in row) for entry, row in zip(entries, rows, strict=True)},
             self.failures,
+            {
+                name: column
+                for entry, row in zip(entries, rows, strict=True)
+                for name, column in _parts(entry.label, row)
+            },
         )
 
     def close(self) -> None:
@@ -212,6 +231,13 @@ def too_many(entry: RewardEntry, lost: int, total: int) -> str:
     """Why a run cannot go on without the scores of `lost` among `total` groups."""
     allowed = f"its `max_dropped` allows {entry.max_dropped:.0%}"
     return f"reward {entry.label!r} has no scores for {lost} of {total} groups, and {allowed}"
+
+
+def _parts(label: str, answers: Sequence[Answer]) -> Iterator[tuple[str, Tensor]]:
+    """A column for each part that any of the scores names, NaN where one does not."""
+    parts = [score.parts if isinstance(score, Composite) else {} for answer in answers for score in answer.scores]
+    for name in dict.fromkeys(name for one in parts for name in one):
+        yield f"{label}/{name}", torch.tensor([one.get(name, math.nan) for one in parts], dtype=torch.float64)
 
 
 def _numbers(answers: Sequence[Answer]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Rollout, Sample
 from flowfactory.data.sources import pools
+from flowfactory.metrics import merit
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, source_metrics, zero_std_groups
 from flowfactory.policy.finite import check_samples
@@ -31,15 +31,11 @@ from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.session import Scored
 from flowfactory.runs.media import save_samples
 from flowfactory.sampling.epochs import Group, Share, plan_epoch, refilled, share
+from flowfactory.sampling.judged import gathered, teach_nothing, warn_constant
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
 from flowfactory.sampling.source import Collected, Member, chunks, group_counts, members_of, places
-from flowfactory.spec.tables import RewardEntry, Spec
+from flowfactory.spec.tables import Spec
 from flowfactory.spec.window import stochastic_steps
-
-log = logging.getLogger("flowfactory")
-
-SPREAD = 1e-6
-"""Scores of a group that lie no further apart are equal: means of equal numbers round."""
 
 
 @attrs.frozen(eq=False)
@@ -67,6 +63,10 @@ class Round:
             values={label: torch.cat([column, own.values[label]])[index] for label, column in values.items()},
             failed={label: torch.cat([column, own.failed[label]])[index] for label, column in failed.items()},
             calls={label: count + own.calls[label] for label, count in self.scored.calls.items()},
+            parts={
+                name: torch.cat([self.scored.part(name), own.part(name)])[index]
+                for name in {**self.scored.parts, **own.parts}
+            },
         )
         joined = Rollout.cat([*self.parts, *fresh.parts])[torch.tensor(index)]
         return attrs.evolve(self, members=[both[i] for i in index], parts=[joined], scored=scored)
@@ -96,7 +96,7 @@ class Rollouts:
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
         made = sample_round(self, epoch, stop, mine, counts)
         report_samples(self, epoch, made.gallery, made.scored)
-        first, slots = gather_scored(processes, made, size)
+        first, slots = gathered(processes, made.members, made.scored, size)
         everyone, rounds, replaced = first, 0, 0
         for number in range(1, spec.sampling.refill + 1):
             wanting = teach_nothing(spec.rewards, everyone, slots)
@@ -104,15 +104,19 @@ class Rollouts:
                 break
             groups = [refilled(spec.run.seed, epoch, rows, group, number) for group in mine if group.slot in wanting]
             made = made.replaced(sample_round(self, epoch, stop, groups, counts, number))
-            everyone, _ = gather_scored(processes, made, size)
+            everyone, _ = gathered(processes, made.members, made.scored, size)
             rounds, replaced = number, replaced + len(wanting)
         check_losses(processes, spec.rewards, everyone.failed, slots, counts)
         sampled = without_failures(spec.rewards, first.values, first.failed, slots)
         remainder = without_failures(spec.rewards, everyone.values, everyone.failed, slots)
         warn_constant(processes, epoch, remainder.values)
         advantages = self.compared(remainder.values, slots).masked_fill(remainder.dropped, torch.nan)
+        means = score_metrics("reward", sampled.values)
+        parts = {name: column.masked_fill(sampled.dropped, torch.nan) for name, column in first.parts.items()}
         metrics = {
-            **score_metrics("reward", sampled.values),
+            **means,
+            **score_metrics("reward", parts),
+            **merit.score("reward", spec.rewards, means),
             **group_metrics(sampled.values, slots),
             **group_counts(counts),
             **source_metrics(sampled.values, [sources[slot] for slot in slots.tolist()]),
@@ -256,43 +260,11 @@ def epoch_steps(spec: Spec, epoch: int) -> tuple[int, ...]:
     return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch)
 
 
-def gather_scored(processes: Processes, made: Round, size: int) -> tuple[Scored, Tensor]:
-    """What the rewards said on all processes, and the slot of each sample, sorted by slot and replica for any world."""
-    scored, order = made.scored, processes.gather(places(made.members, size)).argsort()
-    values = {label: processes.gather(column)[order] for label, column in scored.values.items()}
-    failed = {label: processes.gather(column)[order] for label, column in scored.failed.items()}
-    calls = {label: int(processes.gather(torch.tensor([count])).sum()) for label, count in scored.calls.items()}
-    return Scored(values, failed, calls, scored.failures), torch.arange(len(order)) // size
-
-
-def teach_nothing(entries: Sequence[RewardEntry], scored: Scored, slots: Tensor) -> set[int]:
-    """The groups that lack a score of a reward that counts, or in which no such reward tells two samples apart."""
-    counts = [entry.label for entry in entries if entry.weight != 0]
-    found = set()
-    for slot in sorted(set(slots.tolist())):
-        own = slots == slot
-        failed = any(bool(scored.failed[label][own].any()) for label in counts)
-        columns = [scored.values[label][own] for label in counts]
-        known = [column[~column.isnan()] for column in columns if not bool(column.isnan().all())]
-        equal = int(own.sum()) > 1 and all(float(column.max() - column.min()) <= SPREAD for column in known)
-        if failed or not known or equal:
-            found.add(slot)
-    return found
-
-
 def report_samples(source: Rollouts, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:
     """Save the first samples of the main process and show them to the observers; the others' media are gone by now."""
     if not source.processes.main:
         return
-    listed = {label: values[: len(gallery)].tolist() for label, values in scored.values.items()}
+    listed = {name: column[: len(gallery)].tolist() for name, column in {**scored.values, **scored.parts}.items()}
     save_samples(source.run.folder / "samples" / f"epoch-{epoch:04d}", gallery, listed)
     shown = [attrs.evolve(sample, latents=None, conditions=None) for sample in gallery]
     source.events.samples_scored(run=source.run, epoch=epoch, samples=shown, scores=listed)
-
-
-def warn_constant(processes: Processes, epoch: int, values: Mapping[str, Tensor]) -> None:
-    """Say when a reward tells no two samples of an epoch apart; its advantages are zero then."""
-    for label, column in values.items():
-        known = column[~column.isnan()]
-        if processes.main and len(known) > 1 and bool((known == known[0]).all()):
-            log.warning("epoch %d: reward %r gave every sample %g; nothing is learned from it", epoch, label, known[0])

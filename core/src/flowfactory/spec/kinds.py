@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 import attrs
 import cattrs
 
-from flowfactory.contracts.key import Key, Location, Size
+from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.errors import shortened
 
 T = TypeVar("T")
@@ -50,6 +50,8 @@ def words(kind: Any) -> str:
         return "an array"
     if kind is Location:
         return "a path, a string"
+    if kind is Function:
+        return "a function, a string"
     if attrs.has(kind):
         return "a table"
     return _WORDS.get(kind, str(kind))
@@ -123,7 +125,7 @@ def strict_converter() -> cattrs.Converter:
     for kind, accepted in _ACCEPTS.items():
         converter.register_structure_hook(kind, _scalar_hook(kind, accepted))
     converter.register_structure_hook_func(
-        lambda kind: kind is Location, lambda value, _: converter.structure(value, str)
+        lambda kind: kind in (Location, Function), lambda value, _: converter.structure(value, str)
     )
     converter.register_structure_hook_func(is_literal, _literal)
     return converter

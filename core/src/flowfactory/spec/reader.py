@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import attrs
 import cattrs
 
-from flowfactory.contracts.key import Key, Location, Size
-from flowfactory.data.locations import locate
+from flowfactory.contracts.key import Function, Key, Location, Size
+from flowfactory.data.locations import locate, locate_function
 from flowfactory.discovery import aliases
 from flowfactory.errors import Place, Problem, did_you_mean, listed, shortened
 from flowfactory.spec.kinds import (
@@ -125,12 +125,13 @@ class Reader:
             self.note("bad-table", f"{title}: {error}", node.key)
             return part_of(cls, values)
         for name, field in keys(cls).items():
-            if field.validator is not None and Key.METADATA not in field.metadata and name not in failed:
+            if field.validator is not None and name not in failed:
                 try:
                     field.validator(made, field, getattr(made, field.name))
                 except (ValueError, TypeError) as error:
                     place = node.value[name].place if name in node.value else node.key
-                    self.note("bad-value", f"`{name}`: {error.args[0] if error.args else error}", place)
+                    kind = "bad-table" if Key.METADATA in field.metadata else "bad-value"  # more than its declaration
+                    self.note(kind, f"`{name}`: {error.args[0] if error.args else error}", place)
                 except AttributeError:
                     if not failed:
                         raise
@@ -217,10 +218,11 @@ class Reader:
                 near = did_you_mean(node.value, [choice for choice in get_args(kind) if isinstance(choice, str)])
             self.note("wrong-type", f"`{name}`: {error}", node.place, near)
             return FAILED
-        if kind is not Location:
+        if kind not in (Location, Function):
             return value
+        folder = node.place.folder
         try:
-            return locate(value, node.place.folder, key.exists)
+            return locate(value, folder, key.exists) if kind is Location else locate_function(value, folder)
         except ValueError as error:
             if self._moved:
                 return value

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from flowfactory.contracts.key import Key, Location, Size
+from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
@@ -129,7 +129,7 @@ def _array(kinds: tuple[Any, ...], key: Key) -> Schema:
     return {"type": "array", "items": items, "minItems": len(kinds), "maxItems": len(kinds)}
 
 
-_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Location: "string"}
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Location: "string", Function: "string"}
 
 
 def _scalar(kind: Any, key: Key) -> Schema:

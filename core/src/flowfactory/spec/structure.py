@@ -78,6 +78,11 @@ def load_spec(
     return spec
 
 
+def read_spec(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Spec:
+    """`load_spec` for commands of plugins; they need no registry."""
+    return load_spec(path, Registry(), sets, unsets)
+
+
 def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
     """The `[[reward]]` tables of a file, structured and checked; whatever else a spec holds may be missing.
 

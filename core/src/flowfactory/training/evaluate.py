@@ -14,6 +14,7 @@ from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.types import Conditions, Sample
 from flowfactory.data.sources import counted
+from flowfactory.metrics import merit
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import score_metrics, source_metrics
 from flowfactory.policy.finite import check_samples
@@ -23,6 +24,7 @@ from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.failures import check_losses, check_rewards, recording
 from flowfactory.rewards.scoring import Judge
+from flowfactory.rewards.session import all_parts
 from flowfactory.runs.files import writing
 from flowfactory.runs.media import before_after, save_samples
 from flowfactory.sampling.rollout import draw_noise, rollout
@@ -98,10 +100,13 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
         check_rewards(processes, scoring)
     everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
     failed = {label: _gathered(processes, total, column, False) for label, column in scored.failed.items()}
+    names = all_parts(processes, scored)
+    parts = {name: _gathered(processes, total, scored.part(name), math.nan) for name in names}
     entries = [asked.entry for asked in evaluator.judge.rewards if asked.alone]
     check_losses(processes, entries, failed, torch.arange(total), counts)
     if processes.main:
-        listed = {label: values[: len(gallery)].tolist() for label, values in scored.values.items()}
+        columns = {**scored.values, **scored.parts}
+        listed = {name: column[: len(gallery)].tolist() for name, column in columns.items()}
         folder = evaluator.run.folder / "samples"
         save_samples(folder / f"eval-{epoch:04d}", gallery, listed)
         if epoch > 0 and spec.run.save_samples:
@@ -110,6 +115,8 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
                 with writing(evaluator.run.folder / BEFORE_AFTER):
                     sheet.save(evaluator.run.folder / BEFORE_AFTER)
     metrics = score_metrics("eval", everyone) | source_metrics(everyone, sources, "eval/")
+    metrics |= merit.score("eval", spec.eval.rewards or spec.rewards, metrics)
+    metrics |= score_metrics("eval", parts)
     metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
     drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)
     return metrics if drift.isnan().all() else metrics | {"eval/drift": float(drift.nanmean())}

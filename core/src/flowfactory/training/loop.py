@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,7 +195,8 @@ def report(parts: Parts, trackers: Sequence[Tracker], epoch: int, metrics: dict[
     metrics = measured(parts, metrics)
     for tracker in trackers:
         tracker.log(metrics, epoch)
-    parts.instruments.display.epoch_line(epoch, parts.learner.spec.run.epochs, metrics)
+    spec = parts.learner.spec
+    parts.instruments.display.epoch_line(epoch, spec.run.epochs, metrics, merit.watched(spec))
     parts.events.epoch_finished(run=parts.run, epoch=epoch, metrics=metrics)
 
 
@@ -224,10 +226,12 @@ def closing_words(plan: Plan, folder: Path) -> str:
     """What became of a finished run, and what to do next."""
     lines = read_lines(folder / METRICS)
     first, last = (lines[0], lines[-1]) if lines else ({}, {})
-    means = [name for name in last if name.startswith("eval/") and name.endswith("/mean")]
+    means = [name for name in last if re.fullmatch("eval/[^/]+/mean", name)]
+    total = [name for name in ("eval/score",) if name in last and [last[mean] for mean in means] != [last[name]]]
+    only = {f"{name}/mean": " (watched only)" for name in merit.watched(plan.spec)}
     words = [
-        f"held-out {name.split('/')[1]}: {first[name]:.3f} before, {last[name]:.3f} after"
-        for name in means
+        f"held-out {name.split('/')[1]}{only.get(name, '')}: {first[name]:.3f} before, {last[name]:.3f} after"
+        for name in [*total, *means]
         if name in first
     ]
     if (sheet := folder / BEFORE_AFTER).exists():

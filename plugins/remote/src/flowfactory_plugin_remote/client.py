@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import httpx
 import torch
-from flowfactory import GroupReward, Reward, Sample, Score, Shared, retried, secret
+from flowfactory import Composite, GroupReward, Reward, Sample, Score, Shared, retried, secret
+from flowfactory_scorer import PROTOCOL
 
 from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.wire import pack
@@ -69,21 +70,29 @@ class RemoteGroup(GroupReward):
 class Server:
     """The server that `spec` names; safe to use from several threads.
 
+    Args:
+        token: of a server that this process has started; absent, the token of any other is where `spec` says.
+
     Raises:
         SecretError: the token may not go there, or is none.
     """
 
-    def __init__(self, spec: RemoteSpec) -> None:
-        self._spec, self._token = spec, secret(spec.token_variable, spec.url)
+    def __init__(self, spec: RemoteSpec, token: str | None = None) -> None:
+        self._spec, self._token = spec, token or secret(spec.token_variable, spec.url)
+        self._own = token is not None
         self._tls = httpx.create_ssl_context()
 
     def check(self, group: bool) -> None:
         """See that the server is up and has the reward.
 
         Raises:
-            RemoteError: it is not or has not, or the reward is of the other kind.
+            RemoteError: it is not or has not, speaks otherwise, or the reward is of the other kind.
         """
-        rewards, name = self._request("GET", "/health").get("rewards"), self._spec.reward
+        health = self._request("GET", "/health")
+        if health.get("protocol") != PROTOCOL:
+            spoken = f"speaks protocol {self._safe(health.get('protocol'))}, and this client protocol {PROTOCOL}"
+            raise RemoteError(f"{self._spec.url} {spoken}; bring both to one version")
+        rewards, name = health.get("rewards"), self._spec.reward
         if not isinstance(rewards, dict):
             raise RemoteError(f"{self._spec.url} does not say which rewards it serves")
         if name not in rewards:
@@ -105,7 +114,18 @@ class Server:
         scores: Any = answer.get("scores")
         if not isinstance(scores, list) or len(scores) != len(samples):
             raise RemoteError(f"{self._spec.url} answered no list of {len(samples)} scores, but {str(scores)[:200]}")
-        return scores
+        return [self._score(score) for score in scores]
+
+    def _score(self, answer: Any) -> Score:
+        """A score as rewards give it; what is none is found out where all rewards' are."""
+        if not isinstance(answer, dict):
+            return answer  # type: ignore[no-any-return]
+        total: Any = answer.get("total")
+        parts: Any = answer.get("parts")
+        if len(answer) != 2 or type(total) not in (int, float) or not isinstance(parts, dict):
+            said = self._safe(json.dumps(answer))
+            raise RemoteError(f"{self._spec.url} answered {said}, not a number nor a total with parts")
+        return Composite(total, parts)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         return retried(
@@ -136,7 +156,7 @@ class Server:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         async with (
-            httpx.AsyncClient(timeout=self._spec.request_timeout, verify=self._tls) as client,
+            httpx.AsyncClient(timeout=self._spec.request_timeout, verify=self._tls, trust_env=not self._own) as client,
             client.stream(method, address, headers=headers, content=body) as response,
         ):
             if response.headers.get("content-encoding", "identity") != "identity":

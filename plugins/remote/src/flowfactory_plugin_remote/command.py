@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 import click
 from flowfactory import Display, Precision, SecretError, secret
+from flowfactory_scorer.__main__ import is_loopback, listen
 
 from flowfactory_plugin_remote import TOKEN_VARIABLE
-
-GRACE = 3
-"""Seconds that requests have to end in when the server is stopped."""
 
 
 @click.command()
@@ -48,28 +45,14 @@ def serve_reward(
         raise click.UsageError(str(error)) from error
     if not token and not is_loopback(host):
         raise click.UsageError(f"{host} can be reached from elsewhere: set {TOKEN_VARIABLE} to a secret first")
-    import uvicorn
     from flowfactory import open_rewards
+    from flowfactory_scorer.server import Server
 
-    from flowfactory_plugin_remote.server import CONNECTIONS, Patient, RewardServer
+    from flowfactory_plugin_remote.server import served
 
     with ui.phase("loading the rewards"):
-        rewards = open_rewards(spec, device, dtype)
-    app = RewardServer(rewards, token, max_megabytes * 1_000_000, max_megapixels * 1_000_000).app
-    config = uvicorn.Config(
-        app, host, port, log_level="warning", http=Patient, ws="none", lifespan="off",
-        limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=GRACE,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    labels = ", ".join(asked.entry.label for asked in rewards)
-    with server.config.bind_socket() as listening:
-        ui.say(f"serving {labels} at http://{host}:{listening.getsockname()[1]}")
-        server.run([listening])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        rewards = served(open_rewards(spec, device, dtype))
+    with listen(host, port) as listening:
+        server = Server(listening, rewards, token, max_megabytes * 1_000_000, max_megapixels * 1_000_000)
+        ui.say(f"serving {', '.join(rewards)} at http://{host}:{listening.getsockname()[1]}")
+        server.serve_until_stopped()
