@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import diffusers
 import pytest
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext
+from diffusers.pipelines.joyimage import image_processor
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from families import FAMILIES, IMAGE, VIDEO, Family, flux2
 from flowfactory.contracts.key import Size
-from other_edits import qwen_image_edit_plus
+from other_edits import joy_image, qwen_image_edit_plus
 from other_images import bria, flux2_klein, hidream, hunyuan_image, longcat, lumina, ovis
-from other_videos import hunyuan_video_15, kandinsky5_video, mochi, sana_video, sky_reels, wan_vace
+from other_videos import (
+    hunyuan_video_15,
+    kandinsky5_video,
+    mochi,
+    sana_video,
+    sky_reels,
+    sky_reels_forcing,
+    wan_vace,
+)
+from rare_families import RARE, of_parts
 
 SQUARE = Size(32, 32)
 
@@ -26,6 +38,15 @@ MORE = {
     "flux-2-klein": Family(flux2_klein, IMAGE, 4.0, {"guidance_scale": 4.0}, 64),
     "hidream": Family(hidream, SQUARE, 5.0, {"guidance_scale": 5.0}, 32),
     "hunyuan-video-1.5": Family(hunyuan_video_15, VIDEO, 1.0, {}),
+    "joyimage-edit": Family(
+        joy_image,
+        IMAGE,
+        4.0,
+        {"guidance_scale": 4.0},
+        image=1,
+        shapes=((48, 32), (96, 70)),
+        trained=lambda stepped: stepped[:, -1:],
+    ),
     "kandinsky-5": Family(kandinsky5_video, VIDEO, 5.0, {"guidance_scale": 5.0}, 900),
     "longcat-image": Family(longcat, IMAGE, 4.5, {"guidance_scale": 4.5}),
     "lumina": Family(lumina, IMAGE, 4.0, {"guidance_scale": 4.0}),
@@ -36,47 +57,65 @@ MORE = {
         sana_video, Size(32, 64, 5), 6.0, {"guidance_scale": 6.0, "use_resolution_binning": False}, 32
     ),
     "skyreels-v2": Family(sky_reels, VIDEO, 6.0, {"guidance_scale": 6.0}, 32),
+    "skyreels-v2-forcing": Family(sky_reels_forcing, VIDEO, 6.0, {"guidance_scale": 6.0}, 32),
     "wan-vace": Family(wan_vace, VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
 }
-EVERY = FAMILIES | MORE
+OFTEN = FAMILIES | MORE
+EVERY = OFTEN | RARE
 
 LIKE = {
-    "flux": (
-        "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline", "FluxControlPipeline",
-        "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline", "FluxKontextInpaintPipeline",
-    ),
-    "sd3": ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusion3PAGImg2ImgPipeline"),
-    "qwen-image": ("QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
-    "qwen-image-edit": ("QwenImageEditInpaintPipeline",),
-    "chroma": ("ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
-    "z-image": ("ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
-    "cogview-4": ("CogView4ControlPipeline",),
-    "wan": ("WanVideoToVideoPipeline",),
-    "ltx": ("LTXImageToVideoPipeline", "LTXConditionPipeline"),
-    "sana": ("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
-    "flux-2-klein": ("Flux2KleinInpaintPipeline",),
-    "skyreels-v2": (
-        "SkyReelsV2DiffusionForcingVideoToVideoPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline",
-    ),
-}  # fmt: skip
-"""Classes that are made of the parts of a family, and are refused."""
+    "ltx": ("LTXImageToVideoPipeline",),
+    "sana": ("SanaSprintPipeline",),
+    "skyreels-v2-forcing": ("SkyReelsV2DiffusionForcingImageToVideoPipeline",),
+}
+"""Classes that are made of the parts of a family, and are refused when they are called."""
+
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "AllegroPipeline": diffusers.EulerAncestralDiscreteScheduler,
+    "AnyFlowFARPipeline": diffusers.FlowMapEulerDiscreteScheduler,
+    "AnyFlowPipeline": diffusers.FlowMapEulerDiscreteScheduler,
+    "CogVideoXFunControlPipeline": diffusers.CogVideoXDDIMScheduler,
+    "CogVideoXImageToVideoPipeline": diffusers.CogVideoXDDIMScheduler,
+    "CogVideoXPipeline": diffusers.CogVideoXDDIMScheduler,
+    "CogView3PlusPipeline": diffusers.CogVideoXDDIMScheduler,
+    "ConsisIDPipeline": diffusers.CogVideoXDPMScheduler,
+    "HunyuanDiTPipeline": diffusers.DDPMScheduler,
+    "LattePipeline": diffusers.DDIMScheduler,
+    "PixArtAlphaPipeline": diffusers.DPMSolverMultistepScheduler,
+    "PixArtSigmaPipeline": diffusers.DPMSolverMultistepScheduler,
+}
+"""Classes that are refused for the scheduler that their published checkpoints have."""
 
 
-def refused() -> dict[str, Callable[[], DiffusionPipeline]]:
-    """How pipelines are made that are refused, by class."""
-    made = {name: functools.partial(_of_parts, family, name) for family, names in LIKE.items() for name in names}
-    return made | {"HunyuanImagePipeline": hunyuan_image}
+@attrs.frozen
+class Refusal:
+    """How a pipeline is made that is refused for more than its class's signatures, and a size to ask it for."""
+
+    make: Callable[[], DiffusionPipeline]
+    size: Size = SQUARE
 
 
-def _of_parts(family: str, name: str) -> DiffusionPipeline:
-    """A pipeline of class `name` out of the parts of one of `family`."""
+def refused() -> dict[str, Refusal]:
+    """By class."""
+    made = {
+        name: Refusal(functools.partial(of_parts, name, EVERY[family].make), EVERY[family].size)
+        for family, names in LIKE.items()
+        for name in names
+    }
+    alone = {
+        name: Refusal(functools.partial(_without_models, name, scheduler)) for name, scheduler in SCHEDULERS.items()
+    }
+    return made | alone | {"HunyuanImagePipeline": Refusal(hunyuan_image)}
+
+
+def _without_models(name: str, scheduler: Callable[[], Any]) -> DiffusionPipeline:
     kind: Any = getattr(diffusers, name)
-    parts = EVERY[family].make().components
-    return kind(**{part: value for part, value in parts.items() if value is not None})
+    parts = {part: None for part in inspect.signature(kind.__init__).parameters if part != "self"}
+    return kind(**parts | {"scheduler": scheduler()})
 
 
 def small_sizes(patch: pytest.MonkeyPatch) -> None:
-    """What pipelines scale images to: to a 256th of a million pixels, to one of two sizes, or to 32 x 32.
+    """What pipelines scale images to: to a 256th of a million pixels, to one of a few sizes, or to 32 x 32.
 
     What is encoded so is cached apart: the key of a condition does not know that its pipeline was changed.
     """
@@ -85,11 +124,19 @@ def small_sizes(patch: pytest.MonkeyPatch) -> None:
         calculate = module.calculate_dimensions
         patch.setattr(module, "calculate_dimensions", lambda area, ratio, own=calculate: own(area >> 8, ratio))
     patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
-    begin = diffusers.HiDreamImagePipeline.__init__
+    patch.setitem(image_processor.BUCKETS, 1024, [(32, 48), (48, 32), (32, 64), (64, 32)])
+    _from_then_on(patch, diffusers.HiDreamImagePipeline, default_sample_size=4)
+    _from_then_on(patch, diffusers.Kandinsky5T2IPipeline, resolutions=[(48, 32)])
+
+
+def _from_then_on(patch: pytest.MonkeyPatch, kind: Any, **values: Any) -> None:
+    """Let all that are made of a class have these attributes."""
+    begin = kind.__init__
 
     @functools.wraps(begin)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
-        self.default_sample_size = 4
+        for name, value in values.items():
+            setattr(self, name, value)
 
-    patch.setattr(diffusers.HiDreamImagePipeline, "__init__", __init__)
+    patch.setattr(kind, "__init__", __init__)

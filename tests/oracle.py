@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from types import MethodType
 from typing import Any
 
 import attrs
@@ -27,28 +28,36 @@ class Run:
     media: Tensor
 
 
+FRAMES = 2
+"""The axis of frames in latents `(B, channels, frames, height, width)`."""
+
+
 @torch.no_grad()
 def run(pipe: DiffusionPipeline, **arguments: Any) -> Run:
-    """Call the pipeline as any user would, and note what passes through its scheduler."""
-    latents: list[Tensor] = []
-    velocities: list[Tensor] = []
-    step = pipe.scheduler.step
+    """Call the pipeline as any user would, and note what passes through its scheduler, or one copy of it a frame."""
+    steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
-    def noted(model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any) -> Any:
+    def noted(self: Any, model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any) -> Any:
         sample = sample.clone()  # some pipelines write the next latents where these are
-        stepped = step(model_output, timestep, sample, **kwargs)
-        velocities.append(model_output)
-        latents.extend([sample, stepped[0]] if not latents else [stepped[0]])
+        stepped = type(self).step(self, model_output, timestep, sample, **kwargs)
+        steps.append((id(self), model_output, sample, stepped[0]))
         return stepped
 
-    pipe.scheduler.step = noted
+    pipe.scheduler.step = MethodType(noted, pipe.scheduler)
     torch.manual_seed(0)  # for what is drawn without the generator
     try:
         generator = torch.Generator().manual_seed(0)
         (media,) = pipe(**arguments, generator=generator, output_type="pt", return_dict=False)
     finally:
         del pipe.scheduler.step
-    return Run(pipe.scheduler.sigmas, latents, velocities, media.float())
+    count = len({number for number, *_ in steps})
+
+    def whole(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.stack(tensors[i : i + count], FRAMES) for i in range(0, len(tensors), count)]
+
+    _, *noted_tensors = zip(*steps, strict=True)
+    velocities, samples, made = map(whole if count > 1 else list, noted_tensors)
+    return Run(pipe.scheduler.sigmas, [samples[0], *made], velocities, media.float())
 
 
 def conditions_of(adapter: Adapter[Any], rows: Sequence[Row]) -> Conditions:

@@ -11,12 +11,13 @@ import attrs
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from families import Family
+from families import FAMILIES, Family, loud
 from flowfactory.cli.ui import Ui
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
 from flowfactory.discovery.registry import Registry
 from flowfactory.export.export import Exported, export
+from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.plan.plan import SPEC_FILE, make_plan
 from flowfactory.policy.weights import Weights
@@ -123,7 +124,11 @@ def train(
     """A run of a family in `folder`, as if it had been trained: random LoRA that matters, or weights that moved."""
     family = EVERY[name]
     torch.manual_seed(0)
-    family.make().save_pretrained(folder / "model")
+    made = family.make()
+    if name not in FAMILIES:
+        for network in tap.networks(made).values():
+            loud(network)
+    made.save_pretrained(folder / "model")
     row = {"prompt": "a cat", "negative_prompt": "blurry"} | ({"image": "picture.png"} if family.image else {})
     (folder / "prompts.jsonl").write_text(json.dumps(row) + "\n")
     Image.new("RGB", (64, 64), "teal").save(folder / "picture.png")

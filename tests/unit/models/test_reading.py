@@ -15,6 +15,7 @@ from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.models.tiny import stable_diffusion_3
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Lora
+from flowfactory_plugin_wan.checkpoint import tiny_wan_i2v
 from ggufs import gguf_file
 from safetensors.torch import load_file
 
@@ -80,3 +81,11 @@ def test_pointers_are_refused_in_words(part: str, published: Path, tmp_path: Pat
         file.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=str(model)):
         reading.read(spec_of(model), torch.float32)
+
+
+def test_no_encoder_is_there_where_none_is_wanted(tmp_path: Path) -> None:
+    """Whether or not the pipeline's class has a default for it, as Wan's from an image has for CLIP."""
+    tiny_wan_i2v().save_pretrained(tmp_path)
+    pipe = reading.read(spec_of(tmp_path), torch.float32, encoders=False)
+    assert (pipe.text_encoder, pipe.image_encoder) == (None, None)
+    assert pipe.transformer is not None

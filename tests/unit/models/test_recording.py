@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.models.recording import SHAPES, Recorder, Replay, flatten, suffixes
+from flowfactory.models.recording import SEEN, SHAPES, Recorder, Replay, as_one_row, flatten, suffixes
+from PIL import Image
 
 
 def returned(lengths: list[int]) -> tuple[Any, ...]:
@@ -91,3 +92,15 @@ def test_calls_that_depend_on_the_batch_are_refused():
     one = [("_encode_vae_image", torch.zeros(1, 3))]
     with pytest.raises(ValueError, match="encodes one prompt by 1 calls and two by 2"):
         suffixes(one, one * 2)
+
+
+def test_images_have_the_size_in_which_they_were_encoded():
+    recorder = Recorder()
+    encode = recorder.around("encode_prompt", lambda images: torch.zeros(1, 2))
+    encode([Image.new("RGB", (6, 4))])
+    (seen,) = recorder.seen
+    calls = [(SEEN, torch.empty(1, seen.height, seen.width, 0)), *recorder.calls]
+    conditions = flatten(calls, as_one_row(calls))
+    assert Replay(conditions).method("encode_prompt")(images=[seen]).shape == (1, 2)
+    with pytest.raises(ValueError, match="4x4 now, and 4x6 when the prompt was encoded"):
+        Replay(conditions).method("encode_prompt")(images=[Image.new("RGB", (4, 4))])

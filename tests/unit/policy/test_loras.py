@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
-from flowfactory.policy import loras
+from diffusers.loaders import single_file_utils
+from flowfactory.policy import kohya, loras
 from flowfactory.policy.loras import Given
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Full, Lora
@@ -210,3 +212,12 @@ def test_lora_does_not_begin_with_whole_weights(pipe: Any, tmp_path: Path) -> No
     save_file(dict(pipe.transformer.named_parameters()), tmp_path / "mine.safetensors")
     with pytest.raises(ValueError, match="has whole weights, not LoRA; make them the model's"):
         loaded(pipe, tmp_path / "mine.safetensors")
+
+
+def test_the_names_of_sd3_are_those_of_its_original_checkpoint() -> None:
+    """As diffusers knows them, which reads whole checkpoints of that naming but no LoRA."""
+    source = inspect.getsource(single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers)
+    original = set(re.findall(r"joint_blocks\.\{i\}\.([\w.]+)\.weight", source))
+    (blocks,) = kohya.LAYOUTS["SD3Transformer2DModel"].values()
+    assert blocks.modules
+    assert set(blocks.modules) <= {name.replace(".", "_") for name in original}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +20,7 @@ from flowfactory.contracts.types import Conditions, Row
 from flowfactory.models import tap
 from flowfactory.models.quantized import quantize, tell_peft
 from flowfactory.models.recording import (
+    SEEN,
     SHAPES,
     Call,
     Recorder,
@@ -44,6 +45,7 @@ class CalledPipeline(Adapter[SpecT]):
 
     alone: ClassVar[bool] = False
     pipe: DiffusionPipeline
+    _dtype: torch.dtype
     _parameters: Mapping[str, Any]
 
     def __init__(self, spec: SpecT) -> None:
@@ -108,20 +110,37 @@ class CalledPipeline(Adapter[SpecT]):
             times: how often the row is in the batch; 0: it is handed over by itself, as no batch.
             replaced: stand-ins for parts of the pipeline.
         """
-        if self.edits and not images:
-            raise self._refusal(f"it edits images, and the prompt {row.prompt!r} has none; give its row an `image`")
+        given = self._parameters.get("image")
+        if (self.edits or (given and given.default is given.empty)) and not images:
+            what = "edits images" if self.edits else "needs an image"
+            raise self._refusal(f"it {what}, and the prompt {row.prompt!r} has none; give its row an `image`")
         default = self._parameters["negative_prompt"].default if "negative_prompt" in self._parameters else None
         negative = default or "" if row.negative_prompt is None else row.negative_prompt
+        arguments = self._arguments(GUIDED, None, _batch(row.prompt, negative, images, times))
+        recorder, at_the_vae = self._heard(arguments, replaced)
+        if not (images and at_the_vae):
+            return [(tap.IMAGE, tap.outline(image, max(1, times))) for image in images] + recorder.calls
+        if times:
+            raise self._refusal("it encodes its condition image together with its latents, for one row at a time")
+        if not recorder.calls:  # prompts are encoded after that
+            recorder, _ = self._heard(arguments, replaced, beyond=True)
+        seen = [(SEEN, tap.outline(image, 1)) for image in recorder.seen]
+        return [(tap.IMAGE, tap.pixels(image)) for image in images] + seen + recorder.calls
+
+    def _heard(
+        self, arguments: Mapping[str, Any], replaced: Mapping[str, Any], beyond: bool = False
+    ) -> tuple[Recorder, bool]:
+        """A call up to the first of a network, and whether it ended at the autoencoder before that.
+
+        Args:
+            beyond: whether to let the autoencoder encode.
+        """
         recorder = Recorder()
-        recorder.calls += [(tap.IMAGE, tap.outline(image, max(1, times))) for image in images]
-        arguments = _batch(row.prompt, negative, images, times)
         members = {name: recorder.around(name, method) for name, method in tap.encode_methods(self.pipe).items()}
-        stopping = tap.stopping_at(self._networks.values()), tap.stopping_at_the_vae(self.pipe, recorder.idle)
-        with tap.seeded(self.pipe), stopping[0], stopping[1]:
-            outcome = self._call({**members, **replaced}, self._arguments(GUIDED, None, arguments))
-        if images and isinstance(outcome, tap.AtTheVae):
-            raise self._refusal("it encodes its condition image together with its latents, where that cannot be kept")
-        return recorder.calls
+        stopping = nullcontext() if beyond else tap.stopping_at_the_vae(self.pipe, recorder.idle)
+        with tap.seeded(self.pipe), tap.stopping_at(self._networks.values()), stopping:
+            outcome = self._call({**members, **replaced}, arguments)
+        return recorder, isinstance(outcome, tap.AtTheVae)
 
     def _encode(self, row: Row, images: Sequence[Image.Image]) -> Conditions:
         """In a batch where the pipeline can tell rows apart there; otherwise as one row that stays alone."""
@@ -145,7 +164,8 @@ class CalledPipeline(Adapter[SpecT]):
 
     def _recorded(self, row: Row, images: Sequence[Image.Image], times: int) -> list[Call]:
         calls = self._record(row, images, times)
-        if images and not any("image" in name for name, _ in calls[len(images) :]):
+        whole = images and calls[0][1].shape[3] > 0  # it is encoded in every call
+        if images and not whole and not any("image" in name for name, _ in calls[len(images) :]):
             raise self._refusal("it does not encode condition images, or not where that can be kept")
         return calls
 
@@ -170,7 +190,7 @@ class CalledPipeline(Adapter[SpecT]):
         seed: int = 0,
     ) -> Any:
         """What the pipeline returns, or the `tap.Stop` that ends it, from latents `x` or from its own."""
-        replay = Replay(conditions)
+        replay = Replay(conditions, self._refusal)
         batch = 0 if one_row_a_call(conditions) else len(conditions[SHAPES])
         members: dict[str, Any] = {name: replay.method(name) for name in tap.encode_methods(self.pipe)}
         members["scheduler"] = scheduler

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
 from PIL import Image
 from torch import Tensor, nn
@@ -47,7 +48,13 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         pipe = reading.read(self.spec, dtype, encoded is None, self.pipeline)
         for reason in tap.reasons_against(pipe):
             raise tap.refusal(self.spec.path, type(pipe).__name__, reason)
-        self.pipe = self._placed(pipe, device, dtype)
+        self.adopt(self._placed(pipe, device, dtype), device, dtype, encoded)
+
+    def adopt(
+        self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None
+    ) -> None:
+        """Drive a pipeline that is on `device`; see `load`."""
+        self.pipe, self._dtype = pipe, dtype
         self.pipe.set_progress_bar_config(disable=True)
         self._parameters = tap.parameters(self.pipe)
         self._networks = tap.networks(self.pipe)

@@ -30,13 +30,16 @@ def read(
     path, where = spec.path, {"revision": spec.revision}
     with reading(path):
         parts = DiffusionPipeline.load_config(path, **where)
-        _refuse_another(path, str(parts["_class_name"]), expected)
+        _refuse_by_class(path, str(parts["_class_name"]), expected)
         given: dict[str, Any] = {}
         if not encoders:
             given = {name: None for name in parts if re.fullmatch(tap.ENCODER, name)}
         if spec.single_file is not None:
             given |= _network_from(spec, parts, dtype)
-        return DiffusionPipeline.from_pretrained(path, variant=spec.variant, dtype=dtype, **where, **given)
+        pipe = DiffusionPipeline.from_pretrained(path, variant=spec.variant, dtype=dtype, **where, **given)
+        for name in [name for name, part in given.items() if part is None]:
+            setattr(pipe, name, None)  # diffusers reads those all the same that a class has a default for
+        return pipe
 
 
 def _network_from(spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -77,9 +80,12 @@ class Unreadable(ValueError):
     """A checkpoint cannot be read; the message names it."""
 
 
-def _refuse_another(path: str, found: str, expected: type[Any] | None) -> None:
-    if expected is None or found == expected.__name__:
-        return
+def _refuse_by_class(path: str, found: str, expected: type[Any] | None) -> None:
+    """What `model_index.json` says is enough to refuse some, before weights are read."""
     known = getattr(diffusers, found) if found in dir(diffusers) else None
-    if not (isinstance(known, type) and issubclass(known, expected)):
+    if not isinstance(known, type):
+        known = None
+    if expected is not None and found != expected.__name__ and not (known and issubclass(known, expected)):
         raise tap.refusal(path, found, f"it is no {expected.__name__}; the adapter `diffusers` may serve it")
+    for reason in tap.reasons_against_class(known) if known else ():
+        raise tap.refusal(path, found, reason)

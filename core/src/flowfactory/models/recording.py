@@ -14,11 +14,15 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowfactory.contracts.types import Conditions
 
 SHAPES = "shapes"
+SEEN = "seen"
+"""Among recorded calls: not a method, but the sizes of the images that methods were handed, where these matter."""
+
 EACH, SHARED, NONE, ROW = ":each", ":shared", ":none", ":row"
 
 Call = tuple[str, Any]
@@ -26,10 +30,11 @@ Call = tuple[str, Any]
 
 
 class Recorder:
-    """Stands in for methods and keeps what their outermost calls return, in order."""
+    """Stands in for methods and keeps what their outermost calls return, in order. seen: images they were handed."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.seen: list[Image.Image] = []
         self._depth = 0
 
     def idle(self) -> bool:
@@ -40,6 +45,8 @@ class Recorder:
         """A function that calls `method` and records the result."""
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
+            if self._depth == 0:
+                self.seen += _images([*args, *kwargs.values()])
             self._depth += 1
             try:
                 value = method(*args, **kwargs)
@@ -98,9 +105,14 @@ def lengths(conditions: Conditions, name: str) -> Tensor:
 
 
 class Replay:
-    """Stands in for the recorded methods of a batch whose rows all have the same shapes."""
+    """Stands in for the recorded methods of a batch whose rows all have the same shapes.
 
-    def __init__(self, conditions: Conditions) -> None:
+    Args:
+        refusal: makes an error of why conditions cannot be used.
+    """
+
+    def __init__(self, conditions: Conditions, refusal: Callable[[str], Exception] = ValueError) -> None:
+        self._refusal = refusal
         lengths = iter(conditions[SHAPES][0].tolist())
         self._returns: dict[str, Any] = {}
         for name in sorted(conditions):
@@ -122,6 +134,8 @@ class Replay:
         """A function that returns what the next call of method `name` returned."""
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
+            for image in _images([*args, *kwargs.values()]) if SEEN in self._returns else ():
+                self._compare(image)
             call = str(self._made[name])
             self._made[name] += 1
             if name not in self._returns and "encode_" not in name:
@@ -131,6 +145,16 @@ class Replay:
             return _sequence(self._returns[name][call])
 
         return replayed
+
+    def _compare(self, image: Image.Image) -> None:
+        """Refuse an image that is not of the size of the one that was encoded in its place."""
+        shape = self.method(SEEN)().shape[1:3]
+        if (image.height, image.width) != shape:
+            now, then = f"{image.height}x{image.width}", "x".join(map(str, shape))
+            raise self._refusal(
+                f"it cuts its condition image to the shape of what it makes before its encoder sees it: {now} now, and "
+                f"{then} when the prompt was encoded; give rows images of the shape of [sampling] size"
+            )
 
 
 def together(keys: Sequence[Hashable], ask: Callable[[list[int]], Tensor]) -> Tensor:
@@ -147,6 +171,12 @@ def together(keys: Sequence[Hashable], ask: Callable[[list[int]], Tensor]) -> Te
         return answers
     order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
     return answers[order.to(answers.device)]
+
+
+def _images(values: Sequence[Any]) -> list[Image.Image]:
+    """Those among some arguments, or in lists that are."""
+    listed = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    return [item for item in listed if isinstance(item, Image.Image)]
 
 
 def _text(value: Any) -> bool:

@@ -47,23 +47,24 @@ class Watch:
     number: int = 0
     noted: dict[int, Reached] = attrs.field(factory=dict)
     copies: list[Any] = attrs.field(factory=list)
-    frames: list[Reached] = attrs.field(factory=list)
+    frames: dict[int, Reached] = attrs.field(factory=dict)
 
     def __deepcopy__(self, memo: Any) -> Watch:
         return self
 
-    def note(self, model_output: Tensor, sample: Tensor) -> None:
-        """One step, or one frame of it.
+    def note(self, stepping: Any, model_output: Tensor, sample: Tensor) -> None:
+        """One step, or one frame of it; a step of some frames only is none.
 
         Raises:
             Reached: it is the last wanted.
         """
         last = self.number == max(self.wanted) and not self.copies
-        self.frames.append(Reached(model_output, sample if last else sample.clone()))  # some step in place
+        self.frames[id(stepping)] = Reached(model_output, sample if last else sample.clone())  # some step in place
         if len(self.frames) < len(self.copies):
             return
-        whole = _joined(self.frames) if self.copies else self.frames[0]
-        self.frames = []
+        frames = [*self.frames.values()]
+        whole = _joined(frames) if self.copies else frames[0]
+        self.frames.clear()
         if self.number in self.wanted:
             self.noted[self.number] = whole
             if self.number == max(self.wanted):
@@ -106,7 +107,7 @@ def _set_timesteps(base: Any) -> Any:
 
 def _step(self: Any, model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A step of the scheduler's own, in the precision of the latents that it is given."""
-    self.watch.note(model_output, sample)
+    self.watch.note(self, model_output, sample)
     if self.watch.pinned is not None or self.watch.still:
         made = sample
     else:

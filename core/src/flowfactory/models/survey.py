@@ -72,7 +72,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
 
     def _reached(self, outcome: Any, region: Region | None = None) -> Reached:
         if not isinstance(outcome, Reached):
-            raise self._refusal("it never calls its scheduler's step")
+            raise self._refusal("it never calls its scheduler's step, or not for every frame")
         return outcome if region is None else Reached(region.of(outcome.model_output), region.of(outcome.sample))
 
     def _handed(self, size: Size) -> bool:
@@ -152,9 +152,9 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         if prepared and (region := _region(prepared[0], own.sample.shape)):
             look = attrs.evolve(look, shape=prepared[0][1:], region=region)
         x = torch.randn(1, *look.shape, generator=torch.Generator().manual_seed(0))
-        x = x.to(own.model_output).to(own.sample)  # as core hands it over: some are stepped in float32 all the same
+        x = x.to(self._dtype).to(own.sample)  # as core hands it over: some are stepped in float32 all the same
         level = float(look.sigmas[0])
-        one = self._first_answer(look, x, level, conditions, size)
+        one = self._first_answer(look, x, level, conditions, size, prepared[0] if prepared else None)
         if not _same(one.sample, x):
             raise self._refusal("it changes the latents it is given")
         again, other = (self._reach(x, level, conditions, 1.0, size, seed).model_output for seed in (0, 1))
@@ -163,12 +163,24 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
             raise self._refusal(f"asked the same twice, its answers are {noise:.1e} of their length apart")
         if not _gap(other, one.model_output) <= ROUNDING + 4 * noise:
             raise self._refusal("it adds fresh noise in every call")
+        if (changed := _with_other_pictures(conditions)) and not _gap(
+            self._reach(x, level, changed, 1.0, size).model_output, one.model_output
+        ):
+            raise self._refusal("it does not look at its condition image where it is handed latents to begin with")
         self._surveys[size] = attrs.evolve(self._surveys[size], noise=noise)
         frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
             raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; the nearest it can is {_words(made)}")
 
-    def _first_answer(self, look: Survey, x: Tensor, level: float, conditions: Conditions, size: Size) -> Reached:
+    def _first_answer(
+        self,
+        look: Survey,
+        x: Tensor,
+        level: float,
+        conditions: Conditions,
+        size: Size,
+        prepared: tuple[int, ...] | None,
+    ) -> Reached:
         """At `x`, handed over, or in the place of latents that the pipeline prepares and perhaps packs."""
         self._surveys[size] = look
         try:
@@ -178,7 +190,13 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         except tap.Refused:
             pass
         self._surveys[size] = attrs.evolve(look, handed=False)
-        return self._reach(x, level, conditions, 1.0, size)
+        try:
+            return self._reach(x, level, conditions, 1.0, size)
+        except tap.Refused as error:
+            if prepared is None or prepared[1:] == look.shape:
+                raise
+            what = f"its scheduler steps latents {look.shape}, and what it prepares is {prepared[1:]}"
+            raise self._refusal(f"{what}, so that nothing can be handed over in their place") from error
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
@@ -186,6 +204,12 @@ def _gap(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return float("inf")
     return float((one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-12))
+
+
+def _with_other_pictures(conditions: Conditions) -> Conditions:
+    """Negatives in the place of condition images that are kept whole; nothing if there are none."""
+    whole = {name: t for name, t in conditions.items() if name.startswith(f"{tap.IMAGE}.") and t.shape[-1] == 3}
+    return {**conditions, **{name: 255 - pixels for name, pixels in whole.items()}} if whole else {}
 
 
 def _same(sample: Tensor, x: Tensor) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -68,30 +69,41 @@ def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:
 
 def reasons_against(pipe: DiffusionPipeline) -> list[str]:
     """Why the pipeline cannot be trained, as far as its parts and its arguments show; empty if they show nothing."""
-    scheduler, arguments, parts = pipe.components.get("scheduler"), parameters(pipe), pipe.components
+    if by_call := reasons_against_class(type(pipe)):
+        return by_call
+    scheduler = pipe.components.get("scheduler")
     if scheduler is None:
         return ["it has no `scheduler`, so it carries nothing from noise to data"]
     name, config = type(scheduler).__name__, scheduler.config
     flow = name.startswith("FlowMatch") or (
         config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
     )
-    needed = [
-        argument
-        for argument, parameter in arguments.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
-    wanting = sorted(set(needed) - GIVEN)
     reasons = {
         f"its scheduler {name} is not set up for flow matching": not flow,
         f"its scheduler {name} calls the network several times a step": scheduler.order != 1,
         "its noise levels rise": config.get("invert_sigmas", False),
-        "it makes sound, too: what it predicts of one depends on the noise of the other, and only images and frames "
-        "are trained here": any("audio" in argument for argument in arguments),
-        f"its call needs {', '.join(f'`{one}`' for one in wanting)}, which rows of data do not have": wanting,
+        "it has no transformer to train": not networks(pipe),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def reasons_against_class(pipeline: type[Any]) -> list[str]:
+    """Why no pipeline of this class can be trained, as far as its signatures show; empty if they show nothing."""
+    arguments = inspect.signature(inspect.unwrap(pipeline.__call__)).parameters
+    parts = inspect.signature(pipeline.__init__).parameters
+    needed = {
+        argument
+        for argument, parameter in arguments.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    wanting = ", ".join(f"`{one}`" for one in sorted(needed - GIVEN))
+    reasons = {
+        "it makes sound, alone or beside images that depend on the noise of the sound; only images and frames are "
+        "trained here": any("audio" in argument for argument in arguments),
+        f"its call needs {wanting}, which rows of data do not have": wanting,
         "it is steered by a control image, which rows of data do not have": "control_image" in arguments
         or "controlnet" in parts,
         "it starts from an image instead of noise": {"strength", "mask_image"} & arguments.keys(),
-        "it has no transformer to train": not networks(pipe),
     }
     return [reason for reason, holds in reasons.items() if holds]
 
@@ -252,6 +264,11 @@ def seeded(pipe: DiffusionPipeline, seed: int = 0) -> Iterator[None]:
 def outline(image: Image.Image, batch: int) -> Tensor:
     """An empty tensor `(batch, height, width, 0)`: the size of a condition image, to be kept among conditions."""
     return torch.empty(batch, image.height, image.width, 0)
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """A condition image `(1, height, width, 3)` in bytes, to be kept whole among conditions."""
+    return torch.from_numpy(np.array(image.convert("RGB")))[None]
 
 
 def picture(kept: Tensor) -> Image.Image:

@@ -1,8 +1,6 @@
 """What a run will need in memory, before anything is loaded: from the spec and the headers of the checkpoint.
 
-Weights are counted. Activations are estimated: for its backward pass a transformer keeps a number of values for each
-token and each unit of its width in each layer, which is much the same from one architecture to the next (`KEPT`). With
-gradient checkpointing it keeps one of them in each layer, and all in one. Imports no torch.
+Weights are counted; see `working` for what passes through them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,32 +12,16 @@ from typing import Any
 import attrs
 
 from flowfactory.builtin import PipelineSpec
-from flowfactory.contracts.key import Precision
-from flowfactory.contracts.specs import AdapterSpec, StochasticSpec
-from flowfactory.data.rows import DataError, load
+from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.errors import Problem, SpecError
-from flowfactory.plan import checkpoint, elsewhere
+from flowfactory.plan import checkpoint
 from flowfactory.plan.checkpoint import Part
-from flowfactory.plan.geometry import Geometry, geometry
-from flowfactory.spec import window
+from flowfactory.plan.working import BYTES, Measured, Need, count_of, working
+from flowfactory.spec import holdings
 from flowfactory.spec.tables import Full, Spec
 
-BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-KEPT = {"lora": 18, "full": 25}
-"""Values a layer keeps. Counted at the sizes of FLUX.1-dev, Qwen-Image, Wan 2.1 14B and SD3 medium, in bf16 and in
-float32: 12 to 25 with LoRA on the layers they adapt by default, 21 to 34 where every weight is trained."""
-
-WORKING = ("conditions", "trajectories", "sampling_activations", "update_activations")
-
-
-@attrs.frozen
-class Need:
-    """So many bytes, and how they come about; `None` where nobody can know yet."""
-
-    name: str
-    bytes: int | None
-    reason: str
+UNKNOWN = "is not on this disk, and would say"
+"""Of what is read from elsewhere: the LoRA to begin with, and sets that never move."""
 
 
 @attrs.frozen
@@ -60,10 +42,11 @@ class Estimate:
         return attrs.asdict(self)
 
 
-def estimate(spec: Spec, world: int = 1, fetch: bool = False) -> Estimate:
+def estimate(spec: Spec, world: int = 1, fetch: bool = False, measured: Measured | None = None) -> Estimate:
     """What each of `world` processes needs.
 
     Args:
+        measured: what a sample takes, where that was measured.
         fetch: whether to ask the hub for configs and headers of a checkpoint that is not on this disk.
 
     Raises:
@@ -76,7 +59,7 @@ def estimate(spec: Spec, world: int = 1, fetch: bool = False) -> Estimate:
         raise SpecError([Problem("checkpoint", f"[model] path {own.path} {error}")]) from error
     if not any(own.trains(name) for name in found):
         return Estimate((Need("weights", None, f"{own.path} {why}"),), ())
-    needs = (*_weights(spec, found, world if spec.memory.shard else 1), *_working(spec, found, world))
+    needs = (*_weights(spec, found, world if spec.memory.shard else 1), *working(spec, found, world, measured))
     return Estimate(needs, tuple(_phases(spec, found, needs)))
 
 
@@ -121,7 +104,7 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
         why = _stored(frozen, size)
     else:
         total = sum(part.parameters for part in frozen.values())
-        why = f"{_count(total)} parameters of the networks in {kind or precision}{divided}"
+        why = f"{count_of(total)} parameters of the networks in {kind or precision}{divided}"
     yield Need("frozen", stored, why)
     count, how = trained(spec, parts)
     if count is None:
@@ -131,8 +114,8 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
         yield from _moving(spec, count, how, share)
     if spec.trainer.spec.needs.loaded:
         network = sum(part.parameters for name, part in parts.items() if own.trains(name))
-        count, how = elsewhere.loaded(spec, network)
-        why = f"unknown: {how}" if count is None else f"{_count(count)} parameters x {size} bytes{divided}: {how}"
+        count, how = _loaded(spec, network)
+        why = f"unknown: {how}" if count is None else f"{count_of(count)} parameters x {size} bytes{divided}: {how}"
         yield Need("loaded", None if count is None else count * size // share, why)
 
 
@@ -140,8 +123,8 @@ def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
     """What there is of each of `count` trained parameters."""
     size, precision = BYTES[spec.run.precision], spec.run.precision
     divided = f" / {share} processes" if share > 1 else ""
-    yield Need("trained", count * 4 // share, f"{_count(count)} parameters x 4 bytes{divided}: {how}")
-    yield Need("gradients", count * 4 // share, f"{_count(count)} x 4 bytes{divided}")
+    yield Need("trained", count * 4 // share, f"{count_of(count)} parameters x 4 bytes{divided}: {how}")
+    yield Need("gradients", count * 4 // share, f"{count_of(count)} x 4 bytes{divided}")
     moments = spec.optimizer.bits // 4
     yield Need("moments", count * moments // share, f"AdamW's two, of {spec.optimizer.bits} bits each{divided}")
     sets = _sets(spec)
@@ -155,7 +138,7 @@ def _stored(parts: Mapping[str, Part], size: int) -> str:
     """How many bytes models take, in words."""
     said = []
     for name, part in parts.items():
-        told = f"{name}: {_count(part.parameters)} parameters" + ("" if part.fixed else f" x {size} bytes")
+        told = f"{name}: {count_of(part.parameters)} parameters" + ("" if part.fixed else f" x {size} bytes")
         said.append(told + (f", {readable(part.fixed)} of them in fewer bits" if part.fixed else ""))
     return "; ".join(said) or "none"
 
@@ -181,7 +164,7 @@ def trained(spec: Spec, parts: Mapping[str, Part]) -> tuple[int | None, str]:
     if vague := [name for name, part in networks.items() if part.unknown]:
         return None, f"what is at hand of {', '.join(vague)} does not say how large its layers are"
     if spec.tuning.from_ is not None:
-        return elsewhere.begun_with(spec.tuning.from_)
+        return _begun_with(spec.tuning.from_)
     rank, targets = spec.tuning.rank or 0, spec.tuning.targets or own.targets
     adapted = [shape for part in networks.values() for shape in part.adapted(targets)]
     which = f"{len(adapted)} layers of {', '.join(networks)}" + ("" if targets else ", all linear ones of attention")
@@ -195,61 +178,34 @@ def _sets(spec: Spec) -> list[str]:
     return [*(["ema"] if spec.optimizer.ema else []), *sorted(needs.sets), *copied]
 
 
-# --- what passes through: estimated --------------------------------------------------------------------------------
+# --- read from elsewhere: counted ----------------------------------------------------------------------------------
 
 
-def _working(spec: Spec, parts: Mapping[str, Part], world: int) -> Iterator[Need]:
-    try:
-        at = geometry(spec, parts)
-    except (KeyError, TypeError) as error:
-        why = f"unknown: the configs do not say {error}"
-        yield from (Need(name, None, why) for name in WORKING)
-        return
-    size, s = BYTES[spec.run.precision], spec.sampling
-    try:
-        files = [file for source in spec.data.sources for file in (source.prompts, source.eval_prompts) if file]
-        prompts = sum(len(load(file)) for file in files)
-        why = f"on the disk, about: {prompts} prompts x {_count(at.caption)} numbers x {size} bytes"
-        yield Need("conditions", prompts * at.caption * size, why)
-    except DataError as error:
-        yield Need("conditions", None, f"unknown: prompts cannot be read: {error}")
-    samples, kept = s.prompts * spec.group // world, _positions(spec)
-    why = f"{samples} samples x {kept} latents x {_count(at.elements)} numbers x {BYTES[s.storage]} bytes"
-    yield Need("trajectories", samples * kept * at.elements * BYTES[s.storage], why)
-    calls = 2 if _twice(spec, at) else 1
-    kind = "full" if isinstance(spec.tuning, Full) else "lora"
-    per_token = at.width * KEPT[kind]
-    batch = min(s.micro_batch, samples) * calls
-    why = f"estimated: {batch} x {at.tokens} tokens x width {at.width} x {KEPT[kind]} x {size} bytes"
-    yield Need("sampling_activations", batch * at.tokens * per_token * size, f"{why}, of one layer")
-    batch = min(spec.optimizer.micro_batch, samples // spec.optimizer.updates) * calls
-    why = f"estimated: {batch} x {at.tokens} tokens x width {at.width}"
-    if spec.memory.gradient_checkpointing:
-        values = at.width * (at.layers + KEPT[kind])
-        why += f" x ({at.layers} layers, and {KEPT[kind]} in one of them) x {size} bytes"
-    else:
-        values = per_token * at.layers
-        why += f" x {at.layers} layers x {KEPT[kind]} x {size} bytes"
-    yield Need("update_activations", batch * at.tokens * values * size, why)
+def _begun_with(location: str) -> tuple[int | None, str]:
+    """How many parameters the LoRA at a location has, and in words; `None` where nobody can know yet."""
+    found = holdings.find(location)
+    if found is None:
+        return None, f"{location} {UNKNOWN}"
+    return found.parameters, f"LoRA of rank {' and '.join(map(str, sorted(found.ranks)))}, as in `from`"
 
 
-def _positions(spec: Spec) -> int:
-    """How many latents of a trajectory are stored: see `Needs.trajectory`."""
-    scheduler, wanted = spec.scheduler.spec, spec.trainer.spec.needs.trajectory
-    if wanted == "states":
-        return spec.sampling.steps + 1
-    if wanted == "final" or not isinstance(scheduler, StochasticSpec):
-        return 1
-    steps = window.stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, 1)
-    return len({*steps, *(step + 1 for step in steps), spec.sampling.steps})
+def _loaded(spec: Spec, network: int) -> tuple[int | None, str]:
+    """How many parameters the trainer's loaded sets have together, and which they are; `None` as above.
 
+    Beside full fine-tuning LoRA is added to a copy of the networks, which such sets share.
 
-def _twice(spec: Spec, at: Geometry) -> bool:
-    """Whether positive and negative prompts pass the network."""
-    own = spec.model.spec
-    if isinstance(own, PipelineSpec) and own.true_cfg > 1:
-        return True
-    return spec.sampling.guidance > 1 and not at.embeds_guidance
+    Args:
+        network: parameters of the trained networks.
+    """
+    sets, full = spec.trainer.spec.needs.loaded, isinstance(spec.tuning, Full)
+    found = {location: holdings.find(location) for location in sets.values()}
+    total = 0
+    for location, held in found.items():
+        if held is None:
+            return None, f"{location} {UNKNOWN}"
+        total += held.parameters if held.kind == "lora" else network
+    copied = full and any(held is not None and held.kind == "lora" for held in found.values())
+    return total + (network if copied else 0), ", ".join(sets)
 
 
 # --- together ------------------------------------------------------------------------------------------------------
@@ -276,14 +232,6 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
 
 def _kind(spec: Spec) -> str | None:
     return spec.model.spec.quantize if isinstance(spec.model.spec, PipelineSpec) else None
-
-
-def _count(number: int) -> str:
-    """A number in a few characters."""
-    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= unit:
-            return f"{number / unit:.4g} {name}"
-    return str(number)
 
 
 def readable(number: float | None) -> str:

@@ -11,13 +11,16 @@ from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import BAD_SPEC, DONE, Problem, RunError, SpecError, shown
 from flowfactory.plan import disk, launch
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
+from flowfactory.plan.working import Measured
 from flowfactory.runs import environment
 from flowfactory.spec.schema import spec_schema
 from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Spec
 
 
 @click.command()
@@ -57,14 +60,18 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
+@click.option("--exact", is_flag=True, help="Measure activations, on networks of the real sizes without weights.")
 @as_json
 @click.pass_obj
-def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, as_json: bool) -> None:
+def plan(
+    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, exact: bool, as_json: bool
+) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
     loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
     made = make_plan(loaded, registry.versions(), launch.count(processes))
-    needed = estimate(made.spec, made.world, fetch=True)
+    measured = _measured(ui, made.spec, registry) if exact else None
+    needed = estimate(made.spec, made.world, fetch=True, measured=measured)
     if as_json:
         ui.json(made.as_json() | {"memory": needed.as_json()})
         return
@@ -76,6 +83,18 @@ def plan(ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], process
     ui.data("")
     ui.rows(("plugin", "version"), list(made.versions.items()))
     ui.data(f"\ndigest {made.digest}")
+
+
+def _measured(ui: Ui, spec: Spec, registry: Registry) -> Measured | None:
+    """What was measured; if that cannot be, that is said."""
+    from flowfactory.training.exact import measure  # torch takes seconds
+
+    try:
+        with ui.phase("measuring"):
+            return measure(spec, registry.target("adapters", spec.model.name))
+    except RunError as error:
+        ui.say(f"{error}; activations are estimated")
+        return None
 
 
 @click.command()

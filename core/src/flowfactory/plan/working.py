@@ -1,0 +1,151 @@
+"""What passes through a model at work, in bytes: conditions, trajectories, activations. Imports no torch.
+
+Activations are estimated: for its backward pass a transformer keeps a number of values for each token and each unit of
+its width in each layer, which is much the same from one architecture to the next (`KEPT`). With gradient checkpointing
+it keeps one of them in each layer, and all in one. Or they were measured, on networks of the real sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Precision
+from flowfactory.contracts.specs import StochasticSpec
+from flowfactory.data.rows import DataError, load
+from flowfactory.plan.checkpoint import Part
+from flowfactory.plan.geometry import Geometry, geometry
+from flowfactory.spec import window
+from flowfactory.spec.tables import Full, Spec
+
+BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+KEPT = {"lora": 18, "full": 25}
+"""Values a layer keeps. Counted at the sizes of FLUX.1-dev, Qwen-Image, Wan 2.1 14B and SD3 medium, in bf16 and in
+float32: 12 to 25 with LoRA on the layers they adapt by default, 21 to 34 where every weight is trained."""
+
+WORKING = ("conditions", "trajectories", "sampling_activations", "update_activations")
+
+
+@attrs.frozen
+class Need:
+    """So many bytes, and how they come about; `None` where nobody can know yet."""
+
+    name: str
+    bytes: int | None
+    reason: str
+
+
+@attrs.frozen
+class Measured:
+    """What one sample takes, guidance included, in bytes but for `elements`.
+
+    elements: numbers of its latent. conditions: of its prompt. layer: what the largest layer keeps for a backward pass.
+    kept: what all do. recomputed: what all do with gradient checkpointing, the largest at work among them.
+    """
+
+    elements: int
+    conditions: int
+    layer: int
+    kept: int
+    recomputed: int
+
+
+def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measured | None = None) -> Iterator[Need]:
+    """All that passes through the networks of one of `world` processes."""
+    if measured:
+        yield from _conditions(spec, measured.conditions, f"{count_of(measured.conditions)} bytes, as measured")
+        yield _trajectories(spec, measured.elements, world)
+        yield from _measured(spec, measured, world)
+        return
+    try:
+        at = geometry(spec, parts)
+    except (KeyError, TypeError) as error:
+        why = f"unknown: the configs do not say {error}; `--exact` measures it"
+        yield from (Need(name, None, why) for name in WORKING)
+        return
+    size = BYTES[spec.run.precision]
+    yield from _conditions(spec, at.caption * size, f"{count_of(at.caption)} numbers x {size} bytes")
+    yield _trajectories(spec, at.elements, world)
+    yield from _estimated(spec, at, world)
+
+
+def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
+    try:
+        files = [file for source in spec.data.sources for file in (source.prompts, source.eval_prompts) if file]
+        prompts = sum(len(load(file)) for file in files)
+        yield Need("conditions", prompts * each, f"on the disk, about: {prompts} prompts x {how}")
+    except DataError as error:
+        yield Need("conditions", None, f"unknown: prompts cannot be read: {error}")
+
+
+def _trajectories(spec: Spec, elements: int, world: int) -> Need:
+    samples, kept, size = _samples(spec, world), _positions(spec), BYTES[spec.sampling.storage]
+    why = f"{samples} samples x {kept} latents x {count_of(elements)} numbers x {size} bytes"
+    return Need("trajectories", samples * kept * elements * size, why)
+
+
+def _measured(spec: Spec, measured: Measured, world: int) -> Iterator[Need]:
+    sampled, updated = _batches(spec, world)
+    why = f"measured: {sampled} x {count_of(measured.layer)} bytes, of the largest layer"
+    yield Need("sampling_activations", sampled * measured.layer, why)
+    each, how = measured.kept, "that autograd keeps"
+    if spec.memory.gradient_checkpointing:
+        each, how = measured.recomputed, "of what goes into each layer, and all of the largest"
+    yield Need("update_activations", updated * each, f"measured: {updated} x {count_of(each)} bytes {how}")
+
+
+def _estimated(spec: Spec, at: Geometry, world: int) -> Iterator[Need]:
+    size, calls = BYTES[spec.run.precision], 2 if _twice(spec, at) else 1
+    kind = "full" if isinstance(spec.tuning, Full) else "lora"
+    per_token = at.width * KEPT[kind]
+    sampled, updated = (batch * calls for batch in _batches(spec, world))
+    why = f"estimated: {sampled} x {at.tokens} tokens x width {at.width} x {KEPT[kind]} x {size} bytes"
+    yield Need("sampling_activations", sampled * at.tokens * per_token * size, f"{why}, of one layer")
+    why = f"estimated: {updated} x {at.tokens} tokens x width {at.width}"
+    if spec.memory.gradient_checkpointing:
+        values = at.width * (at.layers + KEPT[kind])
+        why += f" x ({at.layers} layers, and {KEPT[kind]} in one of them) x {size} bytes"
+    else:
+        values = per_token * at.layers
+        why += f" x {at.layers} layers x {KEPT[kind]} x {size} bytes"
+    yield Need("update_activations", updated * at.tokens * values * size, why)
+
+
+def _samples(spec: Spec, world: int) -> int:
+    return spec.sampling.prompts * spec.group // world
+
+
+def _batches(spec: Spec, world: int) -> tuple[int, int]:
+    """How many samples pass the networks together: in sampling, and in an update."""
+    samples = _samples(spec, world)
+    return min(spec.sampling.micro_batch, samples), min(spec.optimizer.micro_batch, samples // spec.optimizer.updates)
+
+
+def _positions(spec: Spec) -> int:
+    """How many latents of a trajectory are stored: see `Needs.trajectory`."""
+    scheduler, wanted = spec.scheduler.spec, spec.trainer.spec.needs.trajectory
+    if wanted == "states":
+        return spec.sampling.steps + 1
+    if wanted == "final" or not isinstance(scheduler, StochasticSpec):
+        return 1
+    steps = window.stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, 1)
+    return len({*steps, *(step + 1 for step in steps), spec.sampling.steps})
+
+
+def _twice(spec: Spec, at: Geometry) -> bool:
+    """Whether positive and negative prompts pass the network."""
+    own = spec.model.spec
+    if isinstance(own, PipelineSpec) and own.true_cfg > 1:
+        return True
+    return spec.sampling.guidance > 1 and not at.embeds_guidance
+
+
+def count_of(number: int) -> str:
+    """A number in a few characters."""
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.4g} {name}"
+    return str(number)

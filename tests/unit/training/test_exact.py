@@ -1,0 +1,114 @@
+"""What `plan --exact` measures, against what autograd keeps of the same networks with weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from flowfactory.cli.main import main
+from flowfactory.data.rows import load_rows
+from flowfactory.discovery.registry import Registry
+from flowfactory.errors import RunError
+from flowfactory.policy.weights import Weights
+from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Full, Spec
+from flowfactory.training.exact import measure
+
+LORA, FULL = (), ("full={}",)
+MEASURED = [("flux", LORA), ("flux", FULL), ("wan-2.2", LORA), ("ltx", LORA), ("hunyuan-video", FULL)]
+
+
+def spec_of(spec: Path, family: Family, folder: Path, *sets: str) -> Spec:
+    family.make().save_pretrained(folder)
+    size = [family.size.height, family.size.width, *([family.size.frames] if family.size.frames > 1 else [])]
+    changes = (f"model.path={folder}", "model.name=diffusers", "trainer.name=grpo", f"sampling.size={size}")
+    if family.max_sequence_length is not None:
+        changes += (f"model.max_sequence_length={family.max_sequence_length}",)
+    unset = ("lora",) if "full={}" in sets else ()
+    return load_spec(
+        spec, Registry(), (*changes, f"sampling.guidance={family.guidance}", *sets), (*unset, "trainer.beta")
+    )
+
+
+def target(spec: Spec) -> Any:
+    return Registry().target("adapters", spec.model.name)
+
+
+def really_kept(spec: Spec) -> tuple[int, int]:
+    """Bytes that autograd keeps of one velocity, and those of the longest prompt's conditions."""
+    adapter = target(spec)(spec.model.spec)
+    adapter.load(torch.device("cpu"), torch.float32)
+    conditions = adapter.encode([max(load_rows(Path(spec.data.prompts)), key=lambda row: len(row.prompt))])
+    x = torch.randn(1, *adapter.latent_shape(spec.sampling.size))
+    targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
+    Weights(adapter.networks(), spec.tuning, targets, [], 0)
+    weights = {p.untyped_storage().data_ptr() for n in adapter.networks().values() for p in n.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        v = adapter.velocity(x, torch.tensor([0.5]), conditions, spec.sampling.guidance, spec.sampling.size)
+    assert v.requires_grad
+    return sum(s.nbytes() for s in kept.values()), sum(t.nbytes for t in conditions.values())
+
+
+@pytest.mark.parametrize(("name", "sets"), MEASURED)
+def test_it_is_what_autograd_keeps(name: str, sets: tuple[str, ...], spec: Path, tmp_path: Path) -> None:
+    made = spec_of(spec, FAMILIES[name], tmp_path / "model", *sets)
+    measured = measure(made, target(made))
+    kept, conditions = really_kept(made)
+    assert (measured.kept, measured.conditions) == (kept, conditions)
+    assert 0 < measured.layer < measured.recomputed < measured.kept
+
+
+def test_no_weight_is_read(spec: Path, tmp_path: Path) -> None:
+    made = spec_of(spec, FAMILIES["sd3"], tmp_path / "model")
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        file.unlink()
+    assert measure(made, target(made)).kept > 0
+
+
+def planned(capsys: pytest.CaptureFixture[str], spec: Path, made: Spec, *options: str) -> dict[str, dict[str, Any]]:
+    """Parts of the memory that `plan` says a spec needs, by name."""
+    changes = [f"model.path={made.model.spec.path}", "model.name=diffusers", "sampling.size=[32, 48]", *options[1:]]
+    assert main(["plan", str(spec), "--json", *options[:1], *(f"--set={change}" for change in changes)]) == 0
+    return {part["name"]: part for part in json.loads(capsys.readouterr().out)["memory"]["parts"]}
+
+
+def test_what_is_measured_takes_the_place_of_the_estimate(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spec_of(spec, FAMILIES["sd3"], tmp_path / "model")
+    three = planned(capsys, spec, made, "--exact", "optimizer.micro_batch=3")
+    one = planned(capsys, spec, made, "--exact", "optimizer.micro_batch=1", "memory.gradient_checkpointing=true")
+    assert three["update_activations"]["reason"].startswith("measured: 3 x ")
+    assert three["update_activations"]["bytes"] > 3 * one["update_activations"]["bytes"]
+    assert three["trajectories"] == one["trajectories"]
+    guessed = planned(capsys, spec, made, "--processes=1")
+    assert guessed["trajectories"] == one["trajectories"]
+    assert guessed["update_activations"]["reason"].startswith("estimated: ")
+
+
+def test_networks_that_look_at_values_cannot_be_measured(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lumina 2 asks how long its prompts are."""
+    made = spec_of(spec, FAMILIES["lumina-2"], tmp_path / "model")
+    with pytest.raises(RunError, match="cannot be measured: its networks look at values to decide what to compute"):
+        measure(made, target(made))
+    assert (
+        main(["plan", str(spec), "--exact", f"--set=model.path={tmp_path / 'model'}", "--set=model.name=diffusers"])
+        == 0
+    )
+    said = capsys.readouterr()
+    assert "cannot be measured" in said.err
+    assert "activations are estimated" in said.err
