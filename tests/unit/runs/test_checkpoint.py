@@ -139,7 +139,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no state": (lambda c: (c / "state.json").unlink(), r"/state\.json cannot be read: .*No such file or directory$"),
     "cut state": (lambda c: cut(c / "state.json", 70), r"/state\.json cannot be read: Unterminated string"),
     "empty state": (lambda c: (c / "state.json").write_text("{}"), r"/state\.json cannot be read: it lacks 'crc32'$"),
-    "no object": (lambda c: (c / "state.json").write_text("3"), r"/state\.json cannot be read: "),
+    "no object": (lambda c: (c / "state.json").write_text("[3]"), r"/state\.json cannot be read: it is not what"),
     "state bit": (lambda c: flip(c / "state.json", 13), r"/state\.json cannot be read: its checksum is another"),
     "renamed": (lambda c: c.rename(c.with_name("epoch-0008")), r"/state\.json is of epoch-0007$"),
 }

@@ -94,6 +94,8 @@ def read(path: Path) -> State:
     """
     try:
         record = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it is not what was written")
         if record.pop("crc32") != _crc32(record):
             raise ValueError("its checksum is another than when it was written")
         files = {name: File(**file) for name, file in record.pop("files").items()}
