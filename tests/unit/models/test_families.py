@@ -34,6 +34,7 @@ LAST = "transformer.transformer_blocks.1.attn"
 LEADS_NOWHERE = {
     "sd3": {f"{LAST}.add_q_proj"},
     "sd3-pag": {f"{LAST}.add_q_proj"},
+    "hunyuan-video-1.5": {f"transformer.transformer_blocks.0.attn.{name}" for name in ("add_q_proj", "to_add_out")},
     "joyimage-edit": {"transformer.double_blocks.1.attn.txt_attn_proj"},
     "joyimage-edit-plus": {"transformer.double_blocks.1.attn.txt_attn_proj"},
     "mochi": {f"{LAST}1.add_q_proj"},
