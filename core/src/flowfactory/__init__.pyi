@@ -50,6 +50,7 @@ from .sampling.transition import Transition as Transition
 from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
 from .rewards.asking import Composite as Composite
 from .rewards.secrets import SecretError as SecretError, secret as secret
+from .rewards.server import Server as Server, ServerError as ServerError, Unavailable as Unavailable
 from .contracts.types import Sample as Sample
 from .rewards.retry import retried as retried
 from .runs.media import some_frames as some_frames, to_bytes as to_bytes, to_image as to_image

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from flowfactory import ServerError
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.rewards.asking import RewardError
@@ -22,7 +23,6 @@ from flowfactory.testing import conformance
 from flowfactory_plugin_isolated import IsolatedSpec
 from flowfactory_plugin_isolated.environments import host_wheel
 from flowfactory_plugin_isolated.process import Keeper, ScorerError
-from flowfactory_plugin_remote.client import RemoteError
 
 SCORER = """
 import os, signal, sys, time
@@ -134,7 +134,7 @@ def test_it_scores(keeper: Keeper) -> None:
 )
 def test_what_is_no_score_is_a_failure_in_words(keeper: Keeper, prompt: str, why: str) -> None:
     before = keeper.score([sample("pid")])
-    with pytest.raises(RemoteError, match=why):
+    with pytest.raises(ServerError, match=why):
         keeper.score([sample(prompt)])
     assert keeper.score([sample("pid")]) == before  # it has not ended
 

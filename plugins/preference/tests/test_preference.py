@@ -19,10 +19,10 @@ import torch
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.rewards.secrets import SecretError
+from flowfactory.rewards.server import ServerError
 from flowfactory.spec.structure import load_spec
 from flowfactory.testing import conformance
 from flowfactory_plugin_preference import PreferenceSpec
-from flowfactory_plugin_preference.judge import JudgeError
 from flowfactory_plugin_preference.preference import Preference
 from PIL import Image
 
@@ -147,13 +147,13 @@ def test_a_busy_server_is_asked_again(serve: Callable[[Reply], Server]) -> None:
 def test_a_broken_judge_is_a_failure_and_never_a_score(
     serve: Callable[[Reply], Server], reply: Reply, said: str
 ) -> None:
-    with pytest.raises(JudgeError, match=said):
+    with pytest.raises(ServerError, match=said):
         reward(serve(reply), attempts=2).score(group(0.1, 0.9))
 
 
 def test_what_cannot_succeed_is_not_tried_again(serve: Callable[[Reply], Server]) -> None:
     server = serve(lambda request, number: (400, ""))
-    with pytest.raises(JudgeError, match="answered 400"):
+    with pytest.raises(ServerError, match="answered 400"):
         reward(server, concurrency=1).score(group(0.1, 0.9))
     assert len(server.requests) <= 2
 
@@ -163,7 +163,7 @@ def test_a_slow_judge_times_out(serve: Callable[[Reply], Server]) -> None:
         time.sleep(0.5)
         return 200, "tie"
 
-    with pytest.raises(JudgeError, match="Timeout"):
+    with pytest.raises(ServerError, match="Timeout"):
         reward(serve(slow), attempts=1, request_timeout=0.1).score(group(0.1, 0.9))
 
 
@@ -171,7 +171,7 @@ def test_a_dead_server_is_a_failure(serve: Callable[[Reply], Server]) -> None:
     server = serve(brighter)
     made = reward(server, attempts=2)
     server.close()
-    with pytest.raises(JudgeError, match="ConnectError"):
+    with pytest.raises(ServerError, match="ConnectError"):
         made.score(group(0.1, 0.9))
 
 
@@ -181,10 +181,10 @@ def test_the_judge_is_reached_before_it_is_asked(
     server = serve(brighter)
     reward(server).reach()  # it lists no models
     server.listing = 401
-    with pytest.raises(JudgeError, match=r"/v1/models answered 401"):
+    with pytest.raises(ServerError, match=r"/v1/models answered 401"):
         reward(server).reach()
     server.close()
-    with pytest.raises(JudgeError, match="ConnectError"):
+    with pytest.raises(ServerError, match="ConnectError"):
         reward(server, attempts=2).reach()
 
 
@@ -224,7 +224,7 @@ def test_the_api_key_comes_from_the_environment(
     reward(server, key_variable="JUDGE_KEY").score(group(0.1, 0.9))
     assert set(server.tokens) == {"Bearer s3cret"}
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(JudgeError, match="JUDGE_KEY is not set"):
+    with pytest.raises(ServerError, match="JUDGE_KEY is not set"):
         reward(server, key_variable="JUDGE_KEY")
 
 

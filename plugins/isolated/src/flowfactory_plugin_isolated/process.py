@@ -16,9 +16,9 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import IO
 
-from flowfactory import Sample, Score
+from flowfactory import Sample, Score, Unavailable
 from flowfactory_plugin_remote import RemoteSpec
-from flowfactory_plugin_remote.client import Server, Unavailable
+from flowfactory_plugin_remote.client import RewardClient
 from flowfactory_scorer import TOKEN
 
 from flowfactory_plugin_isolated.environments import own_variables
@@ -71,8 +71,8 @@ class Running:
         self._pump = Thread(target=_pump, args=(self._process.stdout, name, self._said), daemon=True)
         self._pump.start()
 
-        def server(seconds: float) -> Server:
-            return Server(RemoteSpec(url=url, reward=LABEL, attempts=1, request_timeout=seconds), token)
+        def server(seconds: float) -> RewardClient:
+            return RewardClient(RemoteSpec(url=url, reward=LABEL, attempts=1, request_timeout=seconds), token)
 
         try:
             server(start_timeout).check(group=False)
@@ -87,7 +87,7 @@ class Running:
         """Its scores.
 
         Raises:
-            ScorerError: it has ended, or was ended, since it did not answer. RemoteError: it raised, or said nonsense.
+            ScorerError: it has ended, or was ended, since it did not answer. ServerError: it raised, or said nonsense.
         """
         try:
             return self._server.score(samples)
@@ -134,7 +134,7 @@ class Keeper:
         """Scores of the running scorer; of a new one where it has ended.
 
         Raises:
-            ScorerError: it ends or hangs, or has too often. RemoteError: it raised, or said nonsense.
+            ScorerError: it ends or hangs, or has too often. ServerError: it raised, or said nonsense.
         """
         running = self._kept()
         try:

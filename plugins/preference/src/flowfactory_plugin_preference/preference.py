@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import torch
-from flowfactory import GroupReward, Sample, Score, Shared, some_frames
+from flowfactory import GroupReward, Sample, Score, ServerError, Shared, some_frames
 
 from flowfactory_plugin_preference import PreferenceSpec
-from flowfactory_plugin_preference.judge import ChatJudge, JudgeError, data_url
+from flowfactory_plugin_preference.judge import ChatJudge, data_url
 from flowfactory_plugin_preference.win_rate import Comparison, outcome, pairs, win_rates
 
 
@@ -40,5 +40,5 @@ class Preference(GroupReward):
             comparisons = list(pool.map(compare, pairs(len(samples))))
         unclear = sum(one.outcome == "unclear" for one in comparisons)
         if unclear > self.spec.unclear * len(comparisons):
-            raise JudgeError(f"{unclear} of {len(comparisons)} replies of {self.spec.model} named no winner")
+            raise ServerError(f"{unclear} of {len(comparisons)} replies of {self.spec.model} named no winner")
         return win_rates(len(samples), comparisons)
