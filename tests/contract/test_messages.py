@@ -208,6 +208,17 @@ CASES = (
         toy=(OFFLINE[0], TEACHER % ("teacher", '__file__.replace("toy.py", "mine.safetensors")')),
         files=weights_file("a.weight"),
     ),
+    Case(
+        "rows",
+        toy=(
+            OFFLINE[0],
+            'return Needs(trajectory="steps", density="any", columns={"level": frozenset({"low", "high"})})',
+        ),
+        edits=(("train.txt", "a.jsonl"),),
+        files={"a.jsonl": '{"prompt": "a", "level": "low"}\n{"prompt": "b", "level": "hgih"}\n{"prompt": "c"}'},
+    ),
+    Case("distilled", edits=(("some-org/some-model", "black-forest-labs/FLUX.1-dev"),), note=True),
+    Case("distilled", edits=(("some-org/some-model", "black-forest-labs/FLUX.1-schnell"),), note=True),
     Case("labels", edits=(('label = "dark"\n', ""),)),
     Case(
         "weights", edits=(("weight = -0.5", "weight = 0"), ('name = "bright"\n\n', 'name = "bright"\nweight = 0\n\n'))

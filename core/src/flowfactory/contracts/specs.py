@@ -63,6 +63,7 @@ class Needs:
     reference: whether `Policy.using("reference")` will be asked for.
     sets: further weight sets to keep in float32, moved only by the trainer itself.
     loaded: weight sets read from elsewhere, by name: a LoRA or a checkpoint of the model. They never move.
+    columns: columns read of each row, and the words known there, one or a list; its source's name where it has none.
     """
 
     source: Literal["rollouts", "media", "pairs"] = "rollouts"
@@ -75,6 +76,7 @@ class Needs:
     reference: bool = False
     sets: frozenset[str] = frozenset()
     loaded: Mapping[str, Location] = attrs.field(factory=dict)
+    columns: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

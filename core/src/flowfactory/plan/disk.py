@@ -12,7 +12,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
-from flowfactory.plan import faults, prompts
+from flowfactory.plan import bases, faults, prompts
 from flowfactory.plan.checkpoint import INDEX, Folder, Part, on_disk, parts
 from flowfactory.spec.rules import Rule, Where
 from flowfactory.spec.tables import Component, Eval, Full, Lora, Memory, Optimizer, RewardEntry, Sampling
@@ -39,6 +39,16 @@ def _checkpoint(where: Where, model: Component, tuning: Lora | Full, memory: Mem
     if own.pipelines and kind is not None and kind not in own.pipelines:
         what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {shown(Path(own.path))} is a {kind}"
         yield Problem("pipeline", what, where("model", "path"), "set [model] name to that pipeline's adapter")
+
+
+def _distilled(
+    where: Where, model: Component, sampling: Sampling, scheduler: Component, trainer: Component
+) -> Iterator[Problem]:
+    own = model.spec
+    embeds = any(part.config.get("guidance_embeds") for name, part in _parts(own).items() if own.trains(name))
+    if (found := bases.distilled(own, embeds)) is not None:
+        what, hint = bases.advice(found, sampling, scheduler.spec, trainer.spec, trainer.name)
+        yield Problem("distilled", what, where("model", "path"), hint, DONE)
 
 
 def _packages(where: Where, model: Component) -> Iterator[Problem]:
@@ -153,6 +163,7 @@ RULES: tuple[Rule, ...] = (
     (("model", "tuning", "memory"), _checkpoint),
     (("model",), _packages),
     (("optimizer",), _fewer_bits),
+    (("model", "sampling", "scheduler", "trainer"), _distilled),
     (("model", "sampling", "eval"), _sizes),
     (("model", "tuning"), _targets),
     *prompts.RULES,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from flowfactory.data.hub import is_remote
 from flowfactory.data.rows import DataError, load, misspelt
 from flowfactory.data.sources import Data, Prompts
-from flowfactory.errors import DONE, Problem, shown
+from flowfactory.errors import DONE, Problem, listed, shown
+from flowfactory.spec.kinds import shown_value
 from flowfactory.spec.rules import Rule, Where
 from flowfactory.spec.tables import Component, Sampling
 
@@ -64,11 +65,35 @@ def _media(where: Where, trainer: Component, data: Data) -> Iterator[Problem]:
             yield Problem("media", f"{learns}; {len(wrong)} rows do not", where(*address, "prompts"), hint)
 
 
+def _columns(where: Where, trainer: Component, data: Data) -> Iterator[Problem]:
+    for column, known in trainer.spec.needs.columns.items():
+        for source, address in _numbered(data):
+            cells = [row.metadata.get(column, source.name or None) for row in _rows(source.prompts)]
+            wrong = [i for i, cell in enumerate(cells) if not _known(cell, known)]
+            if wrong:
+                first = _rows(source.prompts)[wrong[0]]
+                has = "nothing" if cells[wrong[0]] is None else shown_value(cells[wrong[0]])
+                reads = (
+                    f"trainer `{trainer.name}` reads the column `{column}`: one of {listed(sorted(known))}, or a list"
+                )
+                hint = f"the first has {has} there: {first.prompt[:60]!r}"
+                yield Problem(
+                    "rows", f"{reads}; {len(wrong)} rows have no such thing", where(*address, "prompts"), hint
+                )
+
+
+def _known(cell: Any, known: Set[str]) -> bool:
+    """Whether a cell is a word that is known, or a list of such."""
+    words = cell if isinstance(cell, list) else [cell]
+    return bool(words) and all(isinstance(word, str) and word in known for word in words)
+
+
 RULES: tuple[Rule, ...] = (
     (("data",), _data),
     (("data", "sampling"), _enough),
     (("model", "data"), _images),
     (("trainer", "data"), _media),
+    (("trainer", "data"), _columns),
 )
 
 

@@ -13,13 +13,13 @@ import attrs
 
 from flowfactory.errors import RunError, shown, typed
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, WITHOUT_EFFECT, Plan, digest_of
-from flowfactory.plan.rate import learning_rate
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.archive import CHECKPOINTS, State
 from flowfactory.runs.files import writing
 from flowfactory.runs.history import METRICS, lacking
 from flowfactory.spec import toml
 from flowfactory.spec.tables import Spec, unstructure
+from flowfactory.spec.window import learning_rate
 
 EARLIER = "earlier"
 """In the plan of a run that was lengthened: the digests it had before, which its checkpoints have."""

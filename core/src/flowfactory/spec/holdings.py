@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import attrs
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.errors import Place, Problem, listed, shown
-from flowfactory.spec.kinds import attributes
+from flowfactory.spec.kinds import attributes, keys
 from flowfactory.spec.tables import Component, Full, Lora
 
 Shape = tuple[int, ...]
@@ -143,15 +143,15 @@ def start_problems(where: Callable[..., Place], tuning: Lora | Full) -> Iterator
 
 def loaded_problems(where: Callable[..., Place], trainer: Component, model: Component) -> Iterator[Problem]:
     """What is wrong with the weights a trainer reads from elsewhere."""
-    needs, own = trainer.spec.needs, attributes(trainer.spec)
+    needs = trainer.spec.needs
     quantized = isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None
     taken = {"current", "reference", "ema", "default", *needs.sets}
     for name, location in needs.loaded.items():
-        key = next((key for key, value in own.items() if value == location), "name")
+        written = _address(trainer.spec, location) or ("name",)
 
-        def problem(what: str, hint: str, name: str = name, key: str = key) -> Problem:
+        def problem(what: str, hint: str, name: str = name, written: Sequence[str | int] = written) -> Problem:
             said = f"trainer `{trainer.name}`, weights `{name}`: {what}"
-            return Problem("loaded", said, where("trainer", key), hint)
+            return Problem("loaded", said, where("trainer", *written), hint)
 
         if not name.isidentifier() or name in taken:
             yield problem("the name is not a word, or is another set's", "its author could call them otherwise")
@@ -163,6 +163,20 @@ def loaded_problems(where: Callable[..., Place], trainer: Component, model: Comp
             continue
         if quantized and found is not None and found.kind != "lora":
             yield problem("whole weights cannot take the place of [model] quantize", "leave that out, or take a LoRA")
+
+
+def _address(value: Any, location: str) -> tuple[str | int, ...] | None:
+    """Where in a table a location is written: the keys and numbers on the way to it."""
+    if value == location:
+        return ()
+    inner: Mapping[str | int, Any] = {}
+    if attrs.has(type(value)):
+        own = attributes(value)
+        inner = {name: own[field.name] for name, field in keys(type(value)).items()}
+    elif isinstance(value, tuple):
+        inner = dict(enumerate(value))
+    found = ((key, _address(item, location)) for key, item in inner.items())
+    return next(((key, *rest) for key, rest in found if rest is not None), None)
 
 
 def _is_lora(file: Path) -> bool:

@@ -6,7 +6,8 @@
     subset       any steps, drawn anew each epoch                           Flow-Factory
     progressive  neighbouring steps that move from noise to data            MixGRPO, arXiv:2507.21802
 
-The last step is never stochastic: its noise would be left in the sample.
+The last step is never stochastic: its noise would be left in the sample. Noise levels, decays and the learning rate are
+looked at here too: all that a run does by the step follows from the spec, so nothing of it is stored.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 
 from flowfactory.contracts.digest import seed_of
 from flowfactory.contracts.specs import Decay, Times, Window
+from flowfactory.spec.tables import Optimizer
 
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
 _MOVES = {"every", "stride", "restart", "pace"}
@@ -151,3 +153,12 @@ def decay_problems(decay: Decay) -> list[tuple[str, str]]:
     """What is wrong with a decay: `(key, message)` pairs, none if all is sound."""
     above = decay.start > decay.limit
     return [("start", f"expected at most `limit`, {decay.limit:g}, not {decay.start:g}")] if above else []
+
+
+def learning_rate(table: Optimizer, step: int, epochs: int) -> float:
+    """The learning rate of optimizer step `step`, counted from 1, in a run of so many epochs."""
+    if step <= table.warmup:
+        return table.lr * step / table.warmup
+    done = (step - 1 - table.warmup) / max(1, epochs * table.updates - table.warmup)
+    shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return table.lr * shapes[table.lr_schedule]

@@ -16,13 +16,13 @@ from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Batch, Update
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.means import Means, merge
-from flowfactory.plan import rate
 from flowfactory.policy import finite
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.sampling.source import Collected, Member
+from flowfactory.spec import window
 from flowfactory.spec.tables import Spec
 
 
@@ -201,4 +201,4 @@ def ema_decay(largest: float, step: int) -> float:
 
 def learning_rate(spec: Spec, step: int) -> float:
     """The learning rate of optimizer step `step`, counted from 1; a pure function, so nothing about it is stored."""
-    return rate.learning_rate(spec.optimizer, step, spec.run.epochs)
+    return window.learning_rate(spec.optimizer, step, spec.run.epochs)
