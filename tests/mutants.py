@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import attrs
 from flowfactory.cli.baking import bake
@@ -316,8 +318,10 @@ class Fault:
     new: str
     check: str
     words: str
+    keys: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
 
 
+TAUGHT = {"opd": {"teachers": [{"from": "some/teacher"}]}}
 LOSS = "torch.where(term.pairs.differ, -logsigmoid(chosen - rejected), 0.0).mean()"
 FAULTS = (
     *(
@@ -410,12 +414,35 @@ FAULTS = (
         "a ratio centred in the micro-batch", "dppo", "kept = torch", "kept = log_ratio - log_ratio.mean() + torch",
         "microbatch_invariance", "differs",
     ),
+    Fault(
+        "a teacher that is the student", "opd", "policy.using(teacher.name)", 'policy.using("current")',
+        "teachers_are_approached", "squared distances from 'teacher'", TAUGHT,
+    ),
+    Fault(
+        "a teacher that moves", "opd", '        return Loss(parts, {"gap": gap})',
+        '        policy.move("teacher", 0.5)\n        return Loss(parts, {"gap": gap})',
+        "teachers_take_no_gradient", "no weight set 'teacher' can move", TAUGHT,
+    ),
+    Fault(
+        "a teacher with gradients", "opd", "            own = v[lesson.pupils]",
+        "            own = v[lesson.pupils]\n            "
+        "lesson, = self._ask(policy, batch, self.spec.teachers[0], [term.step])",
+        "teachers_take_no_gradient", "it asks ['teacher'] with gradients", TAUGHT,
+    ),
+    Fault(
+        "away from the teacher", "opd", "distance.sum() / len(v)", "-distance.sum() / len(v)",
+        "teachers_are_approached", "squared distances from 'teacher'", TAUGHT,
+    ),
+    Fault(
+        "a mean over so many", "opd", "distance.sum() / len(v)", "distance.sum() / 8",
+        "microbatch_invariance", "differs", TAUGHT,
+    ),
 )  # fmt: skip
 
 
 def faulty(fault: Fault) -> Case:
     """The check that must find a fault, on the class that has it."""
-    (case,) = (case for case in Kit(fault.entry).cases if case.check.__name__ == fault.check)
+    (case,) = (case for case in Kit(fault.entry, fault.keys).cases if case.check.__name__ == fault.check)
     sound = case.subject.target
     text = Path(inspect.getfile(sound)).read_text()
     assert text.count(fault.old) == 1, f"{fault.name}: {fault.old!r} occurs {text.count(fault.old)} times"

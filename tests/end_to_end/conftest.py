@@ -77,11 +77,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def spec(tmp_path: Path, checkpoint: Path) -> Path:
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    (tmp_path / "train.txt").write_text("a cat\na dog\na bird\na fish\na horse\na cow\n")
-    (tmp_path / "eval.txt").write_text("a tree\na house\na lake\n")
-    (tmp_path / "spec.toml").write_text(SPEC.format(checkpoint=checkpoint))
-    return tmp_path / "spec.toml"
+    return written(tmp_path, checkpoint)
+
+
+def written(folder: Path, checkpoint: Path) -> Path:
+    """A spec and what it names."""
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "train.txt").write_text("a cat\na dog\na bird\na fish\na horse\na cow\n")
+    (folder / "eval.txt").write_text("a tree\na house\na lake\n")
+    (folder / "spec.toml").write_text(SPEC.format(checkpoint=checkpoint))
+    return folder / "spec.toml"
 
 
 @pytest.fixture(autouse=True)

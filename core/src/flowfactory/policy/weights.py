@@ -129,7 +129,13 @@ class Weights:
 
     @torch.no_grad()
     def move(self, name: str, decay: float) -> None:
-        """`set <- decay * set + (1 - decay) * current`."""
+        """`set <- decay * set + (1 - decay) * current`.
+
+        Raises:
+            KeyError: no set of that name can move: those that were loaded never do.
+        """
+        if name not in self.sets:
+            raise KeyError(f"no weight set {name!r} can move; those that can are {', '.join(self.sets) or 'none'}")
         if self._exchanges:
             raise RuntimeError(f"weight set {name!r} cannot move while another set is in use")
         torch._foreach_lerp_(self.sets[name], [p.data for p in self.parameters.values()], 1.0 - decay)

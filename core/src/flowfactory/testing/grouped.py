@@ -1,4 +1,4 @@
-"""What trainers owe whose loss is one of groups, and those that learn from the data; on the problem of `problem`."""
+"""What trainers owe that learn from groups, from data or from teachers; on the problem of `problem`."""
 
 from __future__ import annotations
 
@@ -72,15 +72,51 @@ def groups_of_one_are_no_fault(subject: Subject) -> None:
         expect(problem.gradient(total).isfinite().all(), f"its gradient is {problem.gradient(total).tolist()}")
 
 
+def teachers_take_no_gradient(subject: Subject) -> None:
+    """What weights that never move say of a sample has no gradient, and is the same after updates."""
+    problem = Problem(subject.make())
+    before = {name: problem.probed(name) for name in problem.needs.loaded}
+    if not before:
+        raise NotOwed("it loads no weights")
+    made, seen = problem.sample(SAMPLES), Watched(problem.policy)
+    batch = problem.batch(made, problem.judged(SAMPLES))
+    for term in problem.terms(batch, SAMPLES):
+        problem.trainer.loss(seen, batch, term)
+    bare = sorted(seen.with_gradient & before.keys())
+    expect(not bare, f"it asks {bare} with gradients, which reach what is trained; ask in `terms`")
+    problem.learn(epochs=3, groups=4, group=8, lr=0.05)
+    moved = [name for name, velocity in before.items() if not torch.equal(velocity, problem.probed(name))]
+    expect(not moved, f"{moved} never move, and say something else after updates")
+
+
+def teachers_are_approached(subject: Subject) -> None:
+    """It learns from the weights it loads: its velocities come nearer to theirs."""
+    problem = Problem(subject.make())
+    if len(problem.needs.loaded) != 1 or problem.needs.scores or problem.needs.source != "rollouts":
+        raise NotOwed("it has not one teacher and nothing else to learn from")
+    (teacher,) = problem.needs.loaded
+    before = (problem.probed("current") - problem.probed(teacher)).square().mean()
+    problem.learn(epochs=60, groups=4, group=8, lr=0.05)
+    after = (problem.probed("current") - problem.probed(teacher)).square().mean()
+    said = f"after 60 updates, squared distances from {teacher!r} are {float(after):.3f} and were {float(before):.3f}"
+    expect(after < 0.5 * before, said)
+
+
 class Watched:
-    """A policy, and where it was asked: `points`, each the weights, the noise level and the latents."""
+    """A policy, and how it was asked.
+
+    points: each the weights, the noise level and the latents. with_gradient: the weights asked with gradients.
+    """
 
     def __init__(self, policy: MeanPolicy) -> None:
         self._policy = policy
+        self.with_gradient: set[str] = set()
         self.points: list[tuple[str, float, tuple[float, ...]]] = []
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         """The policy's velocity."""
+        if torch.is_grad_enabled():
+            self.with_gradient.add(self._policy.active)
         self.points += [
             (self._policy.active, float(level), tuple(at.tolist())) for level, at in zip(sigma, x, strict=True)
         ]

@@ -206,6 +206,13 @@ class Problem:
         """What core differentiates: all parts, averaged over the terms."""
         return torch.stack([torch.stack(list(loss.parts.values())).sum() for loss in losses]).mean()
 
+    @torch.no_grad()
+    def probed(self, weights: str) -> Tensor:
+        """What some weights say at a few fixed points, `(8, 4)`."""
+        x = torch.linspace(-2, 2, 8)[:, None].expand(8, *SHAPE)
+        with self.policy.using(weights):
+            return self.policy.velocity(x, torch.linspace(0.9, 0.1, 8), {"shift": torch.zeros(8, *SHAPE)}).clone()
+
     def nudge(self, size: float) -> None:
         """Move the current weights a little, as an update would."""
         with torch.no_grad():

@@ -14,6 +14,8 @@ from flowfactory.testing.grouped import (
     groups_prefer_their_best,
     groups_share_their_draws,
     targets_get_likelier,
+    teachers_are_approached,
+    teachers_take_no_gradient,
 )
 from flowfactory.testing.problem import SAMPLES, Problem, parts_of
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
@@ -246,6 +248,8 @@ CHECKS = (
     targets_get_likelier,
     groups_share_their_draws,
     groups_of_one_are_no_fault,
+    teachers_take_no_gradient,
+    teachers_are_approached,
     microbatch_invariance,
     order_does_not_matter,
     terms_keep_the_past,

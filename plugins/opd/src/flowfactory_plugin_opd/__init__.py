@@ -1,0 +1,69 @@
+"""On-policy distillation for flowfactory: what the spec may say, and where the trainer is. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import attrs
+from flowfactory import Location, Needs, Provides, TrainerSpec, hookimpl, key
+
+COLUMN = "teacher"
+"""Of the rows' columns, the one that names whom a row learns from."""
+
+
+@attrs.frozen(kw_only=True)
+class Teacher:
+    """Weights that say where the student's steps should lead."""
+
+    from_: Location = key("Its weights: whatever `from` of [lora] takes, or whole ones.")
+    name: str = key("What it is called, in the rows' column `teacher` and in metrics.", default="teacher")
+    guidance: float | None = key(
+        "Guidance scale of its velocities; that of [sampling] when absent.", default=None, ge=0
+    )
+
+
+@attrs.frozen(kw_only=True)
+class OPDSpec(TrainerSpec):
+    """DiffusionOPD."""
+
+    even_calls: ClassVar[bool] = True
+
+    teachers: tuple[Teacher, ...] = key(
+        "Whom to learn from. Of several, each row names its own in the column `teacher`: one, or a list, whose losses "
+        "add up.",
+        min_length=1,
+    )
+    distance: Literal["step", "velocity"] = key(
+        "From a teacher: of where a step leads (`step`), divided by its noise, which is the KL divergence; without "
+        "noise, half the squared distance. Or of the velocities, squared, whatever the step is (`velocity`).",
+        default="step",
+    )
+    fraction: float = key(
+        "Of deterministic sampling, which share of the steps to learn at, beginning at noise. Of stochastic sampling "
+        "those of the window are learned at.",
+        default=0.9,
+        gt=0,
+        le=1,
+    )
+
+    def __attrs_post_init__(self) -> None:
+        names = [teacher.name for teacher in self.teachers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several teachers are called `{twice[0]}`; give each a `name` of its own")
+
+    @property
+    def needs(self) -> Needs:
+        names = frozenset(teacher.name for teacher in self.teachers)
+        return Needs(
+            scores=False,
+            trajectory="states",
+            loaded={teacher.name: teacher.from_ for teacher in self.teachers},
+            columns={COLUMN: names} if len(names) > 1 else {},
+        )
+
+
+@hookimpl
+def flowfactory_trainers() -> Iterable[Provides]:
+    summary = "DiffusionOPD: on-policy distillation from one or several teachers."
+    yield Provides("opd", OPDSpec, "flowfactory_plugin_opd.opd:OPD", summary)
