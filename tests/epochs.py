@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from flowfactory.builtin import ODESpec
 from flowfactory.cli.ui import Phase
 from flowfactory.contracts.reward import Score
 from flowfactory.contracts.specs import Needs
@@ -117,6 +118,7 @@ def epoch(
         data=Data(source=tuple(each)) if each else Data(prompts="x"),
         run=SimpleNamespace(seed=SEED, epochs=1, save_samples=2),
         sampling=SimpleNamespace(prompts=PROMPTS, group=group, micro_batch=4, overlap=overlap, refill=refill),
+        scheduler=SimpleNamespace(spec=ODESpec()),
         optimizer=SimpleNamespace(updates=1),
         rewards=entries,
     )

@@ -37,6 +37,8 @@ CASES = (
     case("grpo", "grpo", 1, [window(ALL)], FIRST, 3 * SAMPLES),
     # Two of the steps are stochastic.
     case("grpo-window", "grpo", 1, [window(TWO)], FIRST, 2 * SAMPLES),
+    # One of each prompt's steps is, and groups with other steps are sampled and trained apart.
+    case("grpo-step-per-prompt", "grpo", 1, [window("{rule='random', size=1, per='prompt'}")], FIRST, SAMPLES),
     # A second update does not ask the sampling weights again: their log-probabilities are stored.
     case("grpo-second-update", "grpo", 2, [window(TWO)], FIRST, 2 * SAMPLES),
     # The reference says its velocity once for each trained step, whichever of the divergences is taken.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, LinearSDESpec
@@ -18,7 +20,7 @@ from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory.schedulers.linear_sde import LinearSDE
 from flowfactory_plugin_grpo import GRPOSpec
 from flowfactory_plugin_grpo.clipping import clipped
-from flowfactory_plugin_grpo.grpo import GRPO
+from flowfactory_plugin_grpo.grpo import GRPO, Term, levelled
 from support import GRID, STORAGE, Case, FieldPolicy, close, each, transition
 from torch import Tensor
 
@@ -241,6 +243,50 @@ def test_needs() -> None:
 
 def shares_its_step(case: Case) -> bool:
     return case["precision"] == "float32" and len(set(case["inputs"]["step"])) == 1
+
+
+def is_mixed(case: Case) -> bool:
+    return case["precision"] == "float32" and len(set(case["inputs"]["step"])) > 1
+
+
+@each("flash_grpo", is_mixed)
+def test_steps_of_each_prompt_levelled_are_flash_grpos_loss(case: Case) -> None:
+    """Each sample in a micro-batch of its own, since it has a step of its own; the mean of lambda is over all."""
+    given, expected = case["inputs"], case["outputs"]
+    linear, steps = LinearSDE(LinearSDESpec()), given["step"]
+    sigmas, count = given["sigmas"].float().tolist(), len(given["step"])
+    shares = {step: number / count for step, number in Counter(steps).items()}
+    trainer = GRPO(attrs.evolve(golden_spec(case), level=True))
+    total, gradients = 0.0, []
+    for i, step in enumerate(steps):
+        one = slice(i, i + 1)
+        x, x_next, old = given["latents"][one], given["next_latents"][one], expected["old_log_prob"][one]
+        batch = transition(linear, sigmas[: step + 2], x, x_next, old, given["advantages"][one])
+        batch = attrs.evolve(batch, rollout=attrs.evolve(batch.rollout, sigmas=given["sigmas"].float()), shares=shares)
+        v = given["velocity"][one].clone().requires_grad_()
+        loss = trainer.loss(FieldPolicy(v), batch, Term(step, None)).parts["policy"] / count
+        total += float(loss)
+        gradients += torch.autograd.grad(loss, v)
+        lambdas = expected["rectification"].double()
+        assert levelled(batch, step) == pytest.approx(float(lambdas[i] / lambdas.mean()), rel=1e-5)
+    close(torch.tensor(total), expected["loss"], 1e-6, 1e-5)
+    close(torch.cat(gradients), expected["grad_wrt_velocity"], 1e-7, 1e-4)
+
+
+def test_levelled_steps_move_the_velocity_alike() -> None:
+    """The slope of each step's log-probability by the velocity, over the noise it was made with."""
+    batch, sizes = sampled(FieldPolicy(lambda x, sigma: 0.3 * x)), {}
+    for level in (True, False):
+        found = []
+        for step in batch.rollout.steps:
+            at = Transition.of(batch, step)
+            v = (0.3 * at.x).requires_grad_()
+            parts = GRPO(GRPOSpec(level=level)).loss(FieldPolicy(v), batch, Term(step, None)).parts
+            (gradient,) = torch.autograd.grad(parts["policy"], v)
+            found.append(float((gradient / (at.x_next - at.moments(v).mean) * at.std().reshape(-1, 1, 1)).abs().mean()))
+        sizes[level] = max(found) / min(found)
+    assert sizes[True] == pytest.approx(1, rel=1e-3)
+    assert sizes[False] > 1.5
 
 
 @each("flash_grpo", shares_its_step)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import combinations
 
+import attrs
 import pytest
 from flowfactory.contracts.specs import Window
 from flowfactory.spec.window import candidates, problems, stochastic_steps
@@ -161,3 +163,25 @@ def test_what_is_wrong_is_said(window: Window, steps: int, key: str, words: str)
     ((found_key, message),) = problems(window, steps)
     assert found_key == key
     assert words in message
+
+
+@pytest.mark.parametrize("window", [Window(rule="random", size=1, range=(0, 9)), Window(rule="subset", size=2)])
+def test_steps_may_be_drawn_for_each_prompt(window: Window) -> None:
+    """Groups have their own then, evenly; otherwise all have what they had before there was a choice."""
+    own, same = attrs.evolve(window, per="prompt"), attrs.evolve(window, per="epoch")
+    drawn = [stochastic_steps(own, 20, 0, 1, slot) for slot in range(2000)]
+    assert drawn == [stochastic_steps(own, 20, 0, 1, slot) for slot in range(2000)]
+    counts = Counter(step for steps in drawn for step in steps)
+    assert set(counts) == set(candidates(window, 20))
+    assert max(counts.values()) < 1.4 * min(counts.values())
+    assert drawn != [stochastic_steps(own, 20, 0, 2, slot) for slot in range(2000)]
+    assert {stochastic_steps(same, 20, 0, 1, slot) for slot in range(20)} == {stochastic_steps(window, 20, 0, 1)}
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Window(rule="all", per="prompt"), Window(rule="list", steps=(1,), per="prompt"),
+     Window(rule="progressive", size=1, every=1, per="epoch")],
+)  # fmt: skip
+def test_only_what_is_drawn_can_be_drawn_for_prompts(window: Window) -> None:
+    assert problems(window, 10) == [("per", f"has no meaning for rule {window.rule!r}")]

@@ -60,7 +60,7 @@ def held(outcomes: Sequence[Collected | BaseException]) -> dict[int, Group]:
     found: dict[int, Group] = {}
     for outcome in outcomes:
         assert isinstance(outcome, Collected), outcome
-        assert len(outcome.rollout.final) == len(outcome.members)
+        assert len(outcome.trajectories[range(len(outcome.members))].final) == len(outcome.members)
         found |= {member.group.slot: member.group for member in outcome.members}
     return found
 
@@ -88,7 +88,7 @@ def test_what_is_trained_on_is_what_was_scored(tmp_path: Path, world: int) -> No
         assert isinstance(outcome, Collected)
         made = torch.tensor([level_of(member) for member in outcome.members], dtype=torch.float32)
         deaf = torch.tensor([member.group.row in (0, 1, 2) for member in outcome.members])
-        assert torch.equal(outcome.rollout.final[:, 0], made)
+        assert torch.equal(outcome.trajectories[range(len(outcome.members))].final[:, 0], made)
         assert torch.equal(outcome.scores["r"], torch.where(deaf, 0.7, made.double()))
 
 

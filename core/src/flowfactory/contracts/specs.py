@@ -126,6 +126,10 @@ class Window:
         ge=0,
         le=998,
     )
+    per: Literal["epoch", "prompt"] | None = key(
+        "`random`, `subset`: what they are drawn for, an epoch or each prompt of it; `epoch` when absent.",
+        default=None,
+    )
     every: int | None = key("`progressive`: epochs before the window moves on.", default=None, ge=1)
     stride: int | None = key("`progressive`: by how many steps it moves; 1 when absent.", default=None, ge=1)
     restart: bool | None = key("`progressive`: begin again after the last step, instead of staying.", default=None)

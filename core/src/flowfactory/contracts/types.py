@@ -104,18 +104,6 @@ class Rollout:
         """The same trajectories on `device`; noise levels stay on the CPU."""
         return attrs.evolve(self, latents=moved(self.latents, device), logprobs=moved(self.logprobs, device))
 
-    @staticmethod
-    def cat(parts: Sequence[Rollout]) -> Rollout:
-        """Join rollouts over the same noise levels and steps."""
-        import torch
-
-        first = parts[0]
-        return attrs.evolve(
-            first,
-            latents={i: torch.cat([part.latents[i] for part in parts]) for i in first.latents},
-            logprobs={i: torch.cat([part.logprobs[i] for part in parts]) for i in first.logprobs},
-        )
-
 
 def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Tensor]:
     """The tensors on `device`. From main memory to a GPU they go through pinned pages, and nobody waits for them."""
@@ -149,6 +137,7 @@ class Batch:
     groups: `(B,)` which of the epoch's groups each belongs to; members lie side by side.
     rows: of each, its line of the data. scores: of each, by the label of the reward, `(B,)` float64.
     epoch: counted from 1.
+    shares: by stochastic step, its share of all that the update trains at, on all processes.
     """
 
     rollout: Rollout
@@ -160,6 +149,11 @@ class Batch:
     rows: Sequence[Row] = ()
     scores: Mapping[str, Tensor] = attrs.field(factory=dict)
     epoch: int = 1
+    shares: Mapping[int, float] = attrs.field()
+
+    @shares.default
+    def _alike(self) -> dict[int, float]:
+        return {step: 1 / len(self.rollout.steps) for step in self.rollout.steps}
 
     @groups.default
     def _each_its_own(self) -> Tensor:

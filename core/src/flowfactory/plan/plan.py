@@ -114,7 +114,9 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
 def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     s, source = spec.sampling, spec.trainer.spec.needs.source
     samples, own = s.prompts * spec.group, s.prompts * spec.group // world
-    batches = math.ceil(own / s.micro_batch)
+    apart = _drawn_for_prompts(spec)
+    together = spec.group if apart else own
+    batches = own // together * math.ceil(together / s.micro_batch)
     yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
     yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
     yield from _shares(spec)
@@ -127,9 +129,8 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"
         yield Number("media", used * spec.group, how)
         return
-    yield Number(
-        "sampling_batches", batches, f"per process: {own} samples / micro-batches of {s.micro_batch}, rounded up"
-    )
+    each = "at most, since groups have steps of their own" if apart else "rounded up"
+    yield Number("sampling_batches", batches, f"per process: {own} samples / micro-batches of {s.micro_batch}, {each}")
     yield Number(
         "sampling_calls", batches * s.steps, f"of the network, per process: {batches} batches x {s.steps} steps"
     )
@@ -160,6 +161,12 @@ def _shares(spec: Spec) -> Iterator[Number]:
         yield Number(f"prompts_{source.name}", count, how if whole else f"{how}, which is {exact}: epochs take turns")
 
 
+def _drawn_for_prompts(spec: Spec) -> bool:
+    """Whether groups have stochastic steps of their own, so that only those share a micro-batch that agree in them."""
+    scheduler = spec.scheduler.spec
+    return isinstance(scheduler, StochasticSpec) and scheduler.window.per == "prompt"
+
+
 def _updates(spec: Spec, world: int) -> Iterator[Number]:
     s, o, size = spec.sampling, spec.optimizer, spec.group
     groups = s.prompts // o.updates
@@ -169,8 +176,11 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
         accumulation = math.ceil(groups // world / together)
         held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
     else:
-        accumulation = math.ceil(own / o.micro_batch)
-        held = f"micro-batches per update: {own} samples / {o.micro_batch} at a time, rounded up"
+        apart = _drawn_for_prompts(spec)
+        together = size if apart else own
+        accumulation = own // together * math.ceil(together / o.micro_batch)
+        each = "at most, since groups have steps of their own" if apart else "rounded up"
+        held = f"micro-batches per update: {own} samples / {o.micro_batch} at a time, {each}"
     yield Number("updates", o.updates, "optimizer steps per epoch, as [optimizer] updates says")
     yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
     yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import attrs
@@ -34,6 +35,7 @@ from flowfactory.sampling.epochs import Group, Share, plan_epoch, refilled, shar
 from flowfactory.sampling.judged import gathered, teach_nothing, warn_constant
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
 from flowfactory.sampling.source import Collected, Member, chunks, group_counts, members_of, places
+from flowfactory.sampling.trajectories import Trajectories
 from flowfactory.spec.tables import Spec
 from flowfactory.spec.window import stochastic_steps
 
@@ -68,8 +70,9 @@ class Round:
                 for name in {**self.scored.parts, **own.parts}
             },
         )
-        joined = Rollout.cat([*self.parts, *fresh.parts])[torch.tensor(index)]
-        return attrs.evolve(self, members=[both[i] for i in index], parts=[joined], scored=scored)
+        every = Trajectories.joined([*self.parts, *fresh.parts])
+        parts = [every[list(same)] for _, same in groupby(index, every.steps)]
+        return attrs.evolve(self, members=[both[i] for i in index], parts=parts, scored=scored)
 
 
 @attrs.frozen(eq=False)
@@ -131,7 +134,7 @@ class Rollouts:
             metrics["samples/diversity"] = float(processes.gather(torch.tensor(made.spreads)).double().mean())
         own = places(made.members, size)
         scores = {label: column[own] for label, column in remainder.values.items()}
-        return Collected(epoch, made.members, Rollout.cat(made.parts), scores, advantages[own], metrics)
+        return Collected(epoch, made.members, Trajectories.joined(made.parts), scores, advantages[own], metrics)
 
     def compared(self, values: Mapping[str, Tensor], slots: Tensor) -> Tensor:
         """Advantages `(N,)` float64 of all samples; 0 where the trainer compares none."""
@@ -163,8 +166,8 @@ def sample_round(
     display, clock = source.instruments.display, source.instruments.clock
     size, kept = spec.sampling.group, spec.run.save_samples if processes.main and not number else 0
     members, judged = members_of(groups, size), source.judge.reads("media")
-    pieces = list(chunks(members, spec.sampling.micro_batch))
-    surplus = int(processes.gather(torch.tensor([len(pieces)])).max()) - len(pieces) if number else 0
+    pieces = sampled_together(spec, epoch, members)
+    surplus = int(processes.gather(torch.tensor([len(pieces)])).max()) - len(pieces)
     parts: list[Rollout] = []
     fresh: list[Sample] = []  # of the group that is not complete yet
     gallery: list[Sample] = []
@@ -207,6 +210,12 @@ def sample_round(
     return Round(members, parts, scored, gallery, spreads)
 
 
+def sampled_together(spec: Spec, epoch: int, members: Sequence[Member]) -> list[Sequence[Member]]:
+    """The micro-batches that pass the network together; all of one have the same stochastic steps."""
+    alike = groupby(members, lambda m: epoch_steps(spec, epoch, m.group.slot))
+    return [piece for _, same in alike for piece in chunks(list(same), spec.sampling.micro_batch)]
+
+
 def sample(
     source: Rollouts, epoch: int, members: Sequence[Member], looked_at: bool = True
 ) -> tuple[Rollout, list[Sample]]:
@@ -217,7 +226,7 @@ def sample(
     """
     spec, seed, policy, needs = source.spec, source.spec.run.seed, source.policy, source.trainer.needs
     device, clock = source.processes.device, source.instruments.clock
-    steps = epoch_steps(spec, epoch)
+    steps = epoch_steps(spec, epoch, members[0].group.slot)
     again = [(m.group.round,) if m.group.round else () for m in members]
     with clock("sample"):
         noise = draw_noise(
@@ -252,12 +261,12 @@ def sample(
     return made.to(torch.device("cpu")) if "trajectories" in spec.memory.offload else made, samples
 
 
-def epoch_steps(spec: Spec, epoch: int) -> tuple[int, ...]:
-    """The stochastic steps of an epoch, the same on every process."""
+def epoch_steps(spec: Spec, epoch: int, slot: int) -> tuple[int, ...]:
+    """The stochastic steps of a group of an epoch, the same on every process."""
     scheduler = spec.scheduler.spec
     if not isinstance(scheduler, StochasticSpec):
         return ()
-    return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch)
+    return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch, slot)
 
 
 def report_samples(source: Rollouts, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:

@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.types import Rollout
 from flowfactory.processes.stop import StopRequest
 from flowfactory.sampling.epochs import Group
+from flowfactory.sampling.trajectories import Trajectories
 
 SequenceT = TypeVar("SequenceT", bound=Sequence[Any])
 
@@ -35,7 +35,7 @@ class Collected:
 
     epoch: int
     members: Sequence[Member]
-    rollout: Rollout
+    trajectories: Trajectories
     scores: Mapping[str, Tensor]
     advantages: Tensor
     metrics: dict[str, float]

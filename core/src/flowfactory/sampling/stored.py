@@ -16,6 +16,7 @@ from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.sampling.epochs import plan_epoch, share
 from flowfactory.sampling.source import Collected, group_counts, members_of
+from flowfactory.sampling.trajectories import Trajectories
 from flowfactory.spec.tables import Spec
 
 CHOSEN, REJECTED = 1.0, -1.0
@@ -53,4 +54,4 @@ class Stored:
         signs = [CHOSEN, REJECTED] if size == 2 else [0.0]
         advantages = torch.tensor(signs * len(mine), dtype=torch.float64)
         rollout = Rollout(sigmas, (), {len(sigmas) - 1: latents}, {})
-        return Collected(epoch, members_of(mine, size), rollout, {}, advantages, metrics)
+        return Collected(epoch, members_of(mine, size), Trajectories.joined([rollout]), {}, advantages, metrics)

@@ -3,6 +3,7 @@
     all          every step but the last                                    Flow-GRPO, arXiv:2505.05470
     list         the steps given
     random       neighbouring steps, drawn anew each epoch                  Flow-GRPO-Fast
+                 one, drawn for each prompt of an epoch                     Flash-GRPO, arXiv:2605.15980
     subset       any steps, drawn anew each epoch                           Flow-Factory
     progressive  neighbouring steps that move from noise to data            MixGRPO, arXiv:2507.21802
 
@@ -23,8 +24,8 @@ _MOVES = {"every", "stride", "restart", "pace"}
 _TAKES = {
     "all": {"range"},
     "list": {"steps"},
-    "random": {"size", "range"},
-    "subset": {"size", "steps", "range"},
+    "random": {"size", "range", "per"},
+    "subset": {"size", "steps", "range", "per"},
     "progressive": {"size", "range", *_MOVES, *set[str]().union(*_PACES.values())},
 }
 _REQUIRES = {
@@ -34,20 +35,25 @@ _REQUIRES = {
     "subset": {"size"},
     "progressive": {"size", "every"},
 }
-_KEYS = ("steps", "size", "range", "every", "stride", "restart", "pace", "least", "rate", "after")
+_KEYS = ("steps", "size", "range", "per", "every", "stride", "restart", "pace", "least", "rate", "after")
 
 
-def stochastic_steps(window: Window, steps: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The stochastic steps of one epoch (the first is 1), rising, out of `0 … steps-2`; the same on every process."""
+def stochastic_steps(window: Window, steps: int, seed: int, epoch: int, slot: int = 0) -> tuple[int, ...]:
+    """The stochastic steps of an epoch (the first is 1), rising, out of `0 … steps-2`; the same on every process.
+
+    Args:
+        slot: which of the epoch's groups has them; all have the same unless the window is drawn for each prompt.
+    """
+    own = (slot,) if window.per == "prompt" else ()
     open_steps = candidates(window, steps)
     if window.rule in ("all", "list"):
         return open_steps
     assert window.size is not None
     if window.rule == "subset":
-        shuffled = sorted(open_steps, key=lambda step: seed_of(seed, "window", epoch, step))
+        shuffled = sorted(open_steps, key=lambda step: seed_of(seed, "window", epoch, *own, step))
         return tuple(sorted(shuffled[: window.size]))
     if window.rule == "random":
-        start = seed_of(seed, "window", epoch) % (len(open_steps) - window.size + 1)
+        start = seed_of(seed, "window", epoch, *own) % (len(open_steps) - window.size + 1)
     else:
         start = _progress(window, open_steps, epoch)
     return open_steps[start : start + window.size]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import attrs
@@ -21,6 +23,7 @@ from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
 from flowfactory.runs.checkpoint import Progress
+from flowfactory.sampling.rollouts import epoch_steps
 from flowfactory.sampling.source import Collected, Member
 from flowfactory.spec import window
 from flowfactory.spec.tables import Spec
@@ -91,7 +94,8 @@ def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[
     usable = [i for i in range(update * size, (update + 1) * size) if not math.isnan(made.advantages[i])]
     on_policy = update == 0 and needs.rollout == "current"
     whole = [[i] for i in usable] if needs.batch == "samples" else by_group(made, usable)
-    pieces = list(filled(whole, learner.spec.optimizer.micro_batch))
+    alike = groupby(whole, lambda unit: made.trajectories.steps(unit[0]))
+    pieces = [piece for _, same in alike for piece in filled(list(same), learner.spec.optimizer.micro_batch)]
     own, batches = len(pieces), []
     pieces += [[*whole, [update * size]][:1]] * (learner.processes.most(own) - own)
     for number, piece in enumerate(pieces):
@@ -134,8 +138,9 @@ def batch_of(learner: Learner, made: Collected, samples: Sequence[int], on_polic
     Only surplus micro-batches may hold a sample without an advantage; there it is 0.
     """
     device, chosen = learner.processes.device, torch.tensor(samples)
+    update = made.members[samples[0]].group.slot * learner.spec.optimizer.updates // learner.spec.sampling.prompts
     return Batch(
-        made.rollout[chosen].to(device),
+        made.trajectories[samples].to(device),
         learner.conditions.batch([made.members[i].group.row for i in samples], device),
         made.advantages[chosen].nan_to_num(0.0).to(device),
         on_policy,
@@ -144,7 +149,16 @@ def batch_of(learner: Learner, made: Collected, samples: Sequence[int], on_polic
         [learner.conditions.rows[made.members[i].group.row] for i in samples],
         {label: column[chosen].to(device) for label, column in made.scores.items()},
         made.epoch,
+        shares(learner.spec, made.epoch, update),
     )
+
+
+def shares(spec: Spec, epoch: int, update: int) -> dict[int, float]:
+    """Of all stochastic steps that an update trains at, on all processes, which share is at each."""
+    size = spec.sampling.prompts // spec.optimizer.updates
+    slots = range(update * size, (update + 1) * size)
+    counts = Counter(step for slot in slots for step in epoch_steps(spec, epoch, slot))
+    return {step: count / counts.total() for step, count in sorted(counts.items())}
 
 
 def accumulate(

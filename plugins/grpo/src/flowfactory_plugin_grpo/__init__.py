@@ -40,6 +40,10 @@ class GRPOSpec(ClippedSpec):
         default=None,
         gt=0,
     )
+    level: bool = key(
+        "Weight each step's loss by Flash-GRPO's lambda over its mean in the update: all move the weights alike then.",
+        default=False,
+    )
 
 
 @attrs.frozen(kw_only=True)

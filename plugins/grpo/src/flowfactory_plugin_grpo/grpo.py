@@ -4,7 +4,8 @@
     L   = max(-A rho, -A clip(rho, 1 - low, 1 + high)) + beta KL(p_theta || p_ref)
 
 per stored step; `p(x' | x)` is the scheduler's Gaussian, its log-density averaged over elements. Optionally the policy
-part is weighted by the step's noise level, as in TempFlow-GRPO (He et al. 2025, arXiv:2508.04324).
+part is weighted by the step's noise level, as in TempFlow-GRPO (He et al. 2025, arXiv:2508.04324), or by its
+`lambda = S / |d mu / d v|`, as in Flash-GRPO (arXiv:2605.15980): the slope of `ln p` in `v` is the noise over it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import torch
 from flowfactory import Batch, Draws, Loss, Policy, Trainer, Transition
 from torch import Tensor
 
@@ -44,8 +46,24 @@ class GRPO(Trainer[GRPOSpec]):
         surrogate = clipped(log_ratio.exp(), batch.advantages, self.spec)
         if self.spec.noise_weight is not None:
             surrogate = self.spec.noise_weight * at.std() * surrogate
+        if self.spec.level:
+            surrogate = levelled(batch, term.step) * surrogate
         parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), self.spec)
         if term.reference is not None:
             kl = divergence(at, self.spec.kl, v, term.reference)
             parts["kl"], metrics["kl"] = self.spec.kl_beta * kl, kl.detach()
         return Loss(parts, metrics)
+
+
+def levelled(batch: Batch, step: int) -> float:
+    """The lambda of a step, over its mean over all that the update trains at."""
+    lambdas = {one: rectification(batch, one) for one in {*batch.shares, step}}
+    return lambdas[step] / sum(share * lambdas[one] for one, share in batch.shares.items())
+
+
+def rectification(batch: Batch, step: int) -> float:
+    """The lambda of a step; its mean is linear in the velocity, by one factor for all elements."""
+    x, levels = torch.zeros(1, 1), batch.rollout.sigmas[step : step + 2, None]
+    at = attrs.evolve(Transition.of(batch, batch.rollout.steps[0]), x=x, sigma=levels[0], sigma_next=levels[1])
+    still, moved = at.moments(x), at.moments(x + 1)
+    return float(still.std / (still.mean - moved.mean).abs())
