@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-SAMPLING = ("grpo", "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo")
+SAMPLING = ("grpo", "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo", "opd")
 STORED = ("diffusion-dpo", "sft")
 ALGORITHMS = (*SAMPLING, *STORED)
 REWARD, CORRECT = "eval/shapes/mean", "eval/shapes-correct/mean"
