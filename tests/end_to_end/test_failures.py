@@ -268,7 +268,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(spec: Path, capsys: pytest.C
     (spec.parent / "runs").write_text("")
     code, folder = run(spec)
     assert code == 1
-    assert capsys.readouterr().err == f"{folder} cannot be written: Not a directory\n"
+    assert capsys.readouterr().err.endswith(f"\n{folder} cannot be written: Not a directory\n")
 
 
 def test_after_any_failure_the_last_checkpoint_is_named(spec: Path) -> None:

@@ -36,7 +36,7 @@ def test_trajectories_and_conditions_are_as_large_as_planned(
 
     def collect(*arguments: Any) -> Any:
         made = collecting(*arguments)
-        rollouts.append(made.rollout)
+        rollouts.extend(made.trajectories.parts)
         return made
 
     monkeypatch.setattr(Rollouts, "collect", collect)
