@@ -140,6 +140,13 @@ def test_a_row_learns_from_the_teachers_it_names() -> None:
         close(parts["two"], (0.6**2 * squared)[[1, 2, 3]].sum() / 4, 1e-9, 1e-5)
 
 
+def test_a_row_that_names_nobody_learns_from_the_teacher_of_its_source() -> None:
+    rows = [Row("a", source="two"), Row("a", source="two", metadata={"teacher": "one"}), Row("a", source="one")]
+    trainer, batch = trainer_of(2), taken(ODE(ODESpec()), rows)
+    (term, *_) = trainer.terms(student(0.1), batch, NO_DRAWS)
+    assert {name: lesson.pupils.tolist() for name, lesson in term.lessons.items()} == {"one": [1, 2], "two": [0]}
+
+
 def test_a_teacher_without_pupils_is_asked_as_often_and_adds_nothing() -> None:
     """So that every process calls a divided network as often."""
     counts, w = [], torch.tensor(0.1, requires_grad=True)

@@ -8,7 +8,10 @@ from itertools import chain, count, islice
 import attrs
 
 from flowfactory.contracts.seeds import seed_of
+from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.sources import Pool, before, turns
+from flowfactory.spec.tables import Spec
+from flowfactory.spec.window import stochastic_steps
 
 
 @attrs.frozen
@@ -63,6 +66,14 @@ def rows_used(seed: int, epochs: range, pools: Sequence[Pool], prompts: int, ref
 def share(plan: Share, rank: int, world: int) -> Share:
     """What process `rank` of `world` does of `plan`. Whole groups; the same members of each update for any `world`."""
     return tuple(update[len(update) * rank // world : len(update) * (rank + 1) // world] for update in plan)
+
+
+def epoch_steps(spec: Spec, epoch: int, slot: int) -> tuple[int, ...]:
+    """The stochastic steps of a group of an epoch, the same on every process."""
+    scheduler = spec.scheduler.spec
+    if not isinstance(scheduler, StochasticSpec):
+        return ()
+    return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch, slot)
 
 
 def refilled(seed: int, epoch: int, pools: Sequence[Pool], group: Group, number: int) -> Group:

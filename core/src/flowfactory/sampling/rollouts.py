@@ -15,7 +15,6 @@ from flowfactory.components.resolved import Events
 from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
-from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Rollout, Sample
 from flowfactory.data.sources import pools
@@ -31,13 +30,12 @@ from flowfactory.rewards.failures import check_losses, check_rewards, recording,
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.session import Scored
 from flowfactory.runs.media import save_samples
-from flowfactory.sampling.epochs import Group, Share, plan_epoch, refilled, share
+from flowfactory.sampling.epochs import Group, Share, epoch_steps, plan_epoch, refilled, share
 from flowfactory.sampling.judged import gathered, teach_nothing, warn_constant
 from flowfactory.sampling.rollout import Trunks, draw_noise, rollout
 from flowfactory.sampling.source import Collected, Member, chunks, group_counts, members_of, places
 from flowfactory.sampling.trajectories import Trajectories
 from flowfactory.spec.tables import Spec
-from flowfactory.spec.window import stochastic_steps
 
 
 @attrs.frozen(eq=False)
@@ -259,14 +257,6 @@ def sample(
     shown = [source.conditions.rows[m.group.row] for m in members]
     samples = source.judge.samples(shown, [(m.group.slot, m.replica) for m in members], media, made.final, conditions)
     return made.to(torch.device("cpu")) if "trajectories" in spec.memory.offload else made, samples
-
-
-def epoch_steps(spec: Spec, epoch: int, slot: int) -> tuple[int, ...]:
-    """The stochastic steps of a group of an epoch, the same on every process."""
-    scheduler = spec.scheduler.spec
-    if not isinstance(scheduler, StochasticSpec):
-        return ()
-    return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch, slot)
 
 
 def report_samples(source: Rollouts, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:

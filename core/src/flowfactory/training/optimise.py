@@ -23,7 +23,7 @@ from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
 from flowfactory.runs.checkpoint import Progress
-from flowfactory.sampling.rollouts import epoch_steps
+from flowfactory.sampling.epochs import epoch_steps
 from flowfactory.sampling.source import Collected, Member
 from flowfactory.spec import window
 from flowfactory.spec.tables import Spec

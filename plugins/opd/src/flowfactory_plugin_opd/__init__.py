@@ -31,7 +31,7 @@ class OPDSpec(TrainerSpec):
 
     teachers: tuple[Teacher, ...] = key(
         "Whom to learn from. Of several, each row names its own in the column `teacher`: one, or a list, whose losses "
-        "add up.",
+        "add up. Without that column it is the one that is called as the row's [[data.source]].",
         min_length=1,
     )
     distance: Literal["step", "velocity"] = key(

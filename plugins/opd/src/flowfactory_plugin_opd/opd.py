@@ -90,8 +90,8 @@ class OPD(Trainer[OPDSpec]):
 
 
 def named(row: Row) -> Sequence[str]:
-    """The teachers of a row."""
-    found: str | Sequence[str] = row.metadata[COLUMN]
+    """The teachers of a row; that of its source, where it names none."""
+    found: str | Sequence[str] = row.metadata.get(COLUMN, row.source)
     return [found] if isinstance(found, str) else found
 
 
