@@ -43,6 +43,17 @@ def test_numbers(spec: Path) -> None:
     assert reasons["samples"] == "samples per epoch: 12 prompts x groups of 6"
 
 
+def test_groups_with_steps_of_their_own_may_not_share_a_micro_batch(spec: Path) -> None:
+    sets = ("sampling.prompts=12", "sampling.group=6", "sampling.micro_batch=10", "optimizer.updates=3")
+    own = "scheduler.window={rule='random', size=2, per='prompt'}"
+    made = plan(spec, *sets, own, "optimizer.micro_batch=5", world=2)
+    assert (made["sampling_batches"], made["accumulation"], made["stochastic_steps"]) == (6, 4, 2)
+    reasons = {number.name: number.reason for number in made.numbers}
+    assert all(
+        "at most, since groups have steps of their own" in reasons[n] for n in ("sampling_batches", "accumulation")
+    )
+
+
 def test_shares_of_sources_are_counted(tmp_path: Path) -> None:
     path = lay(tmp_path, edited(SOURCES))
     made = plan(path, "sampling.prompts=6")
