@@ -265,7 +265,7 @@ def test_steps_of_each_prompt_levelled_are_flash_grpos_loss(case: Case) -> None:
         batch = attrs.evolve(batch, rollout=attrs.evolve(batch.rollout, sigmas=given["sigmas"].float()), shares=shares)
         v = given["velocity"][one].clone().requires_grad_()
         loss = trainer.loss(FieldPolicy(v), batch, Term(step, None)).parts["policy"] / count
-        total += float(loss)
+        total += float(loss.detach())
         gradients += torch.autograd.grad(loss, v)
         lambdas = expected["rectification"].double()
         assert levelled(batch, step) == pytest.approx(float(lambdas[i] / lambdas.mean()), rel=1e-5)

@@ -114,7 +114,7 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
 def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     s, source = spec.sampling, spec.trainer.spec.needs.source
     samples, own = s.prompts * spec.group, s.prompts * spec.group // world
-    apart = _drawn_for_prompts(spec)
+    apart = window.drawn_for_prompts(spec.scheduler.spec)
     together = spec.group if apart else own
     batches = own // together * math.ceil(together / s.micro_batch)
     yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
@@ -161,12 +161,6 @@ def _shares(spec: Spec) -> Iterator[Number]:
         yield Number(f"prompts_{source.name}", count, how if whole else f"{how}, which is {exact}: epochs take turns")
 
 
-def _drawn_for_prompts(spec: Spec) -> bool:
-    """Whether groups have stochastic steps of their own, so that only those share a micro-batch that agree in them."""
-    scheduler = spec.scheduler.spec
-    return isinstance(scheduler, StochasticSpec) and scheduler.window.per == "prompt"
-
-
 def _updates(spec: Spec, world: int) -> Iterator[Number]:
     s, o, size = spec.sampling, spec.optimizer, spec.group
     groups = s.prompts // o.updates
@@ -176,7 +170,7 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
         accumulation = math.ceil(groups // world / together)
         held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
     else:
-        apart = _drawn_for_prompts(spec)
+        apart = window.drawn_for_prompts(spec.scheduler.spec)
         together = size if apart else own
         accumulation = own // together * math.ceil(together / o.micro_batch)
         each = "at most, since groups have steps of their own" if apart else "rounded up"

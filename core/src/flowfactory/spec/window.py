@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from flowfactory.contracts.digest import seed_of
-from flowfactory.contracts.specs import Decay, Times, Window
+from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Times, Window
 from flowfactory.spec.tables import Optimizer
 
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
@@ -57,6 +57,11 @@ def stochastic_steps(window: Window, steps: int, seed: int, epoch: int, slot: in
     else:
         start = _progress(window, open_steps, epoch)
     return open_steps[start : start + window.size]
+
+
+def drawn_for_prompts(scheduler: SchedulerSpec) -> bool:
+    """Whether groups have stochastic steps of their own: only those share a micro-batch then that agree in them."""
+    return isinstance(scheduler, StochasticSpec) and scheduler.window.per == "prompt"
 
 
 def _progress(window: Window, open_steps: tuple[int, ...], epoch: int) -> int:
