@@ -114,8 +114,7 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
 def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     s, source = spec.sampling, spec.trainer.spec.needs.source
     samples, own = s.prompts * spec.group, s.prompts * spec.group // world
-    apart = window.drawn_for_prompts(spec.scheduler.spec)
-    together = spec.group if apart else own
+    together = spec.group if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
     batches = own // together * math.ceil(together / s.micro_batch)
     yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
     yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
@@ -170,8 +169,7 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
         accumulation = math.ceil(groups // world / together)
         held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
     else:
-        apart = window.drawn_for_prompts(spec.scheduler.spec)
-        together = size if apart else own
+        together = size if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
         accumulation = own // together * math.ceil(together / o.micro_batch)
         each = "at most, since groups have steps of their own" if apart else "rounded up"
         held = f"micro-batches per update: {own} samples / {o.micro_batch} at a time, {each}"
