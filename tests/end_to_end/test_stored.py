@@ -118,7 +118,7 @@ def test_pictures_inside_a_parquet_file_are_those_beside_one(stored: Path, monke
         columns[name] = [{"bytes": (stored.parent / file).read_bytes(), "path": file} for file in columns[name]]
     pq.write_table(pa.table(columns), stored.parent / "packed.parquet")
     monkeypatch.setattr(encoding, "encode_target", lambda *_: pytest.fail("it is encoded again"))
-    second = whole(stored, "second", "data.prompts=packed.parquet")
+    second = whole(stored, "second", f"data.prompts={stored.parent / 'packed.parquet'}")
     assert metrics(first) == metrics(second)
 
 
