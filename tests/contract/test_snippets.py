@@ -47,6 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "images.jsonl").write_text('{"prompt": "a cat", "media": "cat.png"}\n')
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a cat", "chosen": "cat.png", "rejected": "cat.png"}\n')
     (tmp_path / "cat.png").write_bytes(b"")
+    for name in ("signs", "signs-eval", "counting"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a sign that says \\"hello\\""}\n')
     for name in ("train.txt", "eval.txt"):
         (tmp_path / name).write_text("a red circle\ntwo blue squares\n")
     yield tmp_path

@@ -92,7 +92,7 @@ def test_what_cannot_be_sampled_is_said_and_leaves_nothing(
         (["a dog", "--epoch", "9"], 1, "has no checkpoint epoch-0009; there is epoch-0003"),
         (["a dog", "--weights", "best"], 1, "has no weights 'best'; there are current, ema"),
         (["a dog", "--base", str(tmp_path)], 1, "cannot be sampled from"),
-        (["--prompts", str(tmp_path / "none.txt")], 2, "none.txt: No such file"),
+        (["--prompts", str(tmp_path / "none.txt")], 2, "none.txt"),
     ):
         assert main(["sample", str(folder), *options]) == code, options
         assert said in " ".join(capsys.readouterr().err.split())

@@ -118,8 +118,32 @@ def test_pictures_inside_a_parquet_file_are_those_beside_one(stored: Path, monke
         columns[name] = [{"bytes": (stored.parent / file).read_bytes(), "path": file} for file in columns[name]]
     pq.write_table(pa.table(columns), stored.parent / "packed.parquet")
     monkeypatch.setattr(encoding, "encode_target", lambda *_: pytest.fail("it is encoded again"))
-    second = whole(stored, "second", "data.prompts=packed.parquet")
+    second = whole(stored, "second", f"data.prompts={stored.parent / 'packed.parquet'}")
     assert metrics(first) == metrics(second)
+
+
+def test_rows_of_two_sources_are_shared_as_prompts_are(stored: Path) -> None:
+    (table,) = stored.parent.glob("*.jsonl")
+    lines = table.read_text().splitlines(keepends=True)
+    (stored.parent / "few.jsonl").write_text("".join(lines[:2]))
+    two = f"""
+[[data.source]]
+name = "few"
+prompts = "few.jsonl"
+
+[[data.source]]
+name = "all"
+prompts = "{table.name}"
+eval_prompts = "eval.txt"
+share = 3
+"""
+    text = stored.read_text().replace(f'prompts = "{table.name}"\neval_prompts = "eval.txt"\n', two)
+    stored.write_text(text)
+    folder = whole(stored, "two")
+    assert [(line["source/few/groups"], line["source/all/groups"]) for line in metrics(folder)[1:]] == [(1, 3)] * 2
+    plan = json.loads((folder / "plan.json").read_text())
+    numbers = {number["name"]: number["value"] for number in plan["numbers"]}
+    assert numbers["media"] == (2 + 6) * numbers["samples"] // 4
 
 
 def test_micro_batches_change_nothing_but_rounding(stored: Path) -> None:

@@ -13,7 +13,7 @@ from click.shell_completion import ShellComplete
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
 from flowfactory.spec.tables import Lora, Optimizer
-from specs import DISTRIBUTIONS, edited
+from specs import DISTRIBUTIONS, SOURCES, edited
 
 
 def items(*words: str) -> dict[str, str]:
@@ -57,6 +57,13 @@ def test_keys_of_the_plugins_a_spec_names(spec: Path, installed: Path) -> None:
     assert list(items("run", "spec.toml", "--unset", "reward[1]")) == [
         f"reward[1].{key}" for key in ("name", "label", "weight", "target")
     ]
+
+
+def test_keys_of_the_sources_a_spec_has(spec: Path) -> None:
+    assert not items("run", "spec.toml", "--set", "data.source[")
+    spec.write_text(edited(SOURCES))
+    found = items("run", "spec.toml", "--set", "data.source[1]")
+    assert list(found) == [f"data.source[1].{key}=" for key in ("name", "prompts", "eval_prompts", "share")]
 
 
 def test_a_spec_is_found_among_the_words_bash_makes_of_an_equals_sign(spec: Path) -> None:

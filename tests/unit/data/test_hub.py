@@ -122,7 +122,7 @@ def test_without_a_network_it_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
         pinned(f"{AT}/train.jsonl")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"train\.jsonl cannot be fetched: .*onnect"):
+    with pytest.raises(ValueError, match=r"train\.jsonl cannot be fetched: .*onnect.*; and it is not on this disk"):
         pinned(f"{AT}/train.jsonl")
 
 

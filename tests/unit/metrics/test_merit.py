@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from flowfactory.discovery.registry import Registry
-from flowfactory.metrics.merit import Merit, best, judge, score, watched
+from flowfactory.metrics.merit import Merit, best, evaluated, judge, score, watched
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
-from specs import lay
+from specs import SOURCES, edited, lay
 
 
 def made(folder: Path, *sets: str) -> Spec:
@@ -31,6 +31,12 @@ def test_the_score_weighs_means_as_the_spec_does(tmp_path: Path) -> None:
 def test_of_one_reward_more_is_better_unless_less_is_wanted(tmp_path: Path, label: str, value: float) -> None:
     spec = made(tmp_path, f"checkpoint.best=eval/{label}/mean")
     assert judge(spec, 3, metrics(0.75, 0.5)) == Merit(3, value)
+
+
+def test_rewards_of_sources_that_are_not_evaluated_do_not_count(tmp_path: Path) -> None:
+    spec = load_spec(lay(tmp_path, edited(SOURCES)), Registry(), ["reward[1].sources=['other']"])
+    assert [entry.label for entry in evaluated(spec)] == ["bright"]
+    assert judge(spec, 3, {"eval/bright/mean": 0.75}) == Merit(3, 0.75)
 
 
 def test_rewards_of_the_evaluation_come_first(tmp_path: Path) -> None:

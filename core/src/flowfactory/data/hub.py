@@ -129,7 +129,12 @@ def _asked(ask: Callable[[], Path], remote: Remote) -> Path:
     Raises:
         ValueError: in one line, what it says.
     """
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         return ask()
@@ -144,4 +149,6 @@ def _asked(ask: Callable[[], Path], remote: Remote) -> Path:
             raise ValueError(f"{what}: there is no such dataset, or it is private: hf auth login") from error
         if isinstance(error.__cause__, OfflineModeIsEnabled):
             raise ValueError(f"{what}: HF_HUB_OFFLINE forbids it, and it is not on this disk") from error
+        if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+            raise ValueError(f"{what}: {error.__cause__}; and it is not on this disk") from error
         raise ValueError(f"{what}: {words or type(error).__name__}") from error

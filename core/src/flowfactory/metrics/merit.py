@@ -55,13 +55,14 @@ def best(spec: Spec, lines: Iterable[tuple[int, Mapping[str, float]]]) -> Merit 
     return found
 
 
-def weights(spec: Spec) -> dict[str, float]:
-    """How much each held-out reward counts. One that is chosen alone counts for 1, or -1 where less of it is wanted.
+def evaluated(spec: Spec) -> list[RewardEntry]:
+    """The rewards of evaluations: those that score a source with held-out prompts."""
+    return [e for e in spec.eval.rewards or spec.rewards if any(map(e.applies_to, spec.data.held_out))]
 
-    Those count that score a source with held-out prompts.
-    """
-    held_out = spec.data.held_out
-    entries = [e for e in spec.eval.rewards or spec.rewards if any(map(e.applies_to, held_out))]
+
+def weights(spec: Spec) -> dict[str, float]:
+    """How much each held-out reward counts. One that is chosen alone counts for 1, or -1 where less of it is wanted."""
+    entries = evaluated(spec)
     if spec.checkpoint.best == "score":
         return {entry.label: entry.weight for entry in entries if entry.weight != 0}
     return {e.label: math.copysign(1.0, e.weight) for e in entries if spec.checkpoint.best == f"eval/{e.label}/mean"}

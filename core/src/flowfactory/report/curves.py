@@ -104,6 +104,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
         _under("loss", "train", "lr"),
     ),
     ("Groups and samples", "Signs that a reward has no more to teach, or failed.", _under("reward", "eval", "samples")),
+    ("Sources of the data", "Means over the samples of one source, and how many groups were of it.", _under("source")),
     (
         TIME,
         "Seconds of each phase, on the main process. Loading, before the first epoch, is in the table.",

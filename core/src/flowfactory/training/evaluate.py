@@ -115,7 +115,7 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
                 with writing(evaluator.run.folder / BEFORE_AFTER):
                     sheet.save(evaluator.run.folder / BEFORE_AFTER)
     metrics = score_metrics("eval", everyone) | source_metrics(everyone, sources, "eval/")
-    metrics |= merit.score("eval", spec.eval.rewards or spec.rewards, metrics)
+    metrics |= merit.score("eval", merit.evaluated(spec), metrics)
     metrics |= score_metrics("eval", parts)
     metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
     drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)

@@ -15,7 +15,9 @@ from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
 from flowfactory.components.resolved import components
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.types import Row
-from flowfactory.data.rows import load_rows
+from flowfactory.data.locations import locate
+from flowfactory.data.rows import load
+from flowfactory.data.store import unpacked_folder
 from flowfactory.errors import DONE, shown
 from flowfactory.metrics import overview
 from flowfactory.plan.plan import SPEC_FILE
@@ -91,7 +93,7 @@ def export(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
-@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A file of prompts, as [data] prompts names.")
+@click.option("--prompts", "file", type=click.Path(), help="A file of prompts, as [data] prompts names.")
 @click.option("--negative", metavar="TEXT", help="The negative prompt of each PROMPT.")
 @click.option(
     "--image", "images", multiple=True, type=click.Path(path_type=Path), help="What each PROMPT edits; repeatable."
@@ -115,7 +117,7 @@ def sample(
     ui: Ui,
     run: Path,
     prompts: Sequence[str],
-    file: Path | None,
+    file: str | None,
     negative: str | None,
     images: Sequence[Path],
     count: int,
@@ -130,7 +132,10 @@ def sample(
     run, to = run.absolute(), to.absolute() if to else None
     folders.see(run)
     rows = [Row(prompt, negative, tuple(path.absolute() for path in images)) for prompt in prompts]
-    rows += load_rows(file) if file else []
+    try:
+        rows += load(locate(file, Path.cwd(), exists=True), unpacked_folder(None)) if file else []
+    except ValueError as error:
+        raise click.UsageError(f"--prompts: {error}") from error
     if not rows:
         raise click.UsageError("there is nothing to sample: give a PROMPT, or a file of them with --prompts")
     if missing := [path for path in images if not path.is_file()]:
