@@ -12,11 +12,11 @@ quickstart: $(STAMP)
 	$(BIN)/flowfactory run plugins/shapes/examples/shapes-grpo.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
 
 # What one wants while working: no runs, no environments, no whole pipelines.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n auto -m "not slow" tests/unit tests/contract $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/unit tests/contract $(PYTEST)
 
 reproduce: $(STAMP)
 	$(BIN)/python plugins/shapes/reproduce/reproduce.py --to docs/results
