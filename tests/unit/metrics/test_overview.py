@@ -10,16 +10,13 @@ import pytest
 from flowfactory.cli.main import main
 from flowfactory.metrics import overview
 from flowfactory.runs import folder as folders
+from runs import lay_run
 
 
 def run(place: Path, name: str, epochs: int, lines: list[dict[str, float]], when: int = 0) -> Path:
-    folder = place / name
-    folder.mkdir()
-    spec = {"run": {"epochs": epochs}}
-    plan = {"spec": spec, "digest": "", "world": 1, "numbers": [], "versions": {}}
-    (folder / "plan.json").write_text(json.dumps(plan))
+    folder = lay_run(place / name, epochs)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for file in folder.iterdir():
+    for file in (folder / "plan.json", folder / "metrics.jsonl"):
         os.utime(file, (when, when))
     return folder
 

@@ -32,6 +32,11 @@ class Example:
     trainer: str
     rewards: tuple[str, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether its base lies in the same package, so that nothing is downloaded."""
+        return self.base.partition(":")[0] == self.address.partition(":")[0]
+
 
 @click.group(invoke_without_command=True)
 @as_json
@@ -47,7 +52,7 @@ def examples(context: click.Context, as_json: bool) -> None:
         return
     head = ("example", "base model", "trainer", "rewards")
     ui.rows(head, [(e.name, e.base, e.trainer, ", ".join(e.rewards)) for e in found])
-    for example in sorted(found, key=lambda e: ":" not in e.base)[:1]:  # one that downloads nothing, if there is one
+    for example in sorted(found, key=lambda e: not e.whole)[:1]:
         ui.say(f"\nrun one as it is: flowfactory run {example.address}")
         ui.say(f"make it yours: flowfactory examples copy {example.name}")
 
