@@ -310,7 +310,7 @@ MUTANTS = (*EVERY_ENTRY, *REWARDS, *SCHEDULERS, *TRAINERS, *ADAPTERS)
 
 @attrs.frozen
 class Fault:
-    """A fault of an installed trainer: in the module of its class `old` becomes `new`; `check` finds it."""
+    """A fault of an installed trainer or reward: in the module of its class `old` becomes `new`; `check` finds it."""
 
     name: str
     entry: str
@@ -406,6 +406,45 @@ FAULTS = (
         "targets_get_likelier", "less likely",
     ),
     Fault("not learning", "sft", "term.noise - x0)", "term.noise + x0)", "learns", "squared distances"),
+    Fault(
+        "away from the reward", "draft", "-reward.mean()", "reward.mean()", "learns", "squared distances",
+    ),
+    Fault(
+        "a step too many", "draft", "- 1 - self.spec.steps", "- 2 - self.spec.steps",
+        "gradients_go_as_far_as_said", "its needs say 1 of 6 steps, and it asks for 2",
+    ),
+    Fault(
+        "a reward with no way back", "draft", "policy.decode(sampled(policy, batch, term))",
+        "policy.decode(sampled(policy, batch, term)).detach()",
+        "every_part_carries_a_gradient", "no gradient comes from reward",
+    ),
+    Fault(
+        "a sum over samples", "refl", "lacking.mean()}", "lacking.sum()}", "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "data on the wrong side", "refl", "term.x - like", "term.x + like", "learns", "squared distances",
+    ),
+    Fault(
+        "pixels rounded to bytes", "clip", "self.spec, exact=False", "self.spec",
+        "value_has_a_gradient", "values have no gradient",
+    ),
+    Fault(
+        "half the gradient", "clip", "cosines(list(media)", "cosines(list((media + media.detach()) / 2)",
+        "value_has_a_gradient", "its slope says",
+    ),
+    Fault(
+        "another's media", "clip", "cosines(list(media)", "cosines(list(media.roll(1, 0))",
+        "value_has_a_gradient", "of sample 0",
+    ),
+    Fault(
+        "a value that is not the score", "pickscore", "cosines / self.spec.divide", "cosines.abs() * 2",
+        "value_agrees_with_score", "off scores",
+    ),
+    Fault(
+        "no gradient where its spec says so", "clip", "class CLIP(DifferentiableReward)",
+        "class CLIP(*DifferentiableReward.__bases__)",
+        "differentiable_by_contract", "it is not one, and its spec says that it is",
+    ),
     Fault(
         "the bad preferred", "dppo", "dropped, 0.0, -advantages", "dropped, 0.0, advantages",
         "advantage_raises_likelihood", "less likely",

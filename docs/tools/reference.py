@@ -12,6 +12,7 @@ import api
 import click
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
+from flowfactory.components.resolved import contributions
 from flowfactory.contracts import hooks
 from flowfactory.contracts.hooks import Provides
 from flowfactory.contracts.specs import (
@@ -28,7 +29,6 @@ from flowfactory.data.sources import Data, DataSource
 from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
-from flowfactory.spec.schema import contributions
 from flowfactory.spec.structure import TABLES
 from flowfactory.spec.tables import COMPONENTS, RewardEntry
 

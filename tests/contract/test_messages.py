@@ -64,6 +64,10 @@ def flowfactory_adapters():
 
 @hookimpl
 def flowfactory_trainers'''
+FOLLOWING = (
+    'Needs(trajectory="steps", density="gaussian" if self.exact else "any")',
+    "Needs(scores=False, gradient=2)",
+)
 EVEN = ("    exact: bool", "    even_calls = True\n    exact: bool")
 
 OFFLINE = (
@@ -170,6 +174,7 @@ CASES = (
     Case("unmet-requirement", edits=(("plugins =", 'requires = ["flowfactory>=99"]\nplugins ='),)),
     Case("density", edits=(('"flow-sde"\nwindow = { rule = "random", size = 2 }', '"ode"'),)),
     Case("density", edits=(('"flow-sde"', '"cps"'), ("beta = 0.1", "exact = true"))),
+    Case("no-gradient", toy=FOLLOWING),
     Case("window", edits=(('"random", size = 2', '"list", steps = [1, 7]'),)),
     Case("window", edits=(('"random", size = 2', '"all", size = 2'),)),
     Case(

@@ -13,7 +13,7 @@ from flowfactory.discovery.registry import Registry, installed_entries
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "papers.md").read_text()
-PLUGINS = ("grpo", "nft", "awm", "dppo", "dgpo", "crd", "dpo", "sft", "opd")
+PLUGINS = ("grpo", "nft", "awm", "dppo", "dgpo", "crd", "dpo", "refl", "sft", "opd")
 
 
 def names(kind: str) -> list[str]:

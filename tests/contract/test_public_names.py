@@ -24,6 +24,8 @@ PUBLIC = [
     "Decay",
     "DecoupledSpec",
     "Density",
+    "DifferentiableReward",
+    "DifferentiableSpec",
     "Display",
     "Draws",
     "Function",

@@ -11,16 +11,31 @@ from flowfactory.cli.main import main
 from flowfactory_plugin_flux.flux import Flux
 
 REWARDS = """
-from flowfactory import NoKeys, Provides, hookimpl
+import attrs
+
+from flowfactory import DifferentiableReward, DifferentiableSpec, NoKeys, Provides, hookimpl
 
 
 def redness(samples):
     return [float(s.media[0].mean() - s.media[1:].mean()) for s in samples]
 
 
+@attrs.frozen(kw_only=True)
+class BluenessSpec(DifferentiableSpec):
+    pass
+
+
+class Blueness(DifferentiableReward):
+    # Of an image, or of a video's frames together.
+    def value(self, media, rows):
+        channels = media.movedim(-3, 1).flatten(2).mean(2)
+        return channels[:, 2] - channels[:, :2].mean(1)
+
+
 @hookimpl
 def flowfactory_rewards():
     yield Provides("redness", NoKeys, redness, "How red an image is.")
+    yield Provides("blueness", BluenessSpec, Blueness, "How blue it is, with a gradient.")
 """
 
 MEASURED = ("time/", "network/seconds", "memory/")

@@ -15,7 +15,7 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 
-TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "dgpo", "crd", "nft", "awm")
+TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "dgpo", "crd", "nft", "awm", "draft", "refl")
 DENSITY = {
     "flow-sde": "gaussian",
     "dance-sde": "gaussian",
@@ -34,12 +34,16 @@ ACCEPTS = {
     "crd": set(DENSITY.values()),
     "nft": set(DENSITY.values()),
     "awm": set(DENSITY.values()),
+    "draft": set(DENSITY.values()),
+    "refl": set(DENSITY.values()),
 }
 PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "dppo": {"policy"}, "dpo": {"policy"}} | {
     "dgpo": {"policy", "kl"},
     "crd": {"policy", "kl"},
     "nft": {"policy", "kl"},
     "awm": {"policy", "kl", "average"},
+    "draft": {"reward"},
+    "refl": {"reward"},
 }
 SIZES = {"flux": "32", "diffusers": "32", "qwen-image": "32", "wan": "[32, 32, 5]"}
 TUNINGS = {"full": ("full={}",), "lora": ("-full", "lora.rank=2")}
@@ -68,7 +72,8 @@ def chosen() -> list[Run]:
 
 def changes(trainer: str, scheduler: str) -> tuple[str, ...]:
     window = ', window={rule="random", size=2}' if DENSITY[scheduler] != "none" else ""
-    return (f'trainer={{name="{trainer}"}}', f'scheduler={{name="{scheduler}"{window}}}', "run.epochs=1")
+    reward = ('reward=[{name="blueness"}]',) if trainer in ("draft", "refl") else ()
+    return (f'trainer={{name="{trainer}"}}', f'scheduler={{name="{scheduler}"{window}}}', "run.epochs=1", *reward)
 
 
 @pytest.fixture(scope="module")

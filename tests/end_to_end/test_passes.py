@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flowfactory.sampling.rollouts import Rollouts
 
 SAMPLES, STEPS = 12, 4
 ALL, TWO, THIRD = "{rule='all'}", "{rule='random', size=2}", "{rule='list', steps=[2]}"
+BLUE = "reward=[{name='blueness'}]"
 TWICE = "trainer.times={rule='discrete', fraction=0.9, count=2}"
 FIRST = STEPS * SAMPLES
 """Passes of sampling: each sample's every step, whoever trains."""
@@ -100,6 +102,13 @@ CASES = (
         FIRST + 2 * SAMPLES // 2,
         2 * SAMPLES,
     ),
+    # What is sampled is sampled without a gradient, and its last steps once more with one.
+    case("draft", "draft", 1, [BLUE], FIRST, SAMPLES),
+    case("draft-three", "draft", 2, [BLUE, "trainer.steps=3"], FIRST, 3 * SAMPLES),
+    # As many as there are.
+    case("draft-all", "draft", 1, [BLUE, "trainer.steps=9"], FIRST, FIRST),
+    # One drawn step, whichever it is.
+    case("refl", "refl", 1, [BLUE, "trainer.fraction=1.0"], FIRST, SAMPLES),
     # The reference and the average are asked once each for each noise level.
     case("awm-kl", "awm", 1, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
 )
@@ -110,9 +119,13 @@ def test_passes_of_an_epoch(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, changes: Sequence[str], forward: int, trained: int
 ) -> None:
     rows = watched(monkeypatch)
-    line = metrics(run("a", "run.epochs=1", "run.save_samples=0", "eval.every=0", *changes))[-1]
+    folder = run("a", "run.epochs=1", "run.save_samples=0", "eval.every=0", *changes)
+    line = metrics(folder)[-1]
     assert (line["network/forward"], line["network/trained"]) == (forward, trained)
     assert rows == {False: forward, True: trained}
+    planned = {number["name"]: number["value"] for number in json.loads((folder / "plan.json").read_text())["numbers"]}
+    assert ("gradient_passes" in planned) == (BLUE in changes)
+    assert planned.get("gradient_passes", trained) == trained
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[bool, int]:

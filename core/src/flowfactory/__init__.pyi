@@ -47,7 +47,14 @@ from .sampling.times import noise_levels as noise_levels, noised as noised
 from .sampling.transition import Transition as Transition
 
 # Rewards: a number for a sample.
-from .contracts.reward import GroupReward as GroupReward, Reward as Reward, Score as Score, Shared as Shared
+from .contracts.reward import (
+    DifferentiableReward as DifferentiableReward,
+    GroupReward as GroupReward,
+    Reward as Reward,
+    Score as Score,
+    Shared as Shared,
+)
+from .contracts.specs import DifferentiableSpec as DifferentiableSpec
 from .rewards.asking import Composite as Composite
 from .rewards.secrets import SecretError as SecretError, secret as secret
 from .rewards.server import Server as Server, ServerError as ServerError, Unavailable as Unavailable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,8 @@ DONE = 0
 FAILED = 1
 BAD_SPEC = 2
 BAD_PLUGIN = 3
+
+CORE = Path(__file__).parent
 
 
 WIDTH = 120
@@ -156,6 +159,18 @@ def typed(file: Path) -> str:
     """A path as a command takes it: quoted for a shell, and never an option."""
     path = shown(file)
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)
+    frames = [
+        frame for frame in last if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(CORE)
+    ]
+    where = f" ({shown(Path(frames[-1].filename))}:{frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" ({shown(Path(error.filename))}:{error.lineno})"
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def did_you_mean(wrong: str, known: Iterable[str], cutoff: float = 0.65) -> str:

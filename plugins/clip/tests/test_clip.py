@@ -121,3 +121,23 @@ def test_entries_with_the_same_files_share_one_backbone(checkpoint: Path) -> Non
 def test_the_example_is_a_sound_spec() -> None:
     spec = load_spec(Path(__file__).parents[1] / "examples" / "clip.toml", Registry())
     assert isinstance(spec.rewards[0].spec, CLIPSpec)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (64, 64), (24, 32)])
+def test_values_are_scores_but_for_the_rounding_of_pixels(checkpoint: Path, size: tuple[int, int]) -> None:
+    """On smooth images, as models make them: of noise, a byte more or less is much."""
+    made, prompts = reward(checkpoint, torch.float32, scale=2.0), [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    coarse = torch.rand(3, 3, 5, 5, generator=torch.Generator().manual_seed(2))
+    media = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    scores = torch.tensor(made.score(samples(list(media), prompts)))
+    values = made.value(media, [Row(prompt) for prompt in prompts]).float()
+    assert float((values - scores).abs().max()) < 2e-3
+    assert float(scores.max() - scores.min()) > 1e-2
+
+
+def test_the_gradient_of_a_video_reaches_the_frames_that_are_scored(checkpoint: Path) -> None:
+    made = reward(checkpoint, torch.float32, frames=2)
+    video = images(2 * 4).reshape(2, 4, 3, 48, 40).requires_grad_()
+    (slope,) = torch.autograd.grad(made.value(video, [Row(PROMPTS[0])] * 2).sum(), video)
+    moved = slope.flatten(2).abs().sum(2) > 0
+    assert moved.tolist() == [[True, False, True, False]] * 2

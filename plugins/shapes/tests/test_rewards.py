@@ -44,7 +44,7 @@ def test_images_of_another_form_are_refused(shape: tuple[int, ...]) -> None:
 def test_the_hook_names_what_the_entry_points_name() -> None:
     provided = {reward.name: reward.target for reward in plugin.flowfactory_rewards()}
     registered = {e.name for e in entry_points(group="flowfactory.rewards") if e.value == plugin.__name__}
-    assert set(provided) == registered == {"shapes", "shapes-correct"}
+    assert set(provided) == registered == {"shapes", "shapes-colours", "shapes-correct"}
 
 
 def test_the_hook_module_imports_nothing_heavy() -> None:

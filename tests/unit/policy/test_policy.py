@@ -61,3 +61,37 @@ def test_samples_are_counted_by_whether_a_gradient_follows(at: Maker, conditions
         policy.velocity(x, sigma, conditions)
     assert policy.read_counts() == {FORWARD: 4.0, TRAINED: 2.0}
     assert policy.read_counts() == {FORWARD: 0.0, TRAINED: 0.0}
+
+
+def test_media_have_a_gradient_where_latents_have_one(at: Maker, conditions: Mapping[str, Tensor]) -> None:
+    """The same media, and the same gradient where the decoder computes again, which it does once for each sample."""
+    policy = at(1.0)
+    x = torch.randn(2, *policy.latent_shape())
+    plain = policy.decode(x)
+    assert not plain.requires_grad
+    slopes = []
+    for recompute in (False, True):
+        given, own = x.clone().requires_grad_(), vars(policy)
+        own["_recompute"] = recompute
+        media = policy.decode(given)
+        torch.testing.assert_close(media, plain)
+        media.square().mean().backward()
+        assert given.grad is not None
+        slopes.append(given.grad)
+    torch.testing.assert_close(slopes[0], slopes[1])
+    assert (slopes[0].flatten(1).norm(dim=1) > 0).all()
+
+
+def test_the_gradient_of_media_is_what_a_small_step_changes(at: Maker, conditions: Mapping[str, Tensor]) -> None:
+    policy = at(1.0)
+    x, aim = torch.randn(1, *policy.latent_shape()), torch.randn(1, *policy.latent_shape())
+    given = x.clone().requires_grad_()
+    policy.decode(given).mean().backward()
+    ahead, back = (float(policy.decode(x + sign * 1e-2 * aim).double().mean()) for sign in (1, -1))
+    assert given.grad is not None
+    assert (ahead - back) / 2e-2 == pytest.approx(float((given.grad * aim).sum()), rel=0.02)
+
+
+def test_without_rewards_nobody_can_be_asked(at: Maker) -> None:
+    with pytest.raises(TypeError, match="no rewards are loaded"):
+        at(1.0).reward(torch.zeros(1, 3, 32, 32), [Row("a cat")])

@@ -91,3 +91,12 @@ def test_velocities_need_nothing_of_what_moves(adapter: PipelineAdapter[Pipeline
     assert torch.equal(before, after)
     assert {p.device for p in vae.parameters()} == {META}
     assert {p.device for p in adapter.pipe.transformer.parameters()} == {CPU}
+
+
+def test_it_stays_for_the_backward_pass_and_leaves_after_what_needs_none(processes: Processes) -> None:
+    policy, events = watched(processes, offload=True)
+    made = policy.decode(torch.zeros(1, 4, 4, 4, requires_grad=True))
+    assert made.requires_grad
+    assert events == [processes.device.type, "decode"]
+    policy.decode(torch.zeros(1, 4, 4, 4))
+    assert events[-1] == "cpu"

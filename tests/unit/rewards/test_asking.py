@@ -15,10 +15,11 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from flowfactory.contracts.reward import FunctionReward, GroupReward, Score
+from flowfactory.contracts.reward import GroupReward, Score
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.advantages import advantages
 from flowfactory.rewards.asking import Asked, RewardError
+from flowfactory.rewards.scoring import FunctionReward
 from flowfactory.spec.tables import RewardEntry
 
 Function = Callable[[Sequence[Sample]], Any]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.contracts.reward import GroupReward, Reward, Score, Shared
+from flowfactory.contracts.reward import DifferentiableReward, GroupReward, Reward, Score, Shared
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
 from flowfactory.spec.tables import RewardEntry
+from torch import Tensor
 
 
 def judge(backbones: dict[str, Any] | None = None, **targets: Any) -> Judge:
@@ -122,3 +123,70 @@ def test_a_session_tells_the_mean_so_far() -> None:
         session.submit(samples()[3:])
         assert session.means == {"brightness": pytest.approx(0.25)}
         session.finish()
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+class Channel(DifferentiableReward):
+    """The mean of one channel; notes how many it is asked about."""
+
+    number = 0
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self.asked: list[int] = []
+
+    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        self.asked.append(len(rows))
+        return media[:, self.number].mean((1, 2))
+
+
+class Other(Channel):
+    number = 1
+
+
+ROWS = [Row(f"prompt {i}") for i in range(5)]
+
+
+def weighted(**weights: float) -> Judge:
+    targets = {"one": Channel, "other": Other, "plain": brightness}
+    entries = [
+        RewardEntry(name=name, label=name, weight=weight, spec=None, micro_batch=2) for name, weight in weights.items()
+    ]
+    return Judge(entries, targets, {})
+
+
+def test_values_are_the_weighted_sum_of_those_that_count() -> None:
+    judge, media = weighted(one=1.0, other=-0.5, plain=0.0), torch.rand(5, 3, 2, 2, requires_grad=True)
+    found = judge.value(media, ROWS)
+    torch.testing.assert_close(found, media[:, 0].mean((1, 2)) - 0.5 * media[:, 1].mean((1, 2)))
+    (slope,) = torch.autograd.grad(found.sum(), media)
+    torch.testing.assert_close(slope[0, :, 0, 0], torch.tensor([0.25, -0.125, 0.0]))
+    assert [asked.reward.asked for asked in judge.rewards[:2]] == [[2, 2, 1]] * 2  # type: ignore[attr-defined]
+
+
+def test_scores_are_values_unless_it_says_otherwise() -> None:
+    judge, media = weighted(one=1.0), torch.rand(5, 3, 2, 2)
+    scores = judge.score([Sample(row, one, i, 0) for i, (row, one) in enumerate(zip(ROWS, media, strict=True))])["one"]
+    torch.testing.assert_close(scores.float(), judge.value(media, ROWS))
+    assert Channel(None).score([]) == []
+
+
+def test_what_has_no_gradient_is_named() -> None:
+    with pytest.raises(RewardError, match="reward 'plain' has no gradient: it is no `DifferentiableReward`"):
+        weighted(one=1.0, plain=1.0).value(torch.rand(5, 3, 2, 2, requires_grad=True), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda media, rows: media.detach().mean((1, 2, 3)), "reward 'one' has values without a gradient"),
+        (lambda media, rows: media.mean(), r"reward 'one' has values \(\) of 2 samples"),
+        (lambda media, rows: 1 / 0, "reward 'one' cannot be asked for its gradient: ZeroDivisionError"),
+    ],
+)
+def test_a_fault_ends_it_in_words(monkeypatch: pytest.MonkeyPatch, value: Callable[..., Any], said: str) -> None:
+    monkeypatch.setattr(Channel, "value", lambda self, media, rows: value(media, rows))
+    with pytest.raises(RewardError, match=said):
+        weighted(one=1.0).value(torch.rand(5, 3, 2, 2, requires_grad=True), ROWS)

@@ -129,9 +129,9 @@ def test_so_is_a_table_and_a_key_outside_of_any(tmp_path: Path, line: str, said:
 
 
 def test_every_alias_leads_to_something_that_exists(registry: Registry) -> None:
+    from flowfactory.components.resolved import contributions
     from flowfactory.discovery import directory
     from flowfactory.spec.kinds import keys
-    from flowfactory.spec.schema import contributions
     from flowfactory.spec.tables import COMPONENTS
 
     known = core = {f"[{table}] {name}" for table, cls in TABLES.items() for name in keys(cls)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import pluggy
 
 from flowfactory.calling import Meddled, calling
 from flowfactory.contracts.hooks import Run, Tracker
-from flowfactory.discovery.entries import Source
+from flowfactory.discovery.entries import KINDS, Contribution, Source
 from flowfactory.discovery.registry import Registry
+from flowfactory.errors import PluginError
 
 log = logging.getLogger("flowfactory")
 
@@ -98,3 +99,16 @@ def components(registry: Registry, adapter: str, scheduler: str, trainer: str, r
         {name: registry.target("rewards", name) for name in dict.fromkeys(rewards)},
         Events(*registry.observers()),
     )
+
+
+def contributions(registry: Registry) -> tuple[Mapping[str, Sequence[Contribution]], Sequence[PluginError]]:
+    """Everything installed that loads, by kind, and the errors of what does not."""
+    offers: dict[str, list[Contribution]] = {kind: [] for kind in KINDS}
+    broken = []
+    for entry in registry.entries():
+        if entry.kind in KINDS:
+            try:
+                offers[entry.kind].append(registry.find(entry.kind, f"{entry.name}@{entry.source.name}"))
+            except PluginError as error:
+                broken.append(error)
+    return offers, broken

@@ -20,7 +20,7 @@ SpecT = TypeVar("SpecT", bound=AdapterSpec)
 class Adapter(ABC, Generic[SpecT]):
     """One model family, as flow matching sees it: `x = (1 - sigma) x0 + sigma noise`, `v = dx / dsigma`.
 
-    `sigma` is 1 at pure noise and 0 at data. Only `velocity` is called with gradients.
+    `sigma` is 1 at pure noise and 0 at data. Only `velocity` and `decode` are called with gradients.
 
     not_encoded: keys of the spec that `encode` makes no use of: conditions cached under other values stay good.
     edits: whether every row has to have a condition image.
@@ -112,7 +112,7 @@ class Adapter(ABC, Generic[SpecT]):
 
     @abstractmethod
     def decode(self, x: Tensor, size: Size) -> Tensor:
-        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1]."""
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1]; differentiable in `x`."""
 
     def encode_media(self, media: Tensor, size: Size) -> Tensor:
         """Latents `(B, …)` float32 that decode to images `(B, 3, H, W)` or frames `(B, F, 3, H, W)` in [0, 1].
@@ -136,12 +136,5 @@ class Adapter(ABC, Generic[SpecT]):
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
     longest = [max(lengths) for lengths in zip(*(t.shape[1:] for t in tensors), strict=True)]
-    return torch.cat([_pad(t, longest) for t in tensors])
-
-
-def _pad(tensor: Tensor, longest: Sequence[int]) -> Tensor:
-    if list(tensor.shape[1:]) == list(longest):
-        return tensor
-    padded = tensor.new_zeros(tensor.shape[0], *longest)
-    padded[(slice(None), *(slice(0, n) for n in tensor.shape[1:]))] = tensor
-    return padded
+    ends = [[end for i in range(t.dim() - 1, 0, -1) for end in (0, longest[i - 1] - t.shape[i])] for t in tensors]
+    return torch.cat([nn.functional.pad(t, end) for t, end in zip(tensors, ends, strict=True)])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch import Tensor
 
-from flowfactory.contracts.types import Sample
+from flowfactory.contracts.types import Row, Sample
 
 T = TypeVar("T")
 
@@ -72,12 +73,19 @@ class GroupReward(Reward):
     alone: ClassVar[bool] = False
 
 
-class FunctionReward(Reward):
-    """A bare function `samples -> scores` as a reward."""
+class DifferentiableReward(Reward):
+    """Has a gradient with respect to the media; its spec extends `DifferentiableSpec`. Every sample has a score."""
 
-    def __init__(self, function: Callable[[Sequence[Sample]], Sequence[Score]]) -> None:
-        super().__init__(None)
-        self.function = function
+    @abstractmethod
+    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The scores `(B,)`, differentiable in `media`, of images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`.
+
+        They are float32 in [0, 1], and are to be moved to where the reward computes: rounding and PIL end a gradient.
+        """
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        return self.function(samples)
+        """What `value` says."""
+        if not samples:
+            return []
+        media, rows = torch.stack([sample.media for sample in samples]), [sample.row for sample in samples]
+        return list(map(float, self.value(media, rows)))

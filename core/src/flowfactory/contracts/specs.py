@@ -54,6 +54,8 @@ class Needs:
     source: where the latents of an epoch come from: from "rollouts", or encoded from what the rows of the data show:
         "media" (one sample a row) or "pairs" (a group of two, the chosen and then the rejected, advantages 1 and -1).
     scores: whether samples are scored and compared. Without, no reward is demanded and every advantage is 0.
+    gradient: through how many velocities, one after the other, the loss follows the rewards' own gradients
+        (`Policy.decode`, `Policy.reward`); 0: it does not. Every reward that counts has to have one.
     trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities;
         "states" the latents before and after every step, stochastic or not.
     rollout: the weights that sample: "current", or one of `sets`.
@@ -68,6 +70,7 @@ class Needs:
 
     source: Literal["rollouts", "media", "pairs"] = "rollouts"
     scores: bool = True
+    gradient: int = 0
     trajectory: Literal["final", "steps", "states"] = "final"
     rollout: str = "current"
     density: Literal["gaussian", "any", "none"] = "none"
@@ -217,6 +220,11 @@ class StochasticSpec(SchedulerSpec):
     density: ClassVar[Density] = "gaussian"
 
     window: Window = key("Which steps are stochastic.", default=Window())
+
+
+@attrs.frozen(kw_only=True)
+class DifferentiableSpec:
+    """Base of the `[[reward]]` tables whose reward is a `DifferentiableReward`."""
 
 
 @attrs.frozen

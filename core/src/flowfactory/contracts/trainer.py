@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs, TrainerSpec
-from flowfactory.contracts.types import Batch, Conditions, Loss, Update
+from flowfactory.contracts.types import Batch, Conditions, Loss, Row, Update
 
 SpecT = TypeVar("SpecT", bound=TrainerSpec)
 
@@ -25,6 +25,14 @@ class Policy(Protocol):
         Args:
             guidance: the guidance scale; the rollout's when absent.
         """
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)` in [0, 1]; where `x` has a gradient, with one."""
+        ...
+
+    def reward(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The weighted sum `(B,)` of the rewards that count, with a gradient. Only for `Needs.gradient`."""
         ...
 
     def using(self, weights: str) -> AbstractContextManager[None]:

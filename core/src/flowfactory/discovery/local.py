@@ -11,8 +11,8 @@ from types import ModuleType
 
 from flowfactory.calling import calling
 from flowfactory.discovery.entries import Source
-from flowfactory.discovery.soundness import broken, cause
-from flowfactory.errors import PluginError, shown
+from flowfactory.discovery.soundness import broken
+from flowfactory.errors import PluginError, cause, shown
 
 _FOLDERS: list[Path] = []
 """Where local files were run, the last one first."""

@@ -25,14 +25,13 @@ from flowfactory.discovery.local import module_name, run_file
 from flowfactory.discovery.soundness import (
     attribute,
     broken,
-    cause,
     check_names,
     check_record,
     check_requirements,
     resolve,
     unmet_requirements,
 )
-from flowfactory.errors import PluginError, did_you_mean, listed, shortened, shown
+from flowfactory.errors import PluginError, cause, did_you_mean, listed, shortened, shown
 
 LIST = "see: flowfactory plugins list"
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,9 +17,7 @@ from packaging.version import InvalidVersion
 from flowfactory.contracts.hooks import PROJECT, Provides
 from flowfactory.discovery import directory
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Kind, noun
-from flowfactory.errors import PluginError, did_you_mean, listed, shown
-
-CORE = Path(__file__).parents[1]
+from flowfactory.errors import PluginError, cause, did_you_mean, listed
 
 
 def check_requirements(entry: Entry, who: str) -> None:
@@ -118,15 +114,3 @@ def attribute(path: str) -> Any:
 def broken(who: str, cause: str, hint: str = "report this to its author") -> PluginError:
     """The error of a plugin that is at fault itself."""
     return PluginError("plugin-broken", f"{who} is broken: {cause}", hint)
-
-
-def cause(error: BaseException) -> str:
-    """An exception in one line, and where it was raised."""
-    last = traceback.extract_tb(error.__traceback__)
-    frames = [
-        frame for frame in last if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(CORE)
-    ]
-    where = f" ({shown(Path(frames[-1].filename))}:{frames[-1].lineno})" if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f" ({shown(Path(error.filename))}:{error.lineno})"
-    return f"{type(error).__name__}: {error}{where}"

@@ -137,7 +137,6 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         places = range(len(x)) if self._one_by_one(conditions) else [0] * len(x)
         return together(list(zip(levels, shapes, places, strict=True)), ask)
 
-    @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """By the pipeline, which is given a schedule without steps, or else one step that changes nothing."""
         conditions = self._stand_in()

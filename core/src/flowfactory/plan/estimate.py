@@ -221,10 +221,12 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
     yield Need("encode", encode, "encoders + vae + networks; once for all prompts")
     decoding = [*always, *(name for name in kept if name != "vae"), "vae"]
+    training = decoding if spec.trainer.spec.needs.gradient else [*always, *kept]
+    aside = "; what the VAE and the rewards compute with is not in it"
     for phase, names, more in (
         ("sample", [*always, *kept, "copies", "sampling_activations"], ""),
-        ("decode", decoding, "; what the VAE and the rewards compute with is not in it"),
-        ("update", [*always, *kept, "gradients", "copies", "update_activations"], ""),
+        ("decode", decoding, aside),
+        ("update", [*training, "gradients", "copies", "update_activations"], aside if training is decoding else ""),
     ):
         known = [name for name in names if name in sizes]
         yield Need(phase, sum(sizes[name] for name in known), " + ".join(known) + more)

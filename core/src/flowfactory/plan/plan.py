@@ -165,8 +165,7 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
     groups = s.prompts // o.updates
     batch, own = groups * size, groups * size // world
     if spec.trainer.spec.needs.batch == "groups":
-        together = max(1, o.micro_batch // size)
-        accumulation = math.ceil(groups // world / together)
+        accumulation = math.ceil(groups // world / (together := max(1, o.micro_batch // size)))
         held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
     else:
         together = size if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
@@ -178,6 +177,9 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
     yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
     yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
     yield Number("accumulation", accumulation, held)
+    if reach := min(spec.trainer.spec.needs.gradient, s.steps):
+        why = f"of samples, per epoch: {s.prompts * size} x {_count(reach, 'step')} that rewards' gradients go through"
+        yield Number("gradient_passes", s.prompts * size * reach, why)
 
 
 def _run(spec: Spec) -> Iterator[Number]:
@@ -206,9 +208,6 @@ def _rounds(epochs: int, every: int) -> int:
 
 def _count(n: int, one: str, many: str = "") -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-# --- the digest ----------------------------------------------------------------------------------------------------
 
 
 def digest_of(spec: Spec) -> str:

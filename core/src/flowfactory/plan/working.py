@@ -94,7 +94,10 @@ def _measured(spec: Spec, measured: Measured, world: int) -> Iterator[Need]:
     each, how = measured.kept, "that autograd keeps"
     if spec.memory.gradient_checkpointing:
         each, how = measured.recomputed, "of what goes into each layer, and all of the largest"
-    yield Need("update_activations", updated * each, f"measured: {updated} x {count_of(each)} bytes {how}")
+    if (chained := _chained(spec)) > 1:
+        how += f" x {chained} steps"
+    total = updated * each * chained
+    yield Need("update_activations", total, f"measured: {updated} x {count_of(each)} bytes {how}")
 
 
 def _estimated(spec: Spec, at: Geometry, world: int) -> Iterator[Need]:
@@ -105,13 +108,20 @@ def _estimated(spec: Spec, at: Geometry, world: int) -> Iterator[Need]:
     why = f"estimated: {sampled} x {at.tokens} tokens x width {at.width} x {KEPT[kind]} x {size} bytes"
     yield Need("sampling_activations", sampled * at.tokens * per_token * size, f"{why}, of one layer")
     why = f"estimated: {updated} x {at.tokens} tokens x width {at.width}"
+    chained = _chained(spec)
+    layers = f"{at.layers} layers" + (f" x {chained} steps" if chained > 1 else "")
     if spec.memory.gradient_checkpointing:
-        values = at.width * (at.layers + KEPT[kind])
-        why += f" x ({at.layers} layers, and {KEPT[kind]} in one of them) x {size} bytes"
+        values = at.width * (at.layers * chained + KEPT[kind])
+        why += f" x ({layers}, and {KEPT[kind]} in one of them) x {size} bytes"
     else:
-        values = per_token * at.layers
-        why += f" x {at.layers} layers x {KEPT[kind]} x {size} bytes"
+        values = per_token * at.layers * chained
+        why += f" x {layers} x {KEPT[kind]} x {size} bytes"
     yield Need("update_activations", updated * at.tokens * values * size, why)
+
+
+def _chained(spec: Spec) -> int:
+    """How many velocities, one after the other, a gradient goes back through."""
+    return max(1, min(int(spec.trainer.spec.needs.gradient), spec.sampling.steps))
 
 
 def _samples(spec: Spec, world: int) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Size
-from flowfactory.contracts.types import Conditions
+from flowfactory.contracts.types import Conditions, Row
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes, together
+
+Rewarded = Callable[[Tensor, Sequence[Row]], Tensor]
+"""`reward(media, rows)`: see `Policy.reward`."""
 
 FORWARD, TRAINED = "network/forward", "network/trained"
 
@@ -22,6 +27,8 @@ class ModelPolicy:
 
     Args:
         offload: whether what `decode` needs is on the device only while it runs.
+        recompute: whether what a decoder computes with a gradient is computed again in the backward pass.
+        rewarded: what rewards say; none: nobody asks.
     """
 
     def __init__(
@@ -33,15 +40,18 @@ class ModelPolicy:
         guidance: float,
         size: Size,
         offload: bool = False,
+        recompute: bool = False,
+        rewarded: Rewarded | None = None,
     ) -> None:
         self._adapter, self._weights, self._processes = adapter, weights, processes
         self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
+        self._recompute, self._rewarded = recompute, rewarded
         self._passed = {FORWARD: 0, TRAINED: 0}
 
     def at(self, size: Size) -> ModelPolicy:
         """The same policy for samples of another size."""
         own = self._adapter, self._weights, self._processes, self._dtype, self._guidance
-        return ModelPolicy(*own, size, self._offload)
+        return ModelPolicy(*own, size, self._offload, self._recompute, self._rewarded)
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         """The velocity `(B, …)` at `x` `(B, …)` and levels `sigma` `(B,)`, with the spec's guidance or another."""
@@ -68,16 +78,41 @@ class ModelPolicy:
         """Shape of one latent."""
         return self._adapter.latent_shape(self._size)
 
-    @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU."""
-        if not self._offload:
-            return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
-        self._adapter.place(self._processes.device)
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU.
+
+        Where `x` has a gradient they have one, on the device, and what decodes stays there for the backward pass.
+        """
+        if self._offload:
+            self._adapter.place(self._processes.device)
+        if x.requires_grad:
+            return self._differentiably(x)
         try:
-            return self._adapter.decode(x.to(self._dtype), self._size).float().cpu()
+            with torch.no_grad():
+                return self._decoded(x).cpu()
         finally:
-            self._adapter.place(torch.device("cpu"))
+            if self._offload:
+                self._adapter.place(torch.device("cpu"))
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        return self._adapter.decode(x.to(self._dtype), self._size).float()
+
+    def _differentiably(self, x: Tensor) -> Tensor:
+        """Media with a gradient; one by one where the decoder is to be asked again, so that it keeps one at a time."""
+        if not self._recompute:
+            return self._decoded(x)
+        with set_checkpoint_early_stop(False):  # pipelines are not to be stopped by what they do not know
+            return torch.cat([checkpoint(self._decoded, one, use_reentrant=False) for one in torch.split(x, 1)])
+
+    def reward(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        """What the rewards that count say together, `(B,)`, with a gradient where `media` have one.
+
+        Raises:
+            RewardError: one of them failed, or has no gradient.
+        """
+        if self._rewarded is None:
+            raise TypeError("no rewards are loaded that this policy could ask")
+        return self._rewarded(media, rows)
 
     def using(self, weights: str) -> AbstractContextManager[None]:
         """Compute with another set of weights; see `Weights.using`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowfactory.calling import Meddled, calling, said
 from flowfactory.components.resolved import Target
-from flowfactory.contracts.reward import FunctionReward, Reward, Shared
+from flowfactory.contracts.reward import DifferentiableReward, Reward, Score, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
 from flowfactory.errors import listed
 from flowfactory.processes.distributed import DTYPES
@@ -151,6 +151,18 @@ class Judge:
             raise RewardError(failure.why)
         return dict(scored.values)
 
+    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The weighted sum `(B,)` float32 of the rewards that count, differentiable in `media`, on their device.
+
+        Raises:
+            RewardError: a reward failed, or what it says has no gradient.
+        """
+        total = torch.zeros(len(rows), device=media.device)
+        for asked in self.rewards:
+            if asked.entry.weight != 0:
+                total = total + asked.entry.weight * _value(asked, media, rows).to(total)
+        return total
+
     def _rest(self) -> None:
         """Move the backbones of idle rewards to main memory."""
         for asked in self.rewards:
@@ -166,6 +178,35 @@ class Judge:
             return self._backbones[whole]
 
         return shared
+
+
+def _value(asked: Asked, media: Tensor, rows: Sequence[Row]) -> Tensor:
+    """What one reward says, `(B,)`, of at most `micro_batch` samples at a time."""
+    reward, size, found = asked.reward, asked.entry.micro_batch, list[Tensor]()
+    if not isinstance(reward, DifferentiableReward):
+        raise RewardError(f"{asked.title} has no gradient: it is no `DifferentiableReward`")
+    with _told(asked.entry, "asked for its gradient"):
+        reward.place(asked.device)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            said = reward.value(media[start : start + size], part)
+            if said.shape != (len(part),):
+                raise RewardError(f"{asked.title} has values {tuple(said.shape)} of {len(part)} samples")
+            if media.requires_grad and not said.requires_grad:
+                raise RewardError(f"{asked.title} has values without a gradient; what it computes ends it")
+            found.append(said)
+    return torch.cat(found)
+
+
+class FunctionReward(Reward):
+    """A bare function `samples -> scores` as a reward."""
+
+    def __init__(self, function: Callable[[Sequence[Sample]], Sequence[Score]]) -> None:
+        super().__init__(None)
+        self.function = function
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        return self.function(samples)
 
 
 def build(target: Any, spec: Any) -> Reward:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowfactory.builtin import PipelineSpec
+from flowfactory.components.resolved import contributions
 from flowfactory.contracts.key import Density
-from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Times, TrainerSpec
+from flowfactory.contracts.specs import Decay, DifferentiableSpec, SchedulerSpec, StochasticSpec, Times, TrainerSpec
 from flowfactory.data import sources
 from flowfactory.data.sources import Data
 from flowfactory.discovery.registry import Registry
@@ -56,8 +57,7 @@ def problems(
         (("trainer", "scheduler"), _density),
         (("sampling", "scheduler"), _window),
         (("sampling", "scheduler"), _shared_noise),
-        (("trainer", "sampling"), _times),
-        (("trainer",), _decays),
+        (("trainer", "sampling"), _tables),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
         (("model", "tuning"), holdings.quantize_problems),
@@ -168,15 +168,11 @@ def _group(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Pro
         yield Problem("refill", what, where("sampling", "refill"), "leave it out")
 
 
-def _times(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
+def _tables(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
     for name, table in attributes(trainer.spec).items():
         if isinstance(table, Times):
             for key, what in window.level_problems(table, sampling.steps):
                 yield Problem("times", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
-
-
-def _decays(where: Where, trainer: Component) -> Iterator[Problem]:
-    for name, table in attributes(trainer.spec).items():
         if isinstance(table, Decay):
             for key, what in window.decay_problems(table):
                 yield Problem("decay", f"[trainer] {name} `{key}`: {what}", where("trainer", name, key))
@@ -251,14 +247,20 @@ def _rewards(where: Where, trainer: Component, rewards: tuple[RewardEntry, ...])
     if rewards and trainer.spec.needs.source != "rollouts":
         what = f"trainer `{trainer.name}` learns from the data, so there are no samples that [[reward]] could score"
         yield Problem("unscored", what, where("reward", 0, "name"), "leave it out; evaluations have [[eval.reward]]")
-    if not trainer.spec.needs.scores:
+    if not (trainer.spec.needs.scores or trainer.spec.needs.gradient):
         return
     if not rewards:
         yield Problem("no-reward", "there is nothing to train for: at least one [[reward]] is needed", where("reward"))
     elif all(entry.weight == 0 for entry in rewards):
-        yield Problem(
-            "weights", "every [[reward]] has weight 0, so nothing would be learned", where("reward", 0, "weight")
-        )
+        what = "every [[reward]] has weight 0, so nothing would be learned"
+        yield Problem("weights", what, where("reward", 0, "weight"))
+    for i, entry in enumerate(rewards if trainer.spec.needs.gradient else ()):
+        if entry.weight != 0 and not isinstance(entry.spec, DifferentiableSpec):
+            offers = contributions(where.registry)[0]["rewards"]
+            able = {c.provides.name for c in offers if issubclass(c.provides.spec, DifferentiableSpec)}
+            what = f"trainer `{trainer.name}` follows the gradient of rewards, and reward `{entry.name}` has none"
+            hint = f"set its weight to 0, or take one that has (there is: {listed(sorted(able))})"
+            yield Problem("no-gradient", what, where("reward", i, "name"), hint)
 
 
 def _eval_rewards(where: Where, table: Eval) -> Iterator[Problem]:

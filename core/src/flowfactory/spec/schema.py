@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
+from flowfactory.components.resolved import contributions
 from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
@@ -49,19 +50,6 @@ def spec_schema(registry: Registry) -> tuple[Schema, Sequence[PluginError]]:
         "then": _complete(offers),
     }
     return schema, broken
-
-
-def contributions(registry: Registry) -> tuple[Mapping[str, Sequence[Contribution]], Sequence[PluginError]]:
-    """Everything installed that loads, by kind, and the errors of what does not."""
-    offers: dict[str, list[Contribution]] = {kind: [] for kind in KINDS}
-    broken = []
-    for entry in registry.entries():
-        if entry.kind in KINDS:
-            try:
-                offers[entry.kind].append(registry.find(entry.kind, f"{entry.name}@{entry.source.name}"))
-            except PluginError as error:
-                broken.append(error)
-    return offers, broken
 
 
 def table_schema(cls: type, required: bool = True) -> Schema:

@@ -146,6 +146,16 @@ def media_are_in_range(subject: AdapterSubject) -> None:
         near(media[:1], subject.adapter.decode(8 * x[:1], size), "an image depends on what is decoded with it")
 
 
+def media_have_a_gradient(subject: AdapterSubject) -> None:
+    """Media have a gradient, each from its own latents; trainers that follow rewards' gradients need it."""
+    x = subject.latents(SQUARE, 2).requires_grad_()
+    media = subject.adapter.decode(x, SQUARE)
+    expect(media.requires_grad, "media have no gradient; leave `torch.no_grad` to core")
+    (slope,) = torch.autograd.grad(media[0].sum(), x)
+    expect(slope.isfinite().all() and bool(slope[0].any()), "no gradient comes from media, or one that is not finite")
+    expect(not slope[1].any(), "an image depends on what is decoded with it")
+
+
 def gradients_reach_every_lora(subject: AdapterSubject) -> None:
     """Every LoRA parameter that moves the velocity has a gradient, and most parameters do."""
     adapter = subject.load()
@@ -191,6 +201,7 @@ CHECKS = (
     velocities_are_each_samples_own,
     calls_are_as_promised,
     media_are_in_range,
+    media_have_a_gradient,
     gradients_reach_every_lora,
     velocity_equals_the_tap,
     true_cfg_equals_the_tap,

@@ -1,15 +1,16 @@
-"""What trainers owe that learn from groups, from data or from teachers; on the problem of `problem`."""
+"""What trainers owe that learn from groups, data, teachers or rewards' gradients; on the problem of `problem`."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.types import Conditions
-from flowfactory.testing.problem import SAMPLES, MeanPolicy, Problem
+from flowfactory.contracts.types import Conditions, Row
+from flowfactory.testing.problem import SAMPLES, STEPS, MeanPolicy, Problem
 from flowfactory.testing.subject import NotOwed, Subject, expect
 
 
@@ -58,6 +59,19 @@ def groups_share_their_draws(subject: Subject) -> None:
         counts = Counter(seen.points)
         alone = sum(count == 1 for count in counts.values())
         expect(not alone, f"{alone} of its samples have a noise or a level of their own")
+
+
+def gradients_go_as_far_as_said(subject: Subject) -> None:
+    """What follows rewards' gradients asks, with a gradient, for as many velocities of a sample as its needs say."""
+    problem = Problem(subject.make())
+    said = min(problem.needs.gradient, STEPS)
+    if not said:
+        raise NotOwed("it follows no gradient of rewards")
+    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
+    terms, before = problem.terms(batch, SAMPLES), problem.policy.trained
+    problem.losses(batch, terms)
+    found = (problem.policy.trained - before) / len(batch.advantages)
+    expect(found == said, f"its needs say {said} of {STEPS} steps, and it asks for {found:g}: `plan` would be wrong")
 
 
 def groups_of_one_are_no_fault(subject: Subject) -> None:
@@ -121,6 +135,14 @@ class Watched:
             (self._policy.active, float(level), tuple(at.tolist())) for level, at in zip(sigma, x, strict=True)
         ]
         return self._policy.velocity(x, sigma, conditions, guidance)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The policy's media."""
+        return self._policy.decode(x)
+
+    def reward(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The policy's reward."""
+        return self._policy.reward(media, rows)
 
     def using(self, weights: str) -> AbstractContextManager[None]:
         """The policy's weights of that name."""

@@ -20,7 +20,7 @@ from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, like
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.trainer import Trainer
-from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
+from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Row, Update
 from flowfactory.policy.loras import Given
 from flowfactory.policy.weights import Weights
 from flowfactory.rewards.advantages import Scores
@@ -71,7 +71,10 @@ class Mean(nn.Module):
 
 
 class MeanPolicy:
-    """`flowfactory.contracts.trainer.Policy` over `Mean`, with core's own weight sets."""
+    """`flowfactory.contracts.trainer.Policy` over `Mean`, with core's own weight sets.
+
+    trained: how many samples' velocities were asked for with a gradient.
+    """
 
     def __init__(self, needs: Needs) -> None:
         self.network = Mean()
@@ -82,6 +85,7 @@ class MeanPolicy:
         }
         self.weights = Weights({"mean": self.network}, Full(), [], sorted(sets), seed=0, others=others)
         self.active = "current"
+        self.trained = 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -90,8 +94,17 @@ class MeanPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         """The velocity `(B, 4)`; guidance means nothing to it."""
+        self.trained += len(x) if torch.is_grad_enabled() else 0
         made: Tensor = self.network(x, sigma, conditions["shift"])
         return made
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images `(B, 3, 2, 2)` that are grey and show the latents `(B, 4)`."""
+        return x.float().reshape(-1, 1, 2, 2).expand(-1, 3, -1, -1)
+
+    def reward(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The less far from the target, squared, the higher `(B,)`; at most 0."""
+        return -per_sample_mean((media - TARGET) ** 2)
 
     @contextmanager
     def using(self, weights: str) -> Iterator[None]:

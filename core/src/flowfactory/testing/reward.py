@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.reward import Reward
+from flowfactory.contracts.reward import DifferentiableReward, Reward
+from flowfactory.contracts.specs import DifferentiableSpec
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import Asked
 from flowfactory.rewards.scoring import build
@@ -26,6 +27,8 @@ from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, cause, 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
 """Largest difference of scores that should be equal, absolute or relative to the larger: batches round differently."""
+CLOSE, SLOPE, STEP = 0.05, 0.05, 4e-3
+"""How far values may be off scores, of the scores' spread; slopes off what is gained; and the largest step, of 1."""
 MOST = 4
 """Samples of a call."""
 OTHER_WORDS = "an entirely different text"
@@ -191,6 +194,44 @@ def can_be_placed(subject: RewardSubject) -> None:
     _same(expected, subject.scores(subject.samples()), "after `place`, it says")
 
 
+def differentiable_by_contract(subject: RewardSubject) -> None:
+    """A reward with a gradient is a `DifferentiableReward` whose spec, which `check` judges by, says so as well."""
+    can, says = isinstance(subject.asked.reward, DifferentiableReward), isinstance(subject.spec, DifferentiableSpec)
+    expect(can == says, f"it is{'' if can else ' not'} one, and its spec says that it is{'' if says else ' not'}")
+
+
+def value_agrees_with_score(subject: RewardSubject) -> None:
+    """What has a gradient is what is scored: samples differ in both alike. `CLOSE` says how far off it may be."""
+    reward, samples = _differentiable(subject), subject.samples()
+    with torch.no_grad():
+        found = reward.value(torch.stack([s.media for s in samples]), [s.row for s in samples])
+    expect(found.shape == (len(samples),), f"values have the shape {tuple(found.shape)} for {len(samples)} samples")
+    expected = torch.tensor(subject.expected, dtype=torch.float64)
+    gap, spread = float((found.double().cpu() - expected).abs().max()), float(expected.max() - expected.min())
+    expect(gap <= CLOSE * spread + TOLERANCE, f"values are up to {gap:.1e} off scores that differ by {spread:.1e}")
+
+
+def value_has_a_gradient(subject: RewardSubject) -> None:
+    """The gradient of each sample's value is finite, not zero, its own, and what a small step along it gains."""
+    reward, samples = _differentiable(subject), subject.samples()
+    rows = [s.row for s in samples]
+    media = torch.stack([s.media for s in samples]).clamp(0.1, 0.9).requires_grad_()
+    values = reward.value(media, rows)
+    expect(values.requires_grad, "values have no gradient; rounding, numpy and PIL end it")
+    for i in range(len(samples)):
+        (slope,) = torch.autograd.grad(values[i], media, retain_graph=True)
+        expect(slope.isfinite().all(), f"the gradient of sample {i} is not finite")
+        expect(bool((slope[i] != 0).any()), f"the gradient of sample {i} is 0 everywhere")
+        expect(not slope[torch.arange(len(samples)) != i].any(), f"the value of sample {i} depends on another's media")
+        aim = slope[i] / slope[i].norm()
+        step = STEP / float(aim.abs().max())
+        with torch.no_grad():
+            ahead, back = (reward.value(media[i : i + 1] + sign * step * aim, rows[i : i + 1])[0] for sign in (1, -1))
+        gain, said = float(ahead - back) / (2 * step), float(slope[i].norm())
+        near = abs(gain - said) <= SLOPE * said
+        expect(near, f"along the gradient of sample {i} its value gains {gain:.3g}, and its slope says {said:.3g}")
+
+
 CHECKS = (
     loads_offline,
     one_score_each,
@@ -204,7 +245,17 @@ CHECKS = (
     empty_input,
     groups_of_any_size,
     can_be_placed,
+    differentiable_by_contract,
+    value_agrees_with_score,
+    value_has_a_gradient,
 )
+
+
+def _differentiable(subject: RewardSubject) -> DifferentiableReward:
+    reward = subject.asked.reward
+    if not isinstance(reward, DifferentiableReward):
+        raise NotOwed("it has no gradient")
+    return reward
 
 
 def _same(expected: Sequence[float], scores: Sequence[float], when: str) -> None:

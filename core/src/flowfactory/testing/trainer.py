@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowfactory.rewards.advantages import Scores
 from flowfactory.testing.grouped import (
+    gradients_go_as_far_as_said,
     groups_of_one_are_no_fault,
     groups_prefer_their_best,
     groups_share_their_draws,
@@ -45,6 +46,7 @@ def needs_are_sound(subject: TrainerSubject) -> None:
     expect(own, f"it samples with the weights {needs.rollout!r}, which are not among its `sets`")
     expect(not needs.sets & {"current", "reference", "ema"}, f"`sets` {set(needs.sets)} name weights core keeps itself")
     if needs.source != "rollouts":
+        expect(not needs.gradient, "it learns from the data, which nobody scores: leave out `gradient`")
         expect(not needs.scores, f"it learns from {needs.source} of the data, which nobody scores: say `scores=False`")
         stored = needs.trajectory == "final" and needs.density == "none" and needs.rollout == "current"
         expect(stored, "it learns from the data, which have no trajectories: leave out what it asks of them")
@@ -225,7 +227,7 @@ def learns(subject: TrainerSubject) -> None:
     """It learns: samples come to lie around where the reward is, or the data."""
     problem = subject.problem()
     needs = problem.needs
-    if needs.source == "rollouts" and not needs.scores:
+    if needs.source == "rollouts" and not (needs.scores or needs.gradient):
         raise NotOwed("neither rewards nor data say where its samples should lie")
     bound = needs.reference and needs.batch == "groups"
     before, after = problem.learn(EPOCHS, groups=4, group=8, lr=0.05)
@@ -250,6 +252,7 @@ CHECKS = (
     groups_of_one_are_no_fault,
     teachers_take_no_gradient,
     teachers_are_approached,
+    gradients_go_as_far_as_said,
     microbatch_invariance,
     order_does_not_matter,
     terms_keep_the_past,

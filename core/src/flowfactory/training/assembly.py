@@ -126,7 +126,7 @@ def assemble(
                 each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
-    policy = _policy(spec, adapter, weights, processes)
+    policy = _policy(spec, adapter, weights, processes, judge)
     optimizer = processes.prepare(adamw(weights.parameters.values(), spec.optimizer))
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
     conditions = ConditionStore(source, rows, adapter.collate)
@@ -159,12 +159,13 @@ def _look_at(spec: Spec, adapter: Adapter[Any]) -> None:
     _refuse_untrained(spec, adapter)
 
 
-def _policy(spec: Spec, adapter: Adapter[Any], weights: Weights, processes: Processes) -> ModelPolicy:
+def _policy(spec: Spec, adapter: Adapter[Any], weights: Weights, processes: Processes, judge: Judge) -> ModelPolicy:
     """The policy; what only decodes leaves the device where `[memory] offload` says so."""
     offload, s = "vae" in spec.memory.offload, spec.sampling
+    own, again = (adapter, weights, processes, DTYPES[spec.run.precision]), spec.memory.gradient_checkpointing
     if offload:
         adapter.place(torch.device("cpu"))
-    return ModelPolicy(adapter, weights, processes, DTYPES[spec.run.precision], s.guidance, s.size, offload)
+    return ModelPolicy(*own, s.guidance, s.size, offload, again, judge.value)
 
 
 def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
@@ -228,7 +229,7 @@ def _weights(
     others: Mapping[str, Given],
 ) -> Weights:
     needs, networks = trainer.needs, adapter.networks()
-    if processes.sharded and len(networks) > 1 and needs.trajectory == "final":
+    if processes.sharded and len(networks) > 1 and (needs.trajectory == "final" or needs.gradient):
         why = f"trainer `{spec.trainer.name}` draws its own noise levels, so that each process would call another of"
         what = f"{' and '.join(networks)} at a time, and divided ones are called together"
         processes.refuse(f"[memory] shard: {why} {what}; set it to false, or train the sampled steps")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import attrs
-from flowfactory import Location, Provides, hookimpl, key
+from flowfactory import DifferentiableSpec, Location, Provides, hookimpl, key
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +18,7 @@ class FramesSpec:
 
 
 @attrs.frozen(kw_only=True)
-class CLIPSpec(FramesSpec):
+class CLIPSpec(FramesSpec, DifferentiableSpec):
     """Cosine similarity of prompt and image."""
 
     path: Location = key(

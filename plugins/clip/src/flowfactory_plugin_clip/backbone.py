@@ -3,6 +3,7 @@
     cos(p, x) = <t, i> / (|t| |i|),   t = W_t text(p),  i = W_i vision(x)          CLIP, arXiv:2103.00020
 
 Images pass the checkpoint's own processor, so they are resized, cropped and normalised exactly as its authors did.
+Where a gradient is wanted, the same is done to tensors, without rounding to bytes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-from flowfactory import Sample, some_frames, to_bytes
+from flowfactory import some_frames, to_bytes
 from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers import CLIPModel, CLIPProcessor
 
 from flowfactory_plugin_clip import FramesSpec
@@ -69,19 +71,38 @@ class Backbone:
     def images(self, frames: Sequence[Tensor]) -> Tensor:
         """Unit embeddings `(N, D)` float64, on the CPU, of images `(3, H, W)` in [0, 1], of any sizes."""
         pixels = self.processor.image_processor(images=[to_bytes(f) for f in frames], return_tensors="pt").pixel_values
+        return self._seen(pixels)
+
+    def tensors(self, frames: Sequence[Tensor]) -> Tensor:
+        """What `images` gives, up to the rounding of pixels to bytes, of images of one size, with their gradient."""
+        own = self.processor.image_processor
+        x = torch.stack(list(frames)).to(self.model.device).float()
+        shortest, height, width = own.size["shortest_edge"], own.crop_size["height"], own.crop_size["width"]
+        size = [shortest * side // min(x.shape[2:]) for side in x.shape[2:]]
+        x = interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        mean, std = (torch.tensor(own_).view(3, 1, 1).to(x) for own_ in (own.image_mean, own.image_std))
+        return self._seen((x[:, :, top : top + height, left : left + width] - mean) / std)
+
+    def _seen(self, pixels: Tensor) -> Tensor:
         moved = pixels.to(self.model.device, self.model.dtype)
         return _unit(self.model.visual_projection(self.model.vision_model(pixel_values=moved).pooler_output))
 
-    def cosines(self, samples: Sequence[Sample], spec: FramesSpec) -> Tensor:
-        """Similarity `(N,)` float64 of each sample to its prompt; of a video, pooled over some of its frames."""
-        if not samples:
+    def cosines(self, media: Sequence[Tensor], prompts: Sequence[str], spec: FramesSpec, exact: bool = True) -> Tensor:
+        """Similarity `(N,)` float64 of each image or video to its prompt; of a video, pooled over some of its frames.
+
+        Args:
+            exact: images pass the processor; otherwise they keep their gradient.
+        """
+        if not len(media):
             return torch.zeros(0, dtype=torch.float64)
-        prompts = list(dict.fromkeys(sample.row.prompt for sample in samples))
-        frames = [some_frames(sample.media, spec.frames) for sample in samples]
-        texts, images = self.texts(prompts), self.images(list(chain(*frames)))
+        different = list(dict.fromkeys(prompts))
+        frames = [some_frames(one, spec.frames) for one in media]
+        texts, every = self.texts(different), list(chain(*frames))
+        images = self.images(every) if exact else self.tensors(every)
         scores, start = [], 0
-        for sample, some in zip(samples, frames, strict=True):
-            each = images[start : start + len(some)] @ texts[prompts.index(sample.row.prompt)]
+        for prompt, some in zip(prompts, frames, strict=True):
+            each = images[start : start + len(some)] @ texts[different.index(prompt)]
             scores.append(_POOLS[spec.pool](each))
             start += len(some)
         return torch.stack(scores)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from flowfactory import Reward, Sample, Score, Shared
+from flowfactory import DifferentiableReward, Row, Sample, Score, Shared
+from torch import Tensor
 
 from flowfactory_plugin_clip import CLIPSpec
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.tiny import tiny_clip
 
 
-class CLIP(Reward):
+class CLIP(DifferentiableReward):
     """How well an image fits its prompt."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
@@ -31,8 +32,13 @@ class CLIP(Reward):
         self.backbone.place(device)
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        scores: list[float] = (self.spec.scale * self.backbone.cosines(samples, self.spec)).tolist()
+        media, prompts = [sample.media for sample in samples], [sample.row.prompt for sample in samples]
+        scores: list[float] = (self.spec.scale * self.backbone.cosines(media, prompts, self.spec)).tolist()
         return scores
+
+    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        prompts = [row.prompt for row in rows]
+        return self.spec.scale * self.backbone.cosines(list(media), prompts, self.spec, exact=False)
 
     @classmethod
     def tiny(cls, folder: Path) -> Mapping[str, Any]:

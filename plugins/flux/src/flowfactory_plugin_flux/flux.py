@@ -65,7 +65,6 @@ class Flux(PipelineAdapter[SpecT]):
         """Image tokens `(B, tokens, channels)` that the transformer sees beside the latents, and their ids."""
         return [], []
 
-    @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:
         pipe, config = self.pipe, self.pipe.vae.config
         latents = pipe._unpack_latents(x.to(pipe.vae.dtype), size.height, size.width, pipe.vae_scale_factor)

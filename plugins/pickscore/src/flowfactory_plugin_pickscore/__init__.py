@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from flowfactory import Location, Provides, hookimpl, key
+from flowfactory import DifferentiableSpec, Location, Provides, hookimpl, key
 from flowfactory_plugin_clip import FramesSpec
 
 
 @attrs.frozen(kw_only=True)
-class PickScoreSpec(FramesSpec):
-    """How much people would like an image for its prompt."""
+class PickScoreRankSpec(FramesSpec):
+    """How much people would like an image for its prompt, compared with others."""
 
     path: Location = key("Weights: a hub id or a folder.", default=Location("yuvalkirstain/PickScore_v1"))
     revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)
@@ -27,8 +27,13 @@ class PickScoreSpec(FramesSpec):
     )
 
 
+@attrs.frozen(kw_only=True)
+class PickScoreSpec(PickScoreRankSpec, DifferentiableSpec):
+    """How much people would like an image for its prompt."""
+
+
 @hookimpl
 def flowfactory_rewards() -> Iterable[Provides]:
     home = "flowfactory_plugin_pickscore.pickscore"
     yield Provides("pickscore", PickScoreSpec, f"{home}:PickScore", "PickScore: learned from people's choices.")
-    yield Provides("pickscore-rank", PickScoreSpec, f"{home}:PickScoreRank", "The place of a sample in its group.")
+    yield Provides("pickscore-rank", PickScoreRankSpec, f"{home}:PickScoreRank", "The place of a sample in its group.")

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from flowfactory import GroupReward, Reward, Sample, Score, Shared
+from flowfactory import DifferentiableReward, GroupReward, Row, Sample, Score, Shared
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.tiny import tiny_clip
 from torch import Tensor
 
-from flowfactory_plugin_pickscore import PickScoreSpec
+from flowfactory_plugin_pickscore import PickScoreRankSpec, PickScoreSpec
 
 
-class PickScore(Reward):
+class PickScore(DifferentiableReward):
     """The authors' score of each sample."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
@@ -39,6 +39,10 @@ class PickScore(Reward):
         scores: list[float] = pick_scores(self.backbone, samples, self.spec).tolist()
         return scores
 
+    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+        cosines = self.backbone.cosines(list(media), [row.prompt for row in rows], self.spec, exact=False)
+        return self.backbone.temperature * cosines / self.spec.divide
+
     @classmethod
     def tiny(cls, folder: Path) -> Mapping[str, Any]:
         return tiny_keys(folder)
@@ -48,7 +52,7 @@ class PickScoreRank(GroupReward):
     """The place of each sample in its group by PickScore; all that is left of the score is its order."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
-    spec: PickScoreSpec
+    spec: PickScoreRankSpec
     backbone: Backbone
 
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
@@ -72,16 +76,17 @@ def tiny_keys(folder: Path) -> Mapping[str, Any]:
     return {"path": path, "processor": path}
 
 
-def load_backbone(spec: PickScoreSpec, device: torch.device, dtype: torch.dtype, shared: Shared) -> Backbone:
+def load_backbone(spec: PickScoreRankSpec, device: torch.device, dtype: torch.dtype, shared: Shared) -> Backbone:
     """The backbone, one for all entries that name the same files."""
     files = (spec.path, spec.revision, spec.processor, spec.processor_revision)
     backbone: Backbone = shared(f"pickscore:{files}", lambda: Backbone.load(*files, device, dtype))
     return backbone
 
 
-def pick_scores(backbone: Backbone, samples: Sequence[Sample], spec: PickScoreSpec) -> Tensor:
+def pick_scores(backbone: Backbone, samples: Sequence[Sample], spec: PickScoreRankSpec) -> Tensor:
     """Scores `(N,)` float64."""
-    return backbone.temperature * backbone.cosines(samples, spec) / spec.divide
+    media, prompts = [sample.media for sample in samples], [sample.row.prompt for sample in samples]
+    return backbone.temperature * backbone.cosines(media, prompts, spec) / spec.divide
 
 
 def ranks(scores: Tensor) -> Tensor:

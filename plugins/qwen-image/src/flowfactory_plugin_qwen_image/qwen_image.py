@@ -71,7 +71,6 @@ class QwenImage(PipelineAdapter[SpecT]):
         """Image tokens `(B, tokens, channels)` that the transformer sees beside the latents, and their shapes."""
         return [], []
 
-    @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:
         pipe, config = self.pipe, self.pipe.vae.config
         latents = pipe._unpack_latents(x, size.height, size.width, pipe.vae_scale_factor).to(pipe.vae.dtype)

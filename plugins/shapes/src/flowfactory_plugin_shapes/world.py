@@ -31,6 +31,10 @@ NUMBERS: Mapping[str, int] = MappingProxyType({"a": 1, "two": 2, "three": 3})
 RELATIONS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 )
+# By the number of objects: the least and the greatest radius of each, and how far it may be off its place.
+ROOM: Mapping[int, tuple[float, float, float]] = MappingProxyType(
+    {1: (7.0, 8.5, 2.0), 2: (4.5, 5.0, 0.8), 3: (4.1, 4.6, 0.8)}
+)
 WORDS = ("a", "two", "three", *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES))
 WORDS += ("and", "left", "right", "of", "above", "below")
 
@@ -120,7 +124,7 @@ def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size:
 def layout(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """`(objects, 3)`: x, y and radius of each object, drawn at random among those the prompt allows."""
     count = len(scene.objects)
-    low, high, jitter = {1: (7.0, 8.5, 2.0), 2: (4.5, 5.0, 0.8), 3: (4.1, 4.6, 0.8)}[count]
+    low, high, jitter = ROOM[count]
     if count == 1:
         places = np.zeros((1, 2))
     elif count == 2:

@@ -70,7 +70,6 @@ class Wan(PipelineAdapter[SpecT]):
         """What a network sees of latents `x` `(B, …)`, and tokens `(B, tokens, width)` of an image, if any."""
         return x, None
 
-    @torch.no_grad()
     def decode(self, x: Tensor, size: Size) -> Tensor:
         vae = self.pipe.vae
         mean, std = (

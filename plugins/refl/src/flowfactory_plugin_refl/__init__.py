@@ -1,0 +1,52 @@
+"""ReFL and DRaFT for flowfactory: what the spec may say, and where the trainers are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import attrs
+from flowfactory import Needs, Provides, TrainerSpec, hookimpl, key
+
+
+@attrs.frozen(kw_only=True)
+class DraftSpec(TrainerSpec):
+    """DRaFT-K."""
+
+    even_calls: ClassVar[bool] = True
+
+    steps: int = key(
+        "How many of the last steps the gradient goes back through; as many as are sampled, or more: all.",
+        default=1,
+        ge=1,
+    )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(scores=False, gradient=self.steps, trajectory="states")
+
+
+@attrs.frozen(kw_only=True)
+class ReFLSpec(TrainerSpec):
+    """ReFL."""
+
+    even_calls: ClassVar[bool] = True
+
+    fraction: float = key(
+        "Which share of the steps, at the end, the one with a gradient is drawn from.", default=0.25, gt=0, le=1
+    )
+    threshold: float = key(
+        "Reward from which on a sample teaches nothing; 2 is meant for ImageReward's standardised scores.", default=2.0
+    )
+    scale: float = key("The loss is multiplied by this.", default=1e-3, gt=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(scores=False, gradient=1, trajectory="states")
+
+
+@hookimpl
+def flowfactory_trainers() -> Iterable[Provides]:
+    home = "flowfactory_plugin_refl"
+    yield Provides("draft", DraftSpec, f"{home}.draft:Draft", "DRaFT-K: rewards' gradients through the last K steps.")
+    yield Provides("refl", ReFLSpec, f"{home}.refl:ReFL", "ReFL: rewards' gradients through one late step.")
