@@ -70,9 +70,7 @@ class Curve:
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="Where the page and its pictures go.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs/reproduce", show_default=True)
 @click.option("--budget", default=30_000, show_default=True, help="Transformer calls of each run that samples, about.")
-@click.option(
-    "--examples", default=5_184, show_default=True, help="Pictures that each run on stored data sees, about."
-)
+@click.option("--examples", default=5_184, show_default=True, help="Pictures that each run on stored data sees, about.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", default=os.cpu_count(), show_default="one per core", help="Runs at a time, one thread each.")
 def main(to: Path, runs: Path, budget: int, examples: int, seeds: int, jobs: int) -> None:
