@@ -35,7 +35,7 @@ def test_it_trains(name, tuning, run, tmp_path):
 
 def test_an_attention_that_is_not_there_is_refused(spec, tmp_path, capsys):
     assert main(["run", str(spec), "--folder", str(tmp_path / "r"), "--set", "memory.attention=magic"]) == 1
-    assert "[memory] asks FluxTransformer2DModel for what it cannot do" in capsys.readouterr().err
+    assert "[memory] attention: diffusers knows no `magic`; there is: " in capsys.readouterr().err
 
 
 def test_blocks_are_compiled(checkpoint):
