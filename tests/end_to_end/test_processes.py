@@ -215,7 +215,9 @@ def test_a_process_that_fails_ends_the_others_and_says_so_once(checkpoint: Path,
 
 
 def test_what_every_process_finds_wrong_is_said_once(spec: Path) -> None:
-    assert fails(spec, "--set=memory.attention=nonsense").count("[memory] attention: diffusers knows no `nonsense`") == 1
+    assert (
+        fails(spec, "--set=memory.attention=nonsense").count("[memory] attention: diffusers knows no `nonsense`") == 1
+    )
     (spec.parent / "train.txt").write_text("")
     assert fails(spec, code=2).count("train.txt: no prompts in it") == 1
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import torch
+from flowfactory import ServerError
 from flowfactory.contracts.types import Row, Sample
 from flowfactory_plugin_remote import RemoteSpec
-from flowfactory_plugin_remote.client import Remote, RemoteError
+from flowfactory_plugin_remote.client import Remote
 
 SCORER = """
 from flowfactory_scorer import device
@@ -61,7 +62,7 @@ def test_it_scores(remote: Remote) -> None:
 
 
 def test_what_it_raises_is_told(remote: Remote) -> None:
-    with pytest.raises(RemoteError, match="answered 500: KeyError: 'no model'"):
+    with pytest.raises(ServerError, match="answered 500: KeyError: 'no model'"):
         remote.score([sample("raise")])
     assert remote.score([sample("x", 1.0)]) == [1.0]
 
