@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -53,11 +53,13 @@ class MicroBatch:
 
     units: how many samples it counts for, or groups where the loss is theirs; 0 if it only keeps this process in step
         with others that have more.
+    shares: those of its update; see `shares_of`.
     """
 
     samples: Sequence[int]
     units: int
     on_policy: bool
+    shares: Mapping[int, float]
     terms: Sequence[Any]
 
 
@@ -92,7 +94,7 @@ def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[
     """
     needs, size = learner.trainer.needs, len(made.members) // learner.spec.optimizer.updates
     usable = [i for i in range(update * size, (update + 1) * size) if not math.isnan(made.advantages[i])]
-    on_policy = update == 0 and needs.rollout == "current"
+    on_policy, shares = update == 0 and needs.rollout == "current", shares_of(learner.spec, epoch, update)
     whole = [[i] for i in usable] if needs.batch == "samples" else by_group(made, usable)
     alike = groupby(whole, lambda unit: made.trajectories.steps(unit[0]))
     pieces = [piece for _, same in alike for piece in filled(list(same), learner.spec.optimizer.micro_batch)]
@@ -101,8 +103,8 @@ def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[
     for number, piece in enumerate(pieces):
         chunk = [i for unit in piece for i in unit]
         draws = Draws([draws_key(learner, epoch, made.members[i]) for i in chunk])
-        terms = learner.trainer.terms(learner.policy, batch_of(learner, made, chunk, on_policy), draws)
-        batches.append(MicroBatch(chunk, len(piece) if number < own else 0, on_policy, terms))
+        terms = learner.trainer.terms(learner.policy, batch_of(learner, made, chunk, on_policy, shares), draws)
+        batches.append(MicroBatch(chunk, len(piece) if number < own else 0, on_policy, shares, terms))
     return batches
 
 
@@ -132,13 +134,14 @@ def draws_key(learner: Learner, epoch: int, member: Member) -> Key:
     return (learner.spec.run.seed, "terms", epoch, member.group.slot, *own)
 
 
-def batch_of(learner: Learner, made: Collected, samples: Sequence[int], on_policy: bool) -> Batch:
+def batch_of(
+    learner: Learner, made: Collected, samples: Sequence[int], on_policy: bool, shares: Mapping[int, float]
+) -> Batch:
     """What the trainer sees of some samples; made anew when needed, since conditions are large.
 
     Only surplus micro-batches may hold a sample without an advantage; there it is 0.
     """
     device, chosen = learner.processes.device, torch.tensor(samples)
-    update = made.members[samples[0]].group.slot * learner.spec.optimizer.updates // learner.spec.sampling.prompts
     return Batch(
         made.trajectories[samples].to(device),
         learner.conditions.batch([made.members[i].group.row for i in samples], device),
@@ -149,11 +152,11 @@ def batch_of(learner: Learner, made: Collected, samples: Sequence[int], on_polic
         [learner.conditions.rows[made.members[i].group.row] for i in samples],
         {label: column[chosen].to(device) for label, column in made.scores.items()},
         made.epoch,
-        shares(learner.spec, made.epoch, update),
+        shares,
     )
 
 
-def shares(spec: Spec, epoch: int, update: int) -> dict[int, float]:
+def shares_of(spec: Spec, epoch: int, update: int) -> dict[int, float]:
     """Of all stochastic steps that an update trains at, on all processes, which share is at each."""
     size = spec.sampling.prompts // spec.optimizer.updates
     slots = range(update * size, (update + 1) * size)
@@ -173,7 +176,7 @@ def accumulate(
     learner.optimizer.zero_grad()
     total = learner.processes.sum(sum(micro.units for micro in batches))
     for micro in batches:
-        batch = batch_of(learner, made, micro.samples, micro.on_policy)
+        batch = batch_of(learner, made, micro.samples, micro.on_policy, micro.shares)
         weight = micro.units / total / len(micro.terms)
         for term in micro.terms:
             loss = learner.trainer.loss(learner.policy, batch, term)
