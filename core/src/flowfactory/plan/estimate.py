@@ -53,10 +53,7 @@ def estimate(spec: Spec, world: int = 1, fetch: bool = False, measured: Measured
         SpecError: the model's files, or its prompts, cannot be read; or the hub does not give the model.
     """
     own: AdapterSpec = spec.model.spec
-    try:
-        found, why = _parts(own, fetch)
-    except (ValueError, OSError) as error:
-        raise SpecError([Problem("checkpoint", f"[model] path {own.path} {error}")]) from error
+    found, why = _parts(own, fetch)
     if not any(own.trains(name) for name in found):
         return Estimate((Need("weights", None, f"{own.path} {why}"),), ())
     needs = (*_weights(spec, found, world if spec.memory.shard else 1), *working(spec, found, world, measured))
@@ -64,14 +61,30 @@ def estimate(spec: Spec, world: int = 1, fetch: bool = False, measured: Measured
 
 
 def checkpoint_bytes(spec: Spec) -> int | None:
-    """What a checkpoint takes on the disk, whole whatever the number of processes; `None` where nobody can know yet."""
-    sizes = [need.bytes for need in estimate(spec).parts if need.name in ("trained", "moments", "sets")]
+    """What a checkpoint takes on the disk, whole whatever the number of processes; `None` where nobody can know yet.
+
+    Raises:
+        SpecError: the model's files cannot be read.
+    """
+    found, _ = _parts(spec.model.spec, fetch=False)
+    sizes = [need.bytes for need in _weights(spec, found, 1) if need.name in ("trained", "moments", "sets")]
     known = [size for size in sizes if size is not None]
-    return sum(known) if known and len(known) == len(sizes) else None
+    return sum(known) if any(known) and len(known) == len(sizes) else None
 
 
 def _parts(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
-    """The models of a checkpoint, or why there are none to count."""
+    """The models of a checkpoint, or why there are none to count.
+
+    Raises:
+        SpecError: they cannot be read, or the hub does not give them.
+    """
+    try:
+        return _found(own, fetch)
+    except (ValueError, OSError) as error:
+        raise SpecError([Problem("checkpoint", f"[model] path {own.path} {error}")]) from error
+
+
+def _found(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
     here = checkpoint.on_disk(own)
     found = {} if here is None else checkpoint.parts(here, own)
     if any(own.trains(name) for name in found) or Path(own.path).is_absolute():
