@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +18,7 @@ from flowfactory.contracts.hooks import Run
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Rollout, Sample
-from flowfactory.data.sources import pools
+from flowfactory.data.sources import Pool, pools
 from flowfactory.metrics import merit
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import diversity, group_metrics, score_metrics, source_metrics, zero_std_groups
@@ -88,10 +89,15 @@ class Rollouts:
     trainer: Trainer[Any]
     judge: Judge
 
+    @cached_property
+    def pools(self) -> Sequence[Pool]:
+        """The sources of the data, as prompts are drawn from them."""
+        return pools(self.spec.data, self.conditions.rows)
+
     def collect(self, epoch: int, stop: StopRequest) -> Collected:
         """Sample and score this process's share of an epoch; see `Source`."""
         spec, processes, size = self.spec, self.processes, self.spec.sampling.group
-        everything, rows = planned(self, epoch), pools(spec.data, self.conditions.rows)
+        everything = planned(self, epoch)
         sources = [self.conditions.rows[group.row].source for update in everything for group in update]
         counts = Counter(sources)
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
@@ -103,7 +109,7 @@ class Rollouts:
             wanting = teach_nothing(spec.rewards, everyone, slots)
             if not wanting:
                 break
-            groups = [refilled(spec.run.seed, epoch, rows, group, number) for group in mine if group.slot in wanting]
+            groups = [refilled(spec.run.seed, epoch, self.pools, g, number) for g in mine if g.slot in wanting]
             made = made.replaced(sample_round(self, epoch, stop, groups, counts, number))
             everyone, _ = gathered(processes, made.members, made.scored, size)
             rounds, replaced = number, replaced + len(wanting)
@@ -143,8 +149,8 @@ class Rollouts:
 
 def planned(source: Rollouts, epoch: int) -> Share:
     """The groups of an epoch, over all processes."""
-    spec, rows = source.spec, pools(source.spec.data, source.conditions.rows)
-    return plan_epoch(spec.run.seed, epoch, rows, spec.sampling.prompts, spec.optimizer.updates)
+    spec = source.spec
+    return plan_epoch(spec.run.seed, epoch, source.pools, spec.sampling.prompts, spec.optimizer.updates)
 
 
 def sample_round(

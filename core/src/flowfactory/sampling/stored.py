@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import attrs
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.contracts.types import Rollout, Row
-from flowfactory.data.sources import counted, pools
+from flowfactory.data.sources import Pool, counted, pools
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
@@ -41,12 +42,16 @@ class Stored:
     targets: Targets
     policy: ModelPolicy
 
+    @cached_property
+    def pools(self) -> Sequence[Pool]:
+        """The sources of the data, as rows are drawn from them."""
+        return pools(self.spec.data, self.rows)
+
     def collect(self, epoch: int, stop: StopRequest) -> Collected:
         """This process's share of an epoch; see `Source`."""
         spec, processes, size = self.spec, self.processes, self.spec.group
         stop.check(processes)
-        drawn_from = pools(spec.data, self.rows)
-        everything = plan_epoch(spec.run.seed, epoch, drawn_from, spec.sampling.prompts, spec.optimizer.updates)
+        everything = plan_epoch(spec.run.seed, epoch, self.pools, spec.sampling.prompts, spec.optimizer.updates)
         metrics = group_counts(counted(self.rows[group.row] for update in everything for group in update))
         mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
         latents = self.targets.batch([group.row for group in mine]).flatten(0, 1)
