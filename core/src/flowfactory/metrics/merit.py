@@ -24,9 +24,8 @@ class Merit:
 
 def score(prefix: str, entries: Sequence[RewardEntry], metrics: Mapping[str, float]) -> dict[str, float]:
     """`<prefix>/score`: the sum of the rewards' means, each times its weight; nothing where a mean is missing."""
-    terms = [e.weight * metrics.get(f"{prefix}/{e.label}/mean", math.nan) for e in entries if e.weight != 0]
-    value = math.fsum(terms)
-    return {f"{prefix}/score": value} if terms and math.isfinite(value) else {}
+    value = _sum(prefix, {entry.label: entry.weight for entry in entries if entry.weight != 0}, metrics)
+    return {} if value is None else {f"{prefix}/score": value}
 
 
 def watched(spec: Spec) -> frozenset[str]:
@@ -40,9 +39,15 @@ def judge(spec: Spec, epoch: int, metrics: Mapping[str, float]) -> Merit | None:
 
     None where there was no evaluation, where a mean is missing from it, and before the first epoch.
     """
-    terms = [weight * metrics.get(f"eval/{label}/mean", math.nan) for label, weight in weights(spec).items()]
+    value = _sum("eval", weights(spec), metrics) if epoch > 0 else None
+    return None if value is None else Merit(epoch, value)
+
+
+def _sum(prefix: str, counting: Mapping[str, float], metrics: Mapping[str, float]) -> float | None:
+    """Means times their weights, by label, together; `None` where there are none, or one is missing."""
+    terms = [weight * metrics.get(f"{prefix}/{label}/mean", math.nan) for label, weight in counting.items()]
     value = math.fsum(terms)
-    return Merit(epoch, value) if epoch > 0 and terms and math.isfinite(value) else None
+    return value if terms and math.isfinite(value) else None
 
 
 def best(spec: Spec, lines: Iterable[tuple[int, Mapping[str, float]]]) -> Merit | None:
