@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -18,11 +18,13 @@ from flowfactory.contracts.types import Row
 from flowfactory.data.locations import locate
 from flowfactory.data.rows import load
 from flowfactory.data.store import unpacked_folder
+from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, shown
 from flowfactory.metrics import overview
 from flowfactory.plan.plan import SPEC_FILE
 from flowfactory.runs import folder as folders
 from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import Spec
 
 
 def _epoch(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
@@ -34,6 +36,34 @@ def _epoch(context: click.Context, option: click.Parameter, value: str | None) -
     return int(value)
 
 
+TRAINED = (
+    click.option(
+        "--epoch",
+        callback=_epoch,
+        metavar="N|best",
+        help="The checkpoint of epoch N, or that of the best evaluation; the last one when absent.",
+    ),
+    click.option(
+        "--weights",
+        help="Which set of weights, e.g. `current`; the averaged one (`ema`), if there is one, when absent.",
+    ),
+    click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it."),
+)
+
+
+def of_trained_weights(command: Any) -> Any:
+    """The options that say which weights of a run are meant."""
+    for option in reversed(TRAINED):
+        command = option(command)
+    return command
+
+
+def _spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
+    """A run's own spec, which is sound although its data may be gone; and its model, where that was moved."""
+    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
+    return load_spec(run / SPEC_FILE, registry, sets, moved=True)
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.option(
@@ -43,22 +73,13 @@ def _epoch(context: click.Context, option: click.Parameter, value: str | None) -
     show_default=True,
     help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
 )
-@click.option(
-    "--epoch",
-    callback=_epoch,
-    metavar="N|best",
-    help="Export the checkpoint of epoch N, or that of the best evaluation; the last checkpoint when absent.",
-)
-@click.option(
-    "--weights", help="Which set of weights, e.g. `current`; the averaged one (`ema`), if there is one, when absent."
-)
+@of_trained_weights
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
 @click.option(
     "--dtype",
     type=click.Choice(("fp32", "bf16", "fp16")),
     help="Number format to write; when absent fp32 for LoRA, the run's precision for a whole pipeline.",
 )
-@click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
 @as_json
 @click.pass_obj
 def export(
@@ -79,8 +100,7 @@ def export(
         load_libraries()
         from flowfactory.export.export import export as write
     registry = new_registry(ui)
-    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
-    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
+    spec = _spec_of(run, registry, base)
     model, source = registry.target("adapters", spec.model.name), registry.find("adapters", spec.model.name).source
     done = write(run, spec, model, source, ui, form, epoch, weights, to, dtype)
     if as_json:
@@ -101,17 +121,8 @@ def export(
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps; as many as in evaluations when absent.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-@click.option(
-    "--epoch",
-    callback=_epoch,
-    metavar="N|best",
-    help="Take the checkpoint of epoch N, or that of the best evaluation; the last checkpoint when absent.",
-)
-@click.option(
-    "--weights", help="Which set of weights, e.g. `current`; the averaged one (`ema`), if there is one, when absent."
-)
+@of_trained_weights
 @click.option("--to", type=click.Path(path_type=Path), help="The folder to write; a new one in RUN when absent.")
-@click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it.")
 @click.pass_obj
 def sample(
     ui: Ui,
@@ -141,8 +152,7 @@ def sample(
     if missing := [path for path in images if not path.is_file()]:
         raise click.UsageError(f"there is no image {shown(missing[0])}")
     registry = new_registry(ui)
-    sets = [] if base is None else [f"model.path={json.dumps(base)}"]
-    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
+    spec = _spec_of(run, registry, base)
     parts = components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, [])
     with ui.phase("loading torch"):
         load_libraries()
