@@ -24,6 +24,7 @@ from socketserver import BaseServer, ThreadingTCPServer
 from typing import Any, Callable, Union
 
 from flowfactory_scorer import PROTOCOL
+from flowfactory_scorer.incoming import Incoming
 from flowfactory_scorer.wire import PIXELS, Record, WireError, read
 
 Score = Union[float, Mapping[str, Any], None]
@@ -277,26 +278,3 @@ class Handler(BaseHTTPRequestHandler):
             return not self.connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
-
-
-class Incoming(io.RawIOBase):
-    """What comes in on a connection, until a deadline."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self.connection, self.deadline = connection, deadline
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Wait for bytes.
-
-        Raises:
-            TimeoutError: the deadline has passed.
-        """
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise socket.timeout("timed out")
-        self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
