@@ -21,6 +21,7 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.specs import DecoupledSpec, StochasticSpec
 from flowfactory.contracts.trainer import Trainer
+from flowfactory.contracts.types import Row
 from flowfactory.data.sources import load_held_out, load_training, pools
 from flowfactory.data.store import unpacked_folder
 from flowfactory.errors import RunError, did_you_mean, listed
@@ -87,9 +88,7 @@ def assemble(
     spec = plan.spec
     processes.agree(plan)
     with _refusals(processes):
-        unpacked = unpacked_folder(spec.memory.cache)
-        rows = load_training(spec.data, unpacked)
-        held_out_rows = load_held_out(spec.data, unpacked) if spec.eval.every else []
+        rows, held_out_rows = _rows(spec)
     run = Run(Path(processes.gather_objects([str(folder)])[0]), plan)  # each may have found another folder free
     device, dtype, clock = processes.device, DTYPES[spec.run.precision], Clock(processes.device)
     trainer: Trainer[Any] = components.trainer(spec.trainer.spec)
@@ -101,14 +100,10 @@ def assemble(
         for each in judges:
             each.reach()
         _see_attention(spec.memory)
+    used = [rows[row] for row in _used(spec, rows, done)]
     with _refusals(processes):
-        epochs = range(min(done + 1, max(spec.run.epochs, 1)), max(spec.run.epochs, 1) + 1)
-        drawn_from, prompts = pools(spec.data, rows), spec.sampling.prompts
-        used = rows_used(spec.run.seed, epochs, drawn_from, prompts, spec.sampling.refill)
-        everything = [*(rows[row] for row in used), *held_out_rows]
-        source = (load or load_model)(
-            spec, adapter, components.source, everything, device, display, clock, stoppable(stop, processes)
-        )
+        everything, asking = [*used, *held_out_rows], stoppable(stop, processes)
+        source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock, asking)
     with display.phase("looking at the model"), clock("load"), _refusals(processes):
         _look_at(spec, adapter)
     with display.phase("reading weights from elsewhere"), clock("load"), _refusals(processes):
@@ -117,8 +112,7 @@ def assemble(
     media = None
     if trainer.needs.source != "rollouts":
         with _refusals(processes):
-            shown = [rows[row] for row in used]
-            media = load_media(spec, adapter, components.source, shown, display, clock, stoppable(stop, processes))
+            media = load_media(spec, adapter, components.source, used, display, clock, stoppable(stop, processes))
     weights = _weights(spec, adapter, trainer, processes, start, others)
     if not processes.any(stop is not None and stop.asked(processes)):
         with display.phase("loading the rewards"), clock("load"), _refusals(processes):
@@ -145,6 +139,19 @@ def assemble(
         if held_out_rows
         else None,
     )
+
+
+def _rows(spec: Spec) -> tuple[list[Row], list[Row]]:
+    """The rows to train on, and those that are held out."""
+    unpacked = unpacked_folder(spec.memory.cache)
+    return load_training(spec.data, unpacked), load_held_out(spec.data, unpacked) if spec.eval.every else []
+
+
+def _used(spec: Spec, rows: Sequence[Row], done: int) -> list[int]:
+    """The rows that the epochs after `done` may draw."""
+    last = max(spec.run.epochs, 1)
+    epochs = range(min(done + 1, last), last + 1)
+    return rows_used(spec.run.seed, epochs, pools(spec.data, rows), spec.sampling.prompts, spec.sampling.refill)
 
 
 def _eval_size(spec: Spec) -> Size:

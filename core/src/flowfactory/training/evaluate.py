@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -24,7 +25,7 @@ from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.failures import check_losses, check_rewards, recording
 from flowfactory.rewards.scoring import Judge
-from flowfactory.rewards.session import all_parts
+from flowfactory.rewards.session import Scored, all_parts
 from flowfactory.runs.files import writing
 from flowfactory.runs.media import before_after, save_samples
 from flowfactory.sampling.rollout import draw_noise, rollout
@@ -60,10 +61,31 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
         RewardError: a reward failed past what its table allows.
         Diverged: the weights give samples that are not finite.
     """
+    spec, processes, rows = evaluator.spec, evaluator.processes, evaluator.conditions.rows
+    total, counts = len(rows), counted(rows)
+    scored, gallery, drifts = _scored(evaluator, epoch, stop, counts)
+    everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
+    failed = {label: _gathered(processes, total, column, False) for label, column in scored.failed.items()}
+    names = all_parts(processes, scored)
+    parts = {name: _gathered(processes, total, scored.part(name), math.nan) for name in names}
+    entries = [asked.entry for asked in evaluator.judge.rewards if asked.alone]
+    check_losses(processes, entries, failed, torch.arange(total), counts)
+    if processes.main:
+        keep(evaluator, epoch, gallery, scored)
+    metrics = score_metrics("eval", everyone) | source_metrics(everyone, [row.source for row in rows], "eval/")
+    metrics |= merit.score("eval", merit.evaluated(spec), metrics)
+    metrics |= score_metrics("eval", parts)
+    metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
+    drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)
+    return metrics if drift.isnan().all() else metrics | {"eval/drift": float(drift.nanmean())}
+
+
+def _scored(
+    evaluator: Evaluator, epoch: int, stop: StopRequest, counts: Mapping[str, int]
+) -> tuple[Scored, list[Sample], list[Tensor]]:
+    """What this process's prompts scored, the first of its samples, and how far the weights drifted on each batch."""
     spec, processes, total = evaluator.spec, evaluator.processes, len(evaluator.conditions.rows)
     mine = range(processes.rank, total, processes.world)
-    sources = [row.source for row in evaluator.conditions.rows]
-    counts = counted(evaluator.conditions.rows)
     size = spec.eval.micro_batch or spec.sampling.micro_batch
     pieces = list(chunks(mine, size))
     most = math.ceil(math.ceil(total / processes.world) / size)  # of any process: all ask as often whether to stop
@@ -98,28 +120,20 @@ def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, f
         scored = scoring.finish()
         stop.check(processes)
         check_rewards(processes, scoring)
-    everyone = {label: _gathered(processes, total, column, math.nan) for label, column in scored.values.items()}
-    failed = {label: _gathered(processes, total, column, False) for label, column in scored.failed.items()}
-    names = all_parts(processes, scored)
-    parts = {name: _gathered(processes, total, scored.part(name), math.nan) for name in names}
-    entries = [asked.entry for asked in evaluator.judge.rewards if asked.alone]
-    check_losses(processes, entries, failed, torch.arange(total), counts)
-    if processes.main:
-        columns = {**scored.values, **scored.parts}
-        listed = {name: column[: len(gallery)].tolist() for name, column in columns.items()}
-        folder = evaluator.run.folder / "samples"
-        save_samples(folder / f"eval-{epoch:04d}", gallery, listed)
-        if epoch > 0 and spec.run.save_samples:
-            sheet = before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}")
-            if sheet is not None:
-                with writing(evaluator.run.folder / BEFORE_AFTER):
-                    sheet.save(evaluator.run.folder / BEFORE_AFTER)
-    metrics = score_metrics("eval", everyone) | source_metrics(everyone, sources, "eval/")
-    metrics |= merit.score("eval", merit.evaluated(spec), metrics)
-    metrics |= score_metrics("eval", parts)
-    metrics |= {f"eval/{label}/failed": float(column.sum()) for label, column in failed.items() if column.any()}
-    drift = _gathered(processes, total, torch.cat([torch.empty(0, dtype=torch.float64), *drifts]), math.nan)
-    return metrics if drift.isnan().all() else metrics | {"eval/drift": float(drift.nanmean())}
+    return scored, gallery, drifts
+
+
+def keep(evaluator: Evaluator, epoch: int, gallery: Sequence[Sample], scored: Scored) -> None:
+    """Save the first samples, and after the first epoch a sheet of them beside those from before training."""
+    folder, sheet = evaluator.run.folder / "samples", evaluator.run.folder / BEFORE_AFTER
+    columns = {**scored.values, **scored.parts}
+    listed = {name: column[: len(gallery)].tolist() for name, column in columns.items()}
+    save_samples(folder / f"eval-{epoch:04d}", gallery, listed)
+    if epoch > 0 and evaluator.spec.run.save_samples:
+        made = before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}")
+        if made is not None:
+            with writing(sheet):
+                made.save(sheet)
 
 
 def _gathered(processes: Processes, total: int, own: Tensor, missing: float) -> Tensor:
