@@ -43,6 +43,7 @@ from .contracts.specs import (
 from .contracts.trainer import Policy as Policy, Trainer as Trainer
 from .rewards.advantages import Scores as Scores
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
+from .sampling.groups import averaging as averaging, over_groups as over_groups
 from .sampling.times import noise_levels as noise_levels, noised as noised
 from .sampling.transition import Transition as Transition
 

@@ -10,9 +10,10 @@ from flowfactory.builtin import ODESpec
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.contracts.types import Batch, Rollout, Update
+from flowfactory.sampling.groups import averaging, over_groups
 from flowfactory.schedulers.ode import ODE
 from flowfactory_plugin_dgpo import DGPOSpec
-from flowfactory_plugin_dgpo.dgpo import DGPO, Term, averaging, error, over_groups
+from flowfactory_plugin_dgpo.dgpo import DGPO, Term, error
 from support import GRID, STORAGE, Case, FieldPolicy, close, each
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -114,7 +115,7 @@ def test_the_gradient_is_that_of_the_preference() -> None:
     _, found = gradient(v, base, A, GROUPS, beta=beta)
     v.requires_grad_()
     gain = -beta * averaging(GROUPS) @ (A.clamp(-5, 5).double() * (v.double() ** 2 - base.double() ** 2).mean(1))
-    preference = over_groups(-logsigmoid(gain), averaging(GROUPS)) / beta
+    preference = over_groups(-logsigmoid(gain), GROUPS) / beta
     close(found, torch.autograd.grad(preference, v)[0], 1e-8, 1e-5)
 
 

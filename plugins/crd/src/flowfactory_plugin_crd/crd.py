@@ -16,7 +16,19 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Update, noise_levels, noised, per_sample_mean
+from flowfactory import (
+    Batch,
+    Draws,
+    Loss,
+    Policy,
+    Trainer,
+    Update,
+    averaging,
+    noise_levels,
+    noised,
+    over_groups,
+    per_sample_mean,
+)
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -59,8 +71,8 @@ class CRD(Trainer[CRDSpec]):
         v = policy.velocity(noised(x0, term.noise, term.sigma), term.sigma, batch.conditions, spec.guidance)
         u, q = term.noise - x0, optimality(batch.advantages, spec.adv_clip)
         R = log_likelihood(v, u, spec.adaptive) - log_likelihood(term.old, u, spec.adaptive)
-        means, own = centres(batch.groups, q, spec.temperature), averaging(batch.groups)
-        policy_loss = torch.stack([over_groups(mismatch(R, q, mean, spec), own) for mean in means]).mean()
+        groups, means = batch.groups, centres(batch.groups, q, spec.temperature)
+        policy_loss = torch.stack([over_groups(mismatch(R, q, mean, spec), groups) for mean in means]).mean()
         parts = {"policy": spec.adv_clip / spec.beta * policy_loss}
         metrics = {
             "optimality": q.mean(),
@@ -70,7 +82,7 @@ class CRD(Trainer[CRDSpec]):
         if term.reference is not None:
             distance = squared(v, term.reference)
             weight = LEAST + q * (spec.kl_beta - LEAST) if spec.adaptive_kl else torch.full_like(q, spec.kl_beta)
-            parts["kl"], metrics["kl"] = over_groups(weight * distance, own), distance.detach().mean()
+            parts["kl"], metrics["kl"] = over_groups(weight * distance, groups), distance.detach().mean()
         return Loss(parts, metrics)
 
     def after_update(self, policy: Policy, update: Update) -> None:
@@ -103,22 +115,9 @@ def centres(groups: Tensor, q: Tensor, temperature: float | None) -> list[Tensor
     return [averaging(groups, sign * q / temperature) for sign in (1, -1)]
 
 
-def averaging(groups: Tensor, logits: Tensor | None = None) -> Tensor:
-    """What makes of numbers `(B,)` their means over each sample's group, weighted by a softmax; `(B, B)` float64."""
-    same = groups[:, None] == groups
-    logits = torch.zeros(len(groups), dtype=torch.float64, device=groups.device) if logits is None else logits
-    return torch.softmax(torch.where(same, logits, -torch.inf), dim=1)
-
-
 def mismatch(R: Tensor, q: Tensor, mean: Tensor, spec: CRDSpec) -> Tensor:
     """How far implicit rewards `(B,)` are from given ones, both centred by `mean` `(B, B)`."""
     implicit, given = spec.beta * (R - mean @ R.detach()), q - mean @ q
     if spec.loss == "bce":
         return binary_cross_entropy_with_logits(implicit, torch.sigmoid(given), reduction="none")
     return (implicit - given) ** 2
-
-
-def over_groups(values: Tensor, own: Tensor) -> Tensor:
-    """The mean over groups of the means of their samples' values `(B,)`; `own` as `averaging` makes it."""
-    share = own.diagonal()
-    return (share * values).sum() / share.sum()

@@ -17,7 +17,19 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Update, noise_levels, noised, per_sample_mean
+from flowfactory import (
+    Batch,
+    Draws,
+    Loss,
+    Policy,
+    Trainer,
+    Update,
+    averaging,
+    noise_levels,
+    noised,
+    over_groups,
+    per_sample_mean,
+)
 from torch import Tensor
 
 from flowfactory_plugin_dgpo import DGPOSpec
@@ -59,21 +71,21 @@ class DGPO(Trainer[DGPOSpec]):
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0, spec = batch.rollout.final.float(), self.spec
         v = policy.velocity(noised(x0, term.noise, term.sigma), term.sigma, batch.conditions, spec.guidance)
-        d, own = error(v, term.noise - x0), averaging(batch.groups)
+        d, groups = error(v, term.noise - x0), batch.groups
         now, A = d.detach(), batch.advantages.double().clamp(-spec.adv_clip, spec.adv_clip)
-        weight = torch.sigmoid(spec.beta * own @ (A * (now - term.base)))
+        weight = torch.sigmoid(spec.beta * averaging(groups) @ (A * (now - term.base)))
         ratio = (term.old - now).exp()
         clipped = torch.where(A > 0, ratio > 1 + spec.clip_high, ratio < 1 - spec.clip_low)
-        parts = {"policy": over_groups(weight * A * torch.where(clipped, now, d), own)}
+        parts = {"policy": over_groups(weight * A * torch.where(clipped, now, d), groups)}
         metrics = {
             "ratio": ratio.mean(),
             "ratio_deviation": (ratio - 1).abs().max(),
             "clip_fraction": clipped.double().mean(),
-            "group_weight": over_groups(weight, own),
+            "group_weight": over_groups(weight, groups),
             "matching_loss": now.mean(),
         }
         if term.reference is not None:
-            distance = over_groups(error(v, term.reference), own)
+            distance = over_groups(error(v, term.reference), groups)
             parts["kl"], metrics["kl"] = spec.kl_beta * distance, distance.detach()
         return Loss(parts, metrics)
 
@@ -86,15 +98,3 @@ class DGPO(Trainer[DGPOSpec]):
 def error(v: Tensor, u: Tensor) -> Tensor:
     """The mean squared difference of velocities `(B, …)`, `(B,)`: elements float32, their mean float64."""
     return per_sample_mean(((v.float() - u.float()) ** 2).double())
-
-
-def averaging(groups: Tensor) -> Tensor:
-    """What makes of numbers `(B,)` those of each sample's group: their means, by a matrix `(B, B)`, float64."""
-    same = (groups[:, None] == groups).double()
-    return same / same.sum(1, keepdim=True)
-
-
-def over_groups(values: Tensor, own: Tensor) -> Tensor:
-    """The mean over groups of the means of their samples' values `(B,)`; `own` as `averaging` makes it."""
-    share = own.diagonal()
-    return (share * values).sum() / share.sum()
