@@ -93,33 +93,27 @@ def prx_pixel() -> DiffusionPipeline:
     )
 
 
+FROM_AN_IMAGE: dict[str, Any] = {
+    "in_channels": 36,
+    "out_channels": 16,
+    "text_dim": WIDTH,
+    "ffn_dim": WIDTH,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+    "image_dim": WIDTH,
+    "added_kv_proj_dim": WIDTH,
+    **ATTENTION,
+}
+"""Wan's network, and those made after it, with an image to begin with."""
+
+
 def chrono_edit() -> DiffusionPipeline:
-    network = diffusers.ChronoEditTransformer3DModel(
-        in_channels=36,
-        out_channels=16,
-        text_dim=WIDTH,
-        ffn_dim=WIDTH,
-        num_layers=2,
-        rope_max_seq_len=32,
-        image_dim=WIDTH,
-        added_kv_proj_dim=WIDTH,
-        **ATTENTION,
-    )
+    network = diffusers.ChronoEditTransformer3DModel(**FROM_AN_IMAGE)
     return of_parts("ChronoEditPipeline", tiny_wan_i2v, transformer=network)
 
 
 def sky_reels_i2v() -> DiffusionPipeline:
-    network = diffusers.SkyReelsV2Transformer3DModel(
-        in_channels=36,
-        out_channels=16,
-        text_dim=WIDTH,
-        ffn_dim=WIDTH,
-        num_layers=2,
-        rope_max_seq_len=32,
-        image_dim=WIDTH,
-        added_kv_proj_dim=WIDTH,
-        **ATTENTION,
-    )
+    network = diffusers.SkyReelsV2Transformer3DModel(**FROM_AN_IMAGE)
     return of_parts("SkyReelsV2ImageToVideoPipeline", tiny_wan_i2v, transformer=network)
 
 
