@@ -13,8 +13,8 @@ def averaging(groups: Tensor, logits: Tensor | None = None) -> Tensor:
         groups: which group each sample is in, `(B,)`. logits: `(B,)`; their softmax over a group weighs its mean.
     """
     same = groups[:, None] == groups
-    logits = torch.zeros(len(groups), dtype=torch.float64, device=groups.device) if logits is None else logits
-    return torch.softmax(torch.where(same, logits, -torch.inf), dim=1)
+    logits = torch.zeros(len(groups), device=groups.device) if logits is None else logits
+    return torch.softmax(torch.where(same, logits.double(), -torch.inf), dim=1)
 
 
 def over_groups(values: Tensor, groups: Tensor) -> Tensor:
