@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,12 @@ from pathlib import Path
 import pytest
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.discovery.registry import Registry, installed_entries
-from flowfactory.spec.structure import load_spec
-from flowfactory.spec.tables import Lora, Spec
+from flowfactory.spec.tables import Lora
 from flowfactory_plugin_crd.crd import CRD
+from plugin_examples import example_of, examples_of
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
-
-
-def example(name: str) -> Spec:
-    (path,) = (path for path in EXAMPLES if path.stem == name)
-    return load_spec(path, Registry(installed_entries()))
+EXAMPLES = examples_of(__file__)
+example = functools.partial(example_of, EXAMPLES)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
