@@ -369,11 +369,11 @@ FAULTS = (
         "groups_prefer_their_best", "it prefers the worst",
     ),
     Fault(
-        "a weight over the micro-batch", "dgpo", "spec.beta * own @ (A", "spec.beta * (own * 0 + 1 / len(A)) @ (A",
+        "a weight over the micro-batch", "dgpo", "averaging(groups) @ (A", "averaging(groups * 0) @ (A",
         "microbatch_invariance", "differs",
     ),
     Fault(
-        "a mean over samples", "dgpo", "(share * values).sum() / share.sum()", "values.mean()",
+        "a mean over samples", "dgpo", "now, d), groups)", "now, d), torch.arange(len(d)))",
         "microbatch_invariance", "differs",
     ),
     Fault(
@@ -389,12 +389,11 @@ FAULTS = (
         "groups_prefer_their_best", "it prefers the worst",
     ),
     Fault(
-        "centred over the micro-batch", "crd", "same = groups[:, None] == groups",
-        "same = groups[:, None] == groups[:, None]",
+        "centred over the micro-batch", "crd", "[averaging(groups)]", "[averaging(groups * 0)]",
         "microbatch_invariance", "differs",
     ),
     Fault(
-        "a mean over samples", "crd", "(share * values).sum() / share.sum()", "values.mean()",
+        "a mean over samples", "crd", "(R, q, mean, spec), groups)", "(R, q, mean, spec), torch.arange(len(q)))",
         "microbatch_invariance", "differs",
     ),
     Fault(
