@@ -26,9 +26,9 @@ from flowfactory.contracts.specs import (
     Window,
 )
 from flowfactory.data.sources import Data, DataSource
-from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
+from flowfactory.names import aliases, directory
 from flowfactory.spec.structure import TABLES
 from flowfactory.spec.tables import COMPONENTS, RewardEntry
 
@@ -316,7 +316,7 @@ Core itself brings the adapter `diffusers`, the schedulers, and two rewards that
 ## To be listed
 
 A plugin passes `flowfactory plugins check`, states ranges of flowfactory rather than one version, and says in one line
-what it is. Add its table to `core/src/flowfactory/discovery/directory.toml`. The list says what exists, not that it was
+what it is. Add its table to `core/src/flowfactory/names/directory.toml`. The list says what exists, not that it was
 audited: see [Security](security.md).
 """
 

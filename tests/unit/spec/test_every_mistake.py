@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from flowfactory.discovery import aliases
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
+from flowfactory.names import aliases
 from flowfactory.spec.structure import TABLES, load_spec
 from specs import edited, lay
 
@@ -130,7 +130,7 @@ def test_so_is_a_table_and_a_key_outside_of_any(tmp_path: Path, line: str, said:
 
 def test_every_alias_leads_to_something_that_exists(registry: Registry) -> None:
     from flowfactory.components.resolved import contributions
-    from flowfactory.discovery import directory
+    from flowfactory.names import directory
     from flowfactory.spec.kinds import keys
     from flowfactory.spec.tables import COMPONENTS
 

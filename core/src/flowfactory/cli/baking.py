@@ -15,9 +15,9 @@ from jinja2 import Environment
 from jinja2.ext import Extension
 
 from flowfactory.contracts.hooks import PROJECT
-from flowfactory.discovery import directory
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.errors import printable, shortened
+from flowfactory.names import directory
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"

@@ -19,7 +19,6 @@ import pluggy
 from flowfactory.calling import calling
 from flowfactory.contracts import hooks
 from flowfactory.contracts.hooks import PROJECT
-from flowfactory.discovery import aliases, directory
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Source, installed_entries, noun
 from flowfactory.discovery.local import module_name, run_file
 from flowfactory.discovery.soundness import (
@@ -32,6 +31,7 @@ from flowfactory.discovery.soundness import (
     unmet_requirements,
 )
 from flowfactory.errors import PluginError, cause, did_you_mean, listed, shortened, shown
+from flowfactory.names import aliases, directory
 
 LIST = "see: flowfactory plugins list"
 

@@ -15,9 +15,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from flowfactory.contracts.hooks import PROJECT, Provides
-from flowfactory.discovery import directory
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Kind, noun
 from flowfactory.errors import PluginError, cause, did_you_mean, listed
+from flowfactory.names import directory
 
 
 def check_requirements(entry: Entry, who: str) -> None:

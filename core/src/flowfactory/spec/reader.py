@@ -11,8 +11,8 @@ import cattrs
 
 from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.data.locations import locate, locate_function
-from flowfactory.discovery import aliases
 from flowfactory.errors import Place, Problem, did_you_mean, listed, shortened
+from flowfactory.names import aliases
 from flowfactory.spec.kinds import (
     FAILED,
     Failed,

@@ -29,7 +29,7 @@ class Listing:
 @functools.cache
 def listings() -> tuple[Listing, ...]:
     """Every plugin of the directory, in its order."""
-    text = (importlib.resources.files("flowfactory.discovery") / FILE).read_text(encoding="utf-8")
+    text = (importlib.resources.files("flowfactory.names") / FILE).read_text(encoding="utf-8")
     return tuple(
         Listing(name, table["summary"], {kind: names for kind, names in table.items() if kind != "summary"})
         for name, table in tomllib.loads(text).items()

@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from flowfactory.discovery import directory
 from flowfactory.discovery.entries import KINDS, Entry, Source
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
+from flowfactory.names import directory
 from packaging.requirements import Requirement
 
 PLUGINS = sorted((Path(__file__).parents[3] / "plugins").glob("*/pyproject.toml"))

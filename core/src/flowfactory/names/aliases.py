@@ -37,7 +37,7 @@ class Alias:
 @functools.cache
 def aliases(what: str) -> tuple[Alias, ...]:
     """All aliases of one sort: "plugin", "table" or "key", in the order of the file."""
-    text = (importlib.resources.files("flowfactory.discovery") / FILE).read_text(encoding="utf-8")
+    text = (importlib.resources.files("flowfactory.names") / FILE).read_text(encoding="utf-8")
     return tuple(map(_alias, tomllib.loads(text)[what]))
 
 
