@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,8 +39,8 @@ def raised(project: str, version: str) -> str:
     """A package's `pyproject.toml` in a version, with the ranges that go with it."""
     new, series = Version(version), f">={version},<{Version(version).major + 1}"
     old = Version(tomllib.loads(project)["project"]["version"])
-    if new <= old:
-        raise SystemExit(f"release: {version} is not later than {old}, which it is now")
+    if new < old:
+        raise SystemExit(f"release: {version} is earlier than {old}, which it is now")
     project = re.sub(r'^version = ".*"$', f'version = "{version}"', project, count=1, flags=re.MULTILINE)
     return OWN.sub(lambda found: f'"{found[1]}{found[2]}{series}"', project)
 
@@ -61,12 +62,24 @@ def prepare(root: Path, version: str, home: str) -> None:
     """Raise versions and lead links home, in a copy at `root`."""
     for package in packages(root):
         raise_version(package, version)
+        for link in [path for path in package.rglob("*") if path.is_symlink()]:
+            in_place(link)
         readme = package / "README.md"
         text = absolute(readme.read_text(encoding="utf-8"), home, package.relative_to(root).as_posix())
         readme.write_text(text, encoding="utf-8")
         project = package / "pyproject.toml"
         links = f'[project.urls]\nRepository = "{home}"\nIssues = "{home}/issues"\n'
         project.write_text(project.read_text(encoding="utf-8").replace("[project.urls]\n", links), encoding="utf-8")
+
+
+def in_place(link: Path) -> None:
+    """What a link leads to, in its place: archives of sources have no links out of them."""
+    target = link.resolve(strict=True)
+    link.unlink()
+    if target.is_dir():
+        shutil.copytree(target, link)
+    else:
+        shutil.copy(target, link)
 
 
 def raise_version(package: Path, version: str) -> None:
@@ -123,20 +136,24 @@ def release(version: str, home: str, folder: Path, only: Sequence[str] = ()) -> 
     wrong = [f"{w.name}: {fault}" for w in made if w.suffix == ".whl" for fault in faults(w, version)]
     if wrong:
         raise SystemExit("release: " + "\n".join(wrong))
-    run("twine", "check", "--strict", *map(str, made))
+    run(sys.executable, "-m", "twine", "check", "--strict", *map(str, made))
     return made
 
 
 def publish(version: str, made: Sequence[Path]) -> None:
     """Raise the versions here, commit and tag that, and upload what was made."""
-    if run("git", "status", "--porcelain"):
-        raise SystemExit("release: commit or put away what has changed here first")
     for package in packages(ROOT):
         raise_version(package, version)
-    run("git", "commit", "--all", "--message", f"Release {version}")
+    if changes():
+        run("git", "commit", "--all", "--message", f"Release {version}")
     run("git", "tag", f"v{version}")
     for path in made:
-        run("twine", "upload", "--skip-existing", str(path))
+        run(sys.executable, "-m", "twine", "upload", "--skip-existing", str(path))
+
+
+def changes() -> str:
+    """What differs here from the last commit."""
+    return run("git", "status", "--porcelain")
 
 
 def main() -> None:
@@ -145,6 +162,8 @@ def main() -> None:
     parser.add_argument("--home", required=True, help="where the repository can be read, for the links")
     parser.add_argument("--upload", action="store_true", help="commit, tag and upload; without, only build and check")
     asked = parser.parse_args()
+    if asked.upload and changes():
+        raise SystemExit("release: what has changed here is in no commit, so it would not be released; commit it first")
     made = release(asked.version, asked.home.rstrip("/"), ROOT / "dist")
     print("\n".join(path.name for path in made))
     if asked.upload:
