@@ -2,7 +2,7 @@
 
     python .ci/release.py 0.2.0 --home https://example.org/flowfactory
 
-The wheels and sources are built from a copy of the last commit, in which the versions are raised, packages of this
+The wheels and sources are built from a copy of this folder, in which the versions are raised, packages of this
 repository ask for each other in this version or a later one of the same series, and links of readmes lead to `--home`.
 They are checked and then lie in `dist/`. Nothing here or elsewhere has changed until `--upload`, which raises the
 versions here, commits and tags that, and hands all to twine: core's first, since plugins ask for it.
@@ -26,6 +26,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#|mailto:)([^)\s]+)\)")
+LEFT = (".git", ".venv", ".*_cache", "__pycache__", "dist", "runs", "site")
 OWN = re.compile(r'"(flowfactory[\w-]*)((?:\[[\w,-]+\])?)>=[^"]*"')
 
 
@@ -124,12 +125,12 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 
 def release(version: str, home: str, folder: Path, only: Sequence[str] = ()) -> list[Path]:
-    """Build and check everything, or `only` some folders, from a copy of the last commit."""
+    """Build and check everything, or `only` some folders, from a copy of this folder."""
     if folder.exists() and any(folder.iterdir()):
         raise SystemExit(f"release: {folder} is not empty: what lies there would be uploaded too")
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "copy"
-        run("git", "clone", "--quiet", "--depth=1", ROOT.as_uri(), str(root))
+        shutil.copytree(ROOT, root, symlinks=True, ignore=shutil.ignore_patterns(*LEFT))
         prepare(root, version, home)
         chosen = [path for path in packages(root) if not only or path.relative_to(root).as_posix() in only]
         made = build(root, chosen, folder)
