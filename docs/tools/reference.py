@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import api
 import click
-from flowfactory.cli.describe import describe
+import plugin_pages
 from flowfactory.cli.main import cli
 from flowfactory.components.resolved import contributions
 from flowfactory.contracts import hooks
@@ -31,6 +31,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.names import aliases, directory
 from flowfactory.spec.structure import TABLES
 from flowfactory.spec.tables import COMPONENTS, RewardEntry
+from tables import about, inherited, keys_table, page, row
 
 BASES: Mapping[str, Mapping[str, type]] = {
     "model": {"Every adapter takes:": AdapterSpec},
@@ -49,7 +50,7 @@ def pages() -> Mapping[str, str]:
         "plugins.md": plugins_page(),
         "coming-from.md": coming_from_page(),
     }
-    return own | {name: _page([text]) for name, text in api.pages().items()}
+    return own | plugin_pages.pages() | {name: page([text]) for name, text in api.pages().items()}
 
 
 # --- other programs -------------------------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def coming_from_page() -> str:
     for alias in aliases.aliases("plugin"):
         words = ", ".join(f"`{word}`" for word in alias.words[""])
         lines.append(f"| {words} | {KINDS[alias.kind].name} `{alias.here}` | {alias.note} |")
-    return _page(lines)
+    return page(lines)
 
 
 # --- the spec ------------------------------------------------------------------------------------------------------
@@ -113,10 +114,10 @@ def spec_page() -> str:
     """`docs/spec.md`."""
     lines = ["# The spec", SPEC_INTRODUCTION]
     for name, cls in TABLES.items():
-        lines += [f"## `[{name}]`", "", *_about(cls, f"`[{name}]`"), *_keys_table(cls)]
+        lines += [f"## `[{name}]`", "", *about(cls, f"`[{name}]`"), *keys_table(cls)]
         if cls is Data:
             title = "`[[data.source]]`"
-            lines += [f"## {title}", "", *_about(DataSource, title), *_keys_table(DataSource)]
+            lines += [f"## {title}", "", *about(DataSource, title), *keys_table(DataSource)]
     for name, kind in COMPONENTS.items():
         lines += [
             f"## `[{name}]`",
@@ -124,11 +125,11 @@ def spec_page() -> str:
             f"`name` says which {KINDS[kind].name}: its public name, or `name@distribution`",
         ]
         lines += ["where two distributions share one. The plugin's own keys come beside it.", ""]
-        lines += [line for intro, cls in BASES[name].items() for line in (intro, "", *_keys_table(cls))]
+        lines += [line for intro, cls in BASES[name].items() for line in (intro, "", *keys_table(cls))]
     lines += ["## `[[reward]]` and `[[eval.reward]]`", ""]
-    lines += ["Core's keys; the reward's own come beside them.", "", *_keys_table(RewardEntry, optional=("label",))]
+    lines += ["Core's keys; the reward's own come beside them.", "", *keys_table(RewardEntry, optional=("label",))]
     lines += ["## What core itself provides", "", *_provided()]
-    return _page(lines)
+    return page(lines)
 
 
 def _provided() -> Iterator[str]:
@@ -136,32 +137,7 @@ def _provided() -> Iterator[str]:
     for kind, offers in contributions(registry)[0].items():
         for offer in offers:
             yield from (f"### {KINDS[kind].name} `{offer.provides.name}`", "", offer.provides.summary, "")
-            yield from _keys_table(offer.provides.spec, leave=_inherited(offer.provides.spec))
-
-
-def _inherited(cls: type) -> set[str]:
-    bases = (AdapterSpec, StochasticSpec, TrainerSpec)
-    return {row.name for base in bases if issubclass(cls, base) for row in describe(base)}
-
-
-def _keys_table(cls: type, leave: Container[str] = (), optional: Container[str] = ()) -> list[str]:
-    rows = [row for row in describe(cls) if row.name not in leave]
-    if not rows:
-        return ["No keys of its own.", ""]
-    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    return [
-        *head,
-        *(_row(f"`{r.name}`", _code(r.type), "" if r.name in optional else _default(r.default), r.doc) for r in rows),
-        "",
-    ]
-
-
-def _default(text: str) -> str:
-    return "*required*" if text == "required" else _code(text)
-
-
-def _code(text: str) -> str:
-    return f"`{text}`" if text else ""
+            yield from keys_table(offer.provides.spec, leave=inherited(offer.provides.spec))
 
 
 # --- hooks ---------------------------------------------------------------------------------------------------------
@@ -210,9 +186,9 @@ def hooks_page() -> str:
     """`docs/hooks.md`."""
     lines = ["# Hooks", HOOKS_INTRODUCTION, "## Entry-point groups", "", "| group | hook | what |", "|---|---|---|"]
     for kind in KINDS.values():
-        lines.append(_row(f"`{kind.group}`", f"`{kind.hook}`", f"named by `{kind.key}`"))
-    lines += [_row("`flowfactory.plugins`", "any event hook", "observers, named in `plugins`")]
-    lines += [_row("`flowfactory.commands`", "none", "click commands, by their names: `flowfactory NAME`"), ""]
+        lines.append(row(f"`{kind.group}`", f"`{kind.hook}`", f"named by `{kind.key}`"))
+    lines += [row("`flowfactory.plugins`", "any event hook", "observers, named in `plugins`")]
+    lines += [row("`flowfactory.commands`", "none", "click commands, by their names: `flowfactory NAME`"), ""]
     lines += ["## `Provides`", "", inspect.cleandoc(Provides.__doc__ or "").replace("\n", "  \n"), ""]
     lines += ["## `key`", "", *_function_doc(vars(sys.modules[Needs.__module__])["key"]), ""]
     lines += ["## Hook functions", "", inspect.cleandoc(hooks.__doc__ or "").partition("\n\n")[2], ""]
@@ -221,9 +197,9 @@ def hooks_page() -> str:
         lines += [inspect.cleandoc(function.__doc__ or ""), ""]
     lines += ["## What spec classes are made of", ""]
     for cls in (AdapterSpec, SchedulerSpec, StochasticSpec, TrainerSpec, Window, Times, Decay):
-        lines += [f"### `{cls.__name__}`", "", inspect.cleandoc(cls.__doc__ or ""), "", *_keys_table(cls)]
+        lines += [f"### `{cls.__name__}`", "", inspect.cleandoc(cls.__doc__ or ""), "", *keys_table(cls)]
     lines += ["### `Needs`", "", inspect.cleandoc(Needs.__doc__ or "").replace("\n", "  \n"), ""]
-    return _page(lines)
+    return page(lines)
 
 
 def hook_functions() -> Mapping[str, Any]:
@@ -279,9 +255,9 @@ def cli_page() -> str:
     lines = ["# The command line", CLI_INTRODUCTION]
     for path, command in commands(cli, "flowfactory"):
         lines += [f"## `{path}`", "", inspect.cleandoc(command.help or "").partition("\f")[0].strip(), ""]
-        rows = [_row(f"`{names}`", help) for names, help in _parameters(command)]
+        rows = [row(f"`{names}`", help) for names, help in _parameters(command)]
         lines += ["| argument or option | |", "|---|---|", *rows, ""] if rows else []
-    return _page(lines)
+    return page(lines)
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -326,27 +302,12 @@ def plugins_page() -> str:
     lines = ["# Plugin directory", PLUGINS_INTRODUCTION, "| distribution | names | what |", "|---|---|---|"]
     for listing in directory.listings():
         named = [f"{KINDS[kind].name} `{name}`" for kind, names in listing.names.items() for name in names]
-        lines.append(_row(f"`{listing.distribution}`", ", ".join(named), listing.summary))
-    return _page([*lines, PLUGINS_CLOSING])
+        link = f"[`{listing.distribution}`]({plugin_pages.path(listing.distribution)})"
+        lines.append(row(link, ", ".join(named), listing.summary))
+    return page([*lines, PLUGINS_CLOSING])
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
-
-
-def _about(cls: type, heading: str) -> list[str]:
-    """A class's docstring, less the heading it begins with."""
-    text = inspect.cleandoc(cls.__doc__ or "").removeprefix(heading).removeprefix(":").strip()
-    return [text[:1].upper() + text[1:], ""] if text else []
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _page(lines: Sequence[str]) -> str:
-    text = "\n".join(lines).strip()
-    note = "<!-- Written by `python docs/tools/reference.py` from the source; change it there. -->"
-    return f"{note}\n\n{text}\n"
 
 
 def main(folder: Path) -> None:
