@@ -24,6 +24,7 @@ from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Collected, Member
+from flowfactory.sampling.studio import Made, Studio
 from flowfactory.spec.tables import RewardEntry
 from torch import Tensor
 
@@ -77,13 +78,17 @@ def level_of(member: Member) -> float:
     return ((7 * member.group.row + 5 * member.replica**2) % 19) / 19
 
 
-def made_up(sampler: Any, epoch: int, members: Sequence[Member], looked_at: bool) -> tuple[Rollout, list[Sample]]:
-    """Media that differ by prompt and replica."""
+def made_up(way: Any, epoch: int, members: Sequence[Member], decoded: bool) -> Made:
+    """Media that differ by prompt and replica, of looks too, by what comes between."""
     levels = [level_of(m) for m in members]
     media = torch.stack([torch.full((3, 4, 4), level, dtype=torch.float32) for level in levels])
-    rows = sampler.conditions.rows
-    samples = [Sample(rows[m.group.row], media[i], m.group.slot, m.replica) for i, m in enumerate(members)]
-    return Rollout(torch.tensor([1.0, 0.5, 0.0]), (), {2: media[:, 0, 0, :1]}, {}), samples
+    rows = way.studio.conditions.rows
+    columns = [
+        [Sample(rows[m.group.row], media[i] * (1 - column / 8), m.group.slot, m.replica) for i, m in enumerate(members)]
+        for column in range(way.columns)
+    ]
+    final = media[:, 0, 0, :1]
+    return Made([Rollout(torch.tensor([1.0, 0.5, 0.0]), (), {2: final}, {})], columns, [final])
 
 
 def plain(scores: Scores, groups: Tensor) -> Tensor:
@@ -101,6 +106,9 @@ def epoch(
     refill: int = 0,
     group: int = GROUP,
     shares: Mapping[str, int] | None = None,
+    needs: Needs | None = None,
+    steps: int = 2,
+    updates: int = 1,
 ) -> list[Collected | BaseException]:
     """One epoch on each of `world` processes; `keys` are those of the rewards' tables.
 
@@ -117,15 +125,17 @@ def epoch(
     spec = SimpleNamespace(
         data=Data(source=tuple(each)) if each else Data(prompts="x"),
         run=SimpleNamespace(seed=SEED, epochs=1, save_samples=2),
-        sampling=SimpleNamespace(prompts=PROMPTS, group=group, micro_batch=4, overlap=overlap, refill=refill),
+        sampling=SimpleNamespace(
+            prompts=PROMPTS, group=group, micro_batch=4, overlap=overlap, refill=refill, steps=steps
+        ),
         scheduler=SimpleNamespace(spec=ODESpec()),
-        optimizer=SimpleNamespace(updates=1),
+        optimizer=SimpleNamespace(updates=updates),
         rewards=entries,
     )
     exchange, outcomes = Exchange(world), list[Any]([None] * world)
 
     def one(rank: int) -> None:
-        sampler = Rollouts(
+        studio = Studio(
             spec=spec,
             run=SimpleNamespace(folder=folder),
             events=SimpleNamespace(samples_scored=lambda **what: None),
@@ -133,12 +143,12 @@ def epoch(
             processes=Threads(rank, exchange),
             instruments=SimpleNamespace(display=SimpleNamespace(phase=nothing), clock=nothing),
             judge=Judge(entries, targets, {}),
-            trainer=SimpleNamespace(advantages=compare, needs=Needs()),
+            trainer=SimpleNamespace(advantages=compare, needs=needs or Needs()),
             policy=None,
             scheduler=None,
         )
         try:
-            outcomes[rank] = sampler.collect(1, SimpleNamespace(check=lambda _: None, asked=lambda _: False))  # type: ignore[arg-type]
+            outcomes[rank] = Rollouts(studio).collect(1, SimpleNamespace(check=lambda _: None, asked=lambda _: False))  # type: ignore[arg-type]
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:

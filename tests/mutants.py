@@ -445,6 +445,34 @@ FAULTS = (
         "differentiable_by_contract", "it is not one, and its spec says that it is",
     ),
     Fault(
+        "the advantage of the step before", "stepgrpo", "        return clipped_loss(policy, batch",
+        "        from attrs import evolve\n        batch = evolve(batch, advantages=batch.advantages.roll(1, -1))\n"
+        "        return clipped_loss(policy, batch",
+        "steps_have_their_own_advantages", "moves the weights elsewhere",
+    ),
+    Fault(
+        "one advantage for all steps", "stepgrpo", "        return clipped_loss(policy, batch",
+        "        from attrs import evolve\n        batch = evolve(batch, advantages=batch.advantages.mean(1))\n"
+        "        return clipped_loss(policy, batch",
+        "steps_have_their_own_advantages", "moves the weights elsewhere",
+    ),
+    Fault(
+        "losses for gains", "stepgrpo", "gains = looks.diff", "gains = -looks.diff",
+        "better_scores_better_advantages", "have advantages",
+    ),
+    Fault(
+        "the worse preferred", "tempflow", "found[own] = scores", "found[own] = -scores",
+        "better_scores_better_advantages", "have advantages",
+    ),
+    Fault(
+        "away from the reward", "tempflow", "found[own] = scores", "found[own] = -scores",
+        "learns", "squared distances",
+    ),
+    Fault(
+        "the worse preferred", "branchgrpo", "total([weights[label] * column", "total([-weights[label] * column",
+        "better_scores_better_advantages", "have advantages",
+    ),
+    Fault(
         "the bad preferred", "dppo", "dropped, 0.0, -advantages", "dropped, 0.0, advantages",
         "advantage_raises_likelihood", "less likely",
     ),

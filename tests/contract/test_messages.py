@@ -97,6 +97,8 @@ def weights_file(name: str) -> Mapping[str, str]:
 
 FROM = ("rank = 4", 'rank = 4\nfrom = "./mine.safetensors"')
 TEACHER = 'return Needs(trajectory="steps", density="any", loaded={"%s": %s})'
+LOOKING = (FOLLOWING[0], 'Needs(trajectory="steps", looks="estimated")')
+BRANCHING = (FOLLOWING[0], 'Needs(trajectory="steps", branches=__import__("flowfactory").Branches(2, (0, 5)))')
 
 DATA = 'prompts = "train.txt"\neval_prompts = "eval.txt"\n'
 SEVERAL = """
@@ -175,6 +177,12 @@ CASES = (
     Case("density", edits=(('"flow-sde"\nwindow = { rule = "random", size = 2 }', '"ode"'),)),
     Case("density", edits=(('"flow-sde"', '"cps"'), ("beta = 0.1", "exact = true"))),
     Case("no-gradient", toy=FOLLOWING),
+    Case(
+        "looks",
+        toy=LOOKING,
+        edits=(("size = 2", 'size = 2, per = "prompt"'), ("beta = 0.1", 'beta = 0.1\nstd = "global"')),
+    ),
+    Case("branches", toy=BRANCHING, edits=(("steps = 8", "steps = 8\nshared_noise = true"),)),
     Case("window", edits=(('"random", size = 2', '"list", steps = [1, 7]'),)),
     Case("window", edits=(('"random", size = 2', '"all", size = 2'),)),
     Case(

@@ -13,7 +13,21 @@ from flowfactory.discovery.registry import Registry, installed_entries
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "papers.md").read_text()
-PLUGINS = ("grpo", "nft", "awm", "dppo", "dgpo", "crd", "dpo", "refl", "sft", "opd")
+PLUGINS = (
+    "grpo",
+    "nft",
+    "awm",
+    "dppo",
+    "dgpo",
+    "crd",
+    "dpo",
+    "refl",
+    "sft",
+    "opd",
+    "stepgrpo",
+    "tempflow",
+    "branchgrpo",
+)
 
 
 def names(kind: str) -> list[str]:

@@ -15,7 +15,7 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 
-TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "dgpo", "crd", "nft", "awm", "draft", "refl")
+TRAINERS = ("grpo", "grpo-guard", "dppo", "dpo", "dgpo", "crd", "nft", "awm", "draft", "refl", "stepgrpo", "tempflow")
 DENSITY = {
     "flow-sde": "gaussian",
     "dance-sde": "gaussian",
@@ -29,6 +29,8 @@ ACCEPTS = {
     "grpo": {"gaussian", "squared-error"},
     "grpo-guard": {"gaussian"},
     "dppo": {"gaussian"},
+    "stepgrpo": {"gaussian", "squared-error"},
+    "tempflow": {"gaussian", "squared-error"},
     "dpo": set(DENSITY.values()),
     "dgpo": set(DENSITY.values()),
     "crd": set(DENSITY.values()),
@@ -44,6 +46,8 @@ PARTS = {"grpo": {"policy"}, "grpo-guard": {"policy"}, "dppo": {"policy"}, "dpo"
     "awm": {"policy", "kl", "average"},
     "draft": {"reward"},
     "refl": {"reward"},
+    "stepgrpo": {"policy"},
+    "tempflow": {"policy"},
 }
 SIZES = {"flux": "32", "diffusers": "32", "qwen-image": "32", "wan": "[32, 32, 5]"}
 TUNINGS = {"full": ("full={}",), "lora": ("-full", "lora.rank=2")}

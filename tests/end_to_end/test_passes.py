@@ -30,6 +30,10 @@ def case(name: str, trainer: str, updates: int, changes: Sequence[str], forward:
     return pytest.param(changed, forward, trained, id=name)
 
 
+FAN = ("scheduler.window={rule='list', steps=[0, 1]}", "trainer.width=3")
+TREE = ("scheduler.window={rule='all'}", "trainer.splits=[0, 2]", "sampling.group=1")
+
+
 def window(rule: str) -> str:
     return f"scheduler.window={rule}"
 
@@ -109,6 +113,17 @@ CASES = (
     case("draft-all", "draft", 1, [BLUE, "trainer.steps=9"], FIRST, FIRST),
     # One drawn step, whichever it is.
     case("refl", "refl", 1, [BLUE, "trainer.fraction=1.0"], FIRST, SAMPLES),
+    # Of the states before steps 0 and 2, three steps and one are left; the first of each is the sample's own.
+    case("stepgrpo", "stepgrpo", 1, [window("{rule='list', steps=[0, 2]}")], FIRST + (3 + 1) * SAMPLES, 2 * SAMPLES),
+    case("stepgrpo-all", "stepgrpo", 2, [window(ALL)], FIRST + (3 + 2 + 1) * SAMPLES, 3 * SAMPLES),
+    # Estimates are of velocities that sampling asks for.
+    case("stepgrpo-estimated", "stepgrpo", 1, [window(ALL), "trainer.looks=estimated"], FIRST, 3 * SAMPLES),
+    # Of each of 4 prompts one start: two steps of the trunk, and three branches of each, which leave at steps 0 and 1.
+    case("tempflow", "tempflow", 1, [*FAN, "sampling.group=1"], 4 * (2 + 3 * (3 + 2)), 4 * 3 * 2),
+    case("tempflow-starts", "tempflow", 2, [*FAN, "sampling.group=2"], 8 * (2 + 3 * (3 + 2)), 8 * 3 * 2),
+    case("tempflow-kl", "tempflow", 1, [*FAN, "sampling.group=1", "trainer.kl_beta=0.1"], 4 * 17 + 4 * 6, 4 * 3 * 2),
+    # Trees that part at steps 0 and 2: one state, then two, two, and four; branches at each but the last step.
+    case("branchgrpo", "branchgrpo", 1, TREE, 4 * (1 + 2 + 2 + 4), 4 * (2 + 2 + 4)),
     # The reference and the average are asked once each for each noise level.
     case("awm-kl", "awm", 1, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
 )
@@ -124,6 +139,10 @@ def test_passes_of_an_epoch(
     assert (line["network/forward"], line["network/trained"]) == (forward, trained)
     assert rows == {False: forward, True: trained}
     planned = {number["name"]: number["value"] for number in json.loads((folder / "plan.json").read_text())["numbers"]}
+    if "branches" in planned:
+        assert planned["branch_passes"] == forward - (trained if "kl_beta=0.1" in str(changes) else 0)
+        assert planned["branches"] == trained
+    assert planned.get("look_passes", 0) == (forward - FIRST if "stepgrpo" in str(changes) else 0)
     assert ("gradient_passes" in planned) == (BLUE in changes)
     assert planned.get("gradient_passes", trained) == trained
 

@@ -34,6 +34,8 @@ from .contracts.specs import SchedulerSpec as SchedulerSpec, StochasticSpec as S
 # Trainers: an algorithm.
 from .contracts.seeds import Draws as Draws
 from .contracts.specs import (
+    Branches as Branches,
+    ClippedSpec as ClippedSpec,
     Decay as Decay,
     DecoupledSpec as DecoupledSpec,
     Needs as Needs,
@@ -43,9 +45,18 @@ from .contracts.specs import (
 from .contracts.trainer import Policy as Policy, Trainer as Trainer
 from .rewards.advantages import Scores as Scores
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
-from .sampling.groups import averaging as averaging, over_groups as over_groups
-from .sampling.times import noise_levels as noise_levels, noised as noised
-from .sampling.transition import Transition as Transition
+from .losses.clipping import (
+    ClippedTerm as ClippedTerm,
+    clipped as clipped,
+    clipped_loss as clipped_loss,
+    clipped_terms as clipped_terms,
+    divergence as divergence,
+    ratio_metrics as ratio_metrics,
+    reference_velocity as reference_velocity,
+)
+from .losses.groups import averaging as averaging, over_groups as over_groups
+from .losses.times import noise_levels as noise_levels, noised as noised
+from .losses.transition import Transition as Transition
 
 # Rewards: a number for a sample.
 from .contracts.reward import (

@@ -10,7 +10,7 @@ from flowfactory.builtin import ODESpec
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.contracts.types import Batch, Rollout, Update
-from flowfactory.sampling.groups import averaging
+from flowfactory.losses.groups import averaging
 from flowfactory.schedulers.ode import ODE
 from flowfactory_plugin_crd import CRDSpec
 from flowfactory_plugin_crd.crd import CRD, Term, centres, log_likelihood, mismatch, optimality

@@ -10,7 +10,7 @@ from flowfactory.builtin import ODESpec
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.contracts.types import Batch, Rollout, Update
-from flowfactory.sampling.groups import averaging, over_groups
+from flowfactory.losses.groups import averaging, over_groups
 from flowfactory.schedulers.ode import ODE
 from flowfactory_plugin_dgpo import DGPOSpec
 from flowfactory_plugin_dgpo.dgpo import DGPO, Term, error

@@ -11,8 +11,8 @@ from flowfactory.builtin import DanceSDESpec, FlowSDESpec
 from flowfactory.contracts.scheduler import StochasticScheduler
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Batch
+from flowfactory.losses.transition import Transition
 from flowfactory.sampling.rollout import Noise, rollout
-from flowfactory.sampling.transition import Transition
 from flowfactory.schedulers.dance_sde import DanceSDE
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory_plugin_dppo import DPPOSpec

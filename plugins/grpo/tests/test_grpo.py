@@ -12,15 +12,15 @@ from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, LinearSDESpe
 from flowfactory.contracts.scheduler import StochasticScheduler
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Batch
+from flowfactory.losses.clipping import ClippedTerm, clipped
+from flowfactory.losses.transition import Transition
 from flowfactory.sampling.rollout import Noise, rollout
-from flowfactory.sampling.transition import Transition
 from flowfactory.schedulers.cps import CPS
 from flowfactory.schedulers.dance_sde import DanceSDE
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory.schedulers.linear_sde import LinearSDE
 from flowfactory_plugin_grpo import GRPOSpec
-from flowfactory_plugin_grpo.clipping import clipped
-from flowfactory_plugin_grpo.grpo import GRPO, Term, levelled
+from flowfactory_plugin_grpo.grpo import GRPO, levelled
 from support import GRID, STORAGE, Case, FieldPolicy, close, each, transition
 from torch import Tensor
 
@@ -264,7 +264,7 @@ def test_steps_of_each_prompt_levelled_are_flash_grpos_loss(case: Case) -> None:
         batch = transition(linear, sigmas[: step + 2], x, x_next, old, given["advantages"][one])
         batch = attrs.evolve(batch, rollout=attrs.evolve(batch.rollout, sigmas=given["sigmas"].float()), shares=shares)
         v = given["velocity"][one].clone().requires_grad_()
-        loss = trainer.loss(FieldPolicy(v), batch, Term(step, None)).parts["policy"] / count
+        loss = trainer.loss(FieldPolicy(v), batch, ClippedTerm(step, None)).parts["policy"] / count
         total += float(loss.detach())
         gradients += torch.autograd.grad(loss, v)
         lambdas = expected["rectification"].double()
@@ -281,7 +281,7 @@ def test_levelled_steps_move_the_velocity_alike() -> None:
         for step in batch.rollout.steps:
             at = Transition.of(batch, step)
             v = (0.3 * at.x).requires_grad_()
-            parts = GRPO(GRPOSpec(level=level)).loss(FieldPolicy(v), batch, Term(step, None)).parts
+            parts = GRPO(GRPOSpec(level=level)).loss(FieldPolicy(v), batch, ClippedTerm(step, None)).parts
             (gradient,) = torch.autograd.grad(parts["policy"], v)
             found.append(float((gradient / (at.x_next - at.moments(v).mean) * at.std().reshape(-1, 1, 1)).abs().mean()))
         sizes[level] = max(found) / min(found)

@@ -9,8 +9,8 @@ import torch
 from flowfactory.builtin import FlowSDESpec
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Batch
+from flowfactory.losses.transition import Transition
 from flowfactory.sampling.rollout import Noise, rollout
-from flowfactory.sampling.transition import Transition
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory_plugin_grpo import GRPOGuardSpec
 from flowfactory_plugin_grpo.guard import GRPOGuard

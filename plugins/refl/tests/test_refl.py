@@ -13,7 +13,8 @@ from flowfactory.contracts.types import Batch, Loss, Row
 from flowfactory.sampling.rollout import Noise, rollout
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory.schedulers.ode import ODE
-from flowfactory.testing.problem import SAMPLES, STEPS, TARGET, Problem
+from flowfactory.testing.mean import TARGET
+from flowfactory.testing.problem import SAMPLES, STEPS, Problem
 from flowfactory_plugin_refl import DraftSpec, ReFLSpec
 from flowfactory_plugin_refl.draft import Draft, sampled
 from flowfactory_plugin_refl.refl import ReFL, at, late

@@ -16,7 +16,7 @@ from flowfactory.rewards.asking import Composite, RewardError
 from flowfactory.rewards.scoring import Judge
 from flowfactory.rewards.session import Scored, all_parts
 from flowfactory.sampling.epochs import Group
-from flowfactory.sampling.rollouts import Round
+from flowfactory.sampling.rounds import Round
 from flowfactory.sampling.source import Member
 from flowfactory.spec.tables import RewardEntry
 
@@ -114,8 +114,8 @@ def test_parts_of_replaced_groups_are_replaced() -> None:
     new = scored(graded, 0.75, 0.75)
     assert set(old.parts) == {"grades/half", "grades/late"}
     members = [Member(Group(slot, 0, 0), replica) for slot in (0, 1) for replica in (0, 1)]
-    first = Round(members, [latents(4)], attrs.evolve(old, parts={"grades/half": old.parts["grades/half"]}), [], [])
-    fresh = Round(members[2:], [latents(2)], new, [], [])
-    made = first.replaced(fresh).scored
+    first = Round(members, [latents(4)], attrs.evolve(old, parts={"grades/half": old.parts["grades/half"]}), [], {}, [])
+    fresh = Round(members[2:], [latents(2)], new, [], {}, [])
+    made = first.replaced(fresh, 1).scored
     assert listed(made.parts["grades/half"]) == [0.25, 0.25, 0.375, 0.375]
     assert listed(made.parts["grades/late"]) == [None, None, 1.0, 1.0]

@@ -22,7 +22,7 @@ from flowfactory.contracts.reward import Score
 from flowfactory.contracts.types import Sample
 from flowfactory.rewards.advantages import Scores, advantages
 from flowfactory.rewards.asking import RewardError
-from flowfactory.sampling import rollouts
+from flowfactory.sampling.chains import Chains
 from flowfactory.sampling.source import Collected
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def over_all(scores: Scores, groups: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "sample", made_up)
+    monkeypatch.setattr(Chains, "sample", made_up)
 
 
 # --- what must hold --------------------------------------------------------------------------------------------------

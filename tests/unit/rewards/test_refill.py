@@ -13,7 +13,7 @@ from epochs import POOLS, PROMPTS, ROWS, SEED, brightness, by_slot, epoch, level
 from flowfactory.contracts.reward import Score
 from flowfactory.contracts.types import Sample
 from flowfactory.rewards.session import Scored
-from flowfactory.sampling import rollouts
+from flowfactory.sampling.chains import Chains
 from flowfactory.sampling.epochs import Group, plan_epoch, refilled
 from flowfactory.sampling.judged import teach_nothing
 from flowfactory.sampling.source import Collected
@@ -25,7 +25,7 @@ DROPPED: Mapping[str, Mapping[str, Any]] = {"r": {"on_error": "drop-group"}}
 
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "sample", made_up)
+    monkeypatch.setattr(Chains, "sample", made_up)
 
 
 def row_of(batch: Sequence[Sample]) -> int:

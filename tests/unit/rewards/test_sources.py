@@ -17,7 +17,7 @@ from flowfactory.metrics.scores import source_metrics
 from flowfactory.rewards.advantages import advantages
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
-from flowfactory.sampling import rollouts
+from flowfactory.sampling.chains import Chains
 from flowfactory.sampling.source import Collected, group_counts
 from flowfactory.spec.tables import RewardEntry
 
@@ -29,7 +29,7 @@ SHARES = {"a": 1, "b": 2}
 
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "sample", made_up)
+    monkeypatch.setattr(Chains, "sample", made_up)
 
 
 def sample(source: str, slot: int, replica: int = 0) -> Sample:

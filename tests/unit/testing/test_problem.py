@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from flowfactory.contracts.key import Location
 from flowfactory.contracts.specs import Needs
-from flowfactory.testing.problem import MeanPolicy
+from flowfactory.testing.mean import MeanPolicy
 
 
 def test_a_trainer_under_test_has_the_weights_it_asks_to_be_loaded() -> None:

@@ -47,6 +47,20 @@ class AdapterSpec:
         return part.startswith("transformer")
 
 
+@attrs.frozen
+class Branches:
+    """How a trajectory parts, at stochastic steps, into several that have noise of their own.
+
+    width: into how many. at: at which of these steps; `None`: at every one.
+    kind: "fan": a trunk without noise goes on, and what leaves it has no further noise. "tree": there is noise at every
+        stochastic step, and what has parted parts again.
+    """
+
+    width: int
+    at: tuple[int, ...] | None = None
+    kind: Literal["fan", "tree"] = "fan"
+
+
 @attrs.frozen(kw_only=True)
 class Needs:
     """What a trainer asks of core.
@@ -59,6 +73,9 @@ class Needs:
     trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities;
         "states" the latents before and after every step, stochastic or not.
     rollout: the weights that sample: "current", or one of `sets`.
+    looks: what is scored besides the samples: the states that stochastic steps start from, and the last one's result,
+        either "completed" without further noise or "estimated", by `x - sigma v`. See `Scores`.
+    branches: how trajectories part. What is scored then are their ends, and what is trained is each branch's one step.
     density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
     batch: what no micro-batch divides: a sample, or all usable samples of a group. A loss of groups is their mean.
     draws: whose streams the trainer draws from: each "sample" has its own, or all samples of a "group" the same one.
@@ -72,6 +89,8 @@ class Needs:
     scores: bool = True
     gradient: int = 0
     trajectory: Literal["final", "steps", "states"] = "final"
+    looks: Literal["none", "completed", "estimated"] = "none"
+    branches: Branches | None = None
     rollout: str = "current"
     density: Literal["gaussian", "any", "none"] = "none"
     batch: Literal["samples", "groups"] = "samples"
@@ -204,6 +223,28 @@ class DecoupledSpec(TrainerSpec):
     """Keys of the trainers that train at noise levels of their own, not at those the samples were made with."""
 
     times: Times = key("Noise levels to train at.", default=Times(rule="discrete", fraction=0.9))
+
+
+@attrs.frozen(kw_only=True)
+class ClippedSpec(TrainerSpec):
+    """Keys of the trainers that clip probability ratios."""
+
+    even_calls: ClassVar[bool] = True
+
+    clip_low: float = key("The ratio is clipped below 1 - clip_low.", default=1e-4, gt=0, le=1)
+    clip_high: float = key("The ratio is clipped above 1 + clip_high.", default=1e-4, gt=0)
+    adv_clip: float = key("Advantages are clipped to this size.", default=5.0, gt=0)
+    kl_beta: float = key("Weight of the divergence from the reference weights; 0 turns it off.", default=0.0, ge=0)
+    kl: Literal["exact", "x", "v"] = key(
+        "Divergence: `exact` between the Gaussians of a step, or the squared difference of their means (`x`) "
+        "or of the velocities (`v`).",
+        default="exact",
+    )
+
+    @property
+    def needs(self) -> Needs:
+        exact = self.kl_beta > 0 and self.kl == "exact"
+        return Needs(trajectory="steps", density="gaussian" if exact else "any", reference=self.kl_beta > 0)
 
 
 @attrs.frozen(kw_only=True)

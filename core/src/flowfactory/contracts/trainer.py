@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs, TrainerSpec
-from flowfactory.contracts.types import Batch, Conditions, Loss, Row, Update
+from flowfactory.contracts.types import Batch, Conditions, Lineage, Loss, Row, Update
 
 SpecT = TypeVar("SpecT", bound=TrainerSpec)
 
@@ -48,6 +48,8 @@ class Scores(Protocol):
     """Rewards of one epoch, over all processes.
 
     values: by label, `(N,)` float64; NaN where a reward does not apply or failed. weights: by label.
+    looks: by label, with `Needs.looks`: `(N, n+1)`, of the states before each of n stochastic steps and after the last.
+    lineage: with `Needs.branches`; the N are branches then, and what one scores is the mean of the samples it leads to.
     """
 
     @property
@@ -56,8 +58,20 @@ class Scores(Protocol):
     @property
     def weights(self) -> Mapping[str, float]: ...
 
-    def advantages(self, groups: Tensor, aggregate: str, std: str) -> Tensor:
-        """What they say together, `(N,)` float64: see the keys `aggregate` and `std` of `TrainerSpec`."""
+    @property
+    def looks(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def lineage(self) -> Lineage | None: ...
+
+    def advantages(
+        self, groups: Tensor, aggregate: str, std: str, values: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """What they say together, `(N,)` float64: see the keys `aggregate` and `std` of `TrainerSpec`.
+
+        Args:
+            values: what to compare instead, by label; of `(N, n)` each column by itself.
+        """
         ...
 
 
@@ -73,7 +87,10 @@ class Trainer(ABC, Generic[SpecT]):
         return self.spec.needs
 
     def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
-        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare. NaN takes no part in the training."""
+        """Advantages `(N,)` float64, or `(N, n)` of each stochastic step; `groups` `(N,)` says which samples compare.
+
+        NaN takes no part in the training.
+        """
         return scores.advantages(groups, self.spec.aggregate, self.spec.std)
 
     @abstractmethod

@@ -74,7 +74,7 @@ class Rollout:
     sigmas: the noise levels `(T+1,)`, float32, strictly falling from 1 (noise) to 0.
     steps: the stochastic steps, in order; empty after a deterministic rollout.
     latents: stored latents `(B, …)` by position: `i` and `i+1` for each stochastic step `i`, and `T`, the final ones;
-        all of `0 … T` where the trainer needs "states".
+        all of `0 … T` where the trainer needs "states". Of a branch only the two of its step.
     logprobs: log-probability `(B,)` float32 of each stochastic step, of exactly what is stored.
     """
 
@@ -92,6 +92,9 @@ class Rollout:
     def ceiling(self) -> float:
         """The second noise level: see `Scheduler`."""
         return float(self.sigmas[1])
+
+    def __len__(self) -> int:
+        return len(next(iter(self.latents.values())))
 
     def __getitem__(self, samples: slice | Tensor) -> Rollout:
         return attrs.evolve(
@@ -128,16 +131,31 @@ class Cut:
 
 
 @attrs.frozen(eq=False)
+class Lineage:
+    """Where branches come from.
+
+    steps: the stochastic step that each began with `(N,)`, and logprobs: of it. parents: which of the N each goes on
+        from `(N,)`; -1: none.
+    """
+
+    steps: Tensor
+    parents: Tensor
+    logprobs: Tensor
+
+
+@attrs.frozen(eq=False)
 class Batch:
     """What a trainer sees of a micro-batch.
 
-    advantages: `(B,)` float64.
+    advantages: `(B,)` float64, or `(B, n)` of each stochastic step; see `at`.
     on_policy: no optimizer step has been made since the rollout, and the rollout used the current weights.
     scheduler: the dynamics that sampled it.
     groups: `(B,)` which of the epoch's groups each belongs to; members lie side by side.
     rows: of each, its line of the data. scores: of each, by the label of the reward, `(B,)` float64.
     epoch: counted from 1.
     shares: by stochastic step, its share of all that the update trains at, on all processes.
+    branches: of each, its number among the branches of its group. parents: and that of the one it goes on from, -1:
+        none. Both `(B,)`; `None` where nothing branches.
     """
 
     rollout: Rollout
@@ -150,6 +168,12 @@ class Batch:
     scores: Mapping[str, Tensor] = attrs.field(factory=dict)
     epoch: int = 1
     shares: Mapping[int, float] = attrs.field()
+    branches: Tensor | None = None
+    parents: Tensor | None = None
+
+    def at(self, step: int) -> Tensor:
+        """The advantages `(B,)` of a stochastic step."""
+        return self.advantages if self.advantages.dim() == 1 else self.advantages[:, self.rollout.steps.index(step)]
 
     @shares.default
     def _alike(self) -> dict[int, float]:

@@ -47,12 +47,16 @@ def source_metrics(scores: Mapping[str, Tensor], sources: Sequence[str], infix: 
 
 
 def zero_std_groups(values: Tensor, groups: Tensor) -> float:
-    """Share of the groups with a value in which no sample is better than another: nothing can be learned from them."""
+    """Share of the groups with a value in which no sample is better than another: nothing can be learned from them.
+
+    Values are `(N,)`, or `(N, n)` where no step of a sample may be better than another's.
+    """
     equal = []
     for group in sorted(set(groups.tolist())):
-        known = values[(groups == group) & ~values.isnan()]
-        if len(known):
-            equal.append(bool((known == known[0]).all()))
+        own = values[groups == group]
+        steps = [column[~column.isnan()] for column in own.reshape(len(own), -1).T]
+        if any(map(len, steps)):
+            equal.append(all(bool((known == known[:1]).all()) for known in steps))
     return sum(equal) / len(equal) if equal else 0.0
 
 

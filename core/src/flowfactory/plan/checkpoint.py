@@ -19,8 +19,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.plan import headers
 from flowfactory.plan.headers import QUANT_STATE, Shape, Weights
-
-INDEX = "model_index.json"
+from flowfactory.spec.holdings import INDEX
 
 _BLOCK = re.compile(r"\w+\.\d+\.")
 """How the names of weights begin in the blocks that a network repeats."""

@@ -13,7 +13,8 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
 from flowfactory.plan import bases, faults, prompts
-from flowfactory.plan.checkpoint import INDEX, Folder, Part, on_disk, parts
+from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
+from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.rules import Rule, Where
 from flowfactory.spec.tables import Component, Eval, Full, Lora, Memory, Optimizer, RewardEntry, Sampling
 

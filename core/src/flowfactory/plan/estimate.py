@@ -229,6 +229,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     kept = ["vae"] if "vae" not in spec.memory.offload else []
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
     always = ["frozen", "trained", "moments", "sets", *(["loaded"] if spec.trainer.spec.needs.loaded else [])]
+    looks = ["looks"] if spec.trainer.spec.needs.looks != "none" else []
     networks = [part for name, part in parts.items() if name.startswith("transformer")]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
     encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
@@ -237,7 +238,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     training = decoding if spec.trainer.spec.needs.gradient else [*always, *kept]
     aside = "; what the VAE and the rewards compute with is not in it"
     for phase, names, more in (
-        ("sample", [*always, *kept, "copies", "sampling_activations"], ""),
+        ("sample", [*always, *kept, "copies", *looks, "sampling_activations"], ""),
         ("decode", decoding, aside),
         ("update", [*training, "gradients", "copies", "update_activations"], aside if training is decoding else ""),
     ):

@@ -10,7 +10,8 @@ from typing import Any
 from flowfactory.builtin import PipelineSpec
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import headers
-from flowfactory.plan.checkpoint import FILE, INDEX, Folder, Part, on_disk
+from flowfactory.plan.checkpoint import FILE, Folder, Part, on_disk
+from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.tables import Full, Lora, Memory, Spec
 
 LIBRARIES = {"quanto": "optimum.quanto"}

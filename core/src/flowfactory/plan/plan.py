@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,11 +18,12 @@ from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.errors import Problem, SpecError
-from flowfactory.plan.checkpoint import INDEX
-from flowfactory.spec import holdings, toml, window
+from flowfactory.spec import toml, window
+from flowfactory.spec.holdings import fingerprint
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
 from flowfactory.spec.rules import nearest_divisors
 from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, plain, unstructure
+from flowfactory.spec.window import Growth
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
 
@@ -116,7 +118,13 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     samples, own = s.prompts * spec.group, s.prompts * spec.group // world
     together = spec.group if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
     batches = own // together * math.ceil(together / s.micro_batch)
-    yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
+    growth = window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, s.steps)
+    if growth is None:
+        yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
+        yield from _looks(spec)
+    else:
+        samples, own = samples * len(growth.leaves), own * len(growth.leaves)
+        yield from _branches(spec, growth)
     yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
     yield from _shares(spec)
     if source != "rollouts":
@@ -129,21 +137,47 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         yield Number("media", used * spec.group, how)
         return
     each = "at most, since groups have steps of their own" if apart else "rounded up"
-    yield Number("sampling_batches", batches, f"per process: {own} samples / micro-batches of {s.micro_batch}, {each}")
-    yield Number(
-        "sampling_calls", batches * s.steps, f"of the network, per process: {batches} batches x {s.steps} steps"
-    )
+    calls, how = batches * s.steps, f"{batches} batches x {s.steps} steps"
+    if growth is None:
+        made = f"per process: {own} samples / micro-batches of {s.micro_batch}, {each}"
+        yield Number("sampling_batches", batches, made)
+    else:
+        calls = own // together // len(growth.leaves) * growth.calls(together, s.micro_batch)
+        how = f"{growth.together(s.micro_batch)} starts side by side, {s.micro_batch} rows at a time, at most"
+    yield Number("sampling_calls", calls, f"of the network, per process: {how}")
     if s.refill:
-        most = s.refill * batches * s.steps
-        yield Number("refill_calls", most, f"at most, per process: {s.refill} further rounds of every group")
-    scheduler = spec.scheduler.spec
-    if isinstance(scheduler, StochasticSpec):
-        steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
         yield Number(
-            "stochastic_steps", steps, f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
+            "refill_calls", s.refill * calls, f"at most, per process: {s.refill} further rounds of every group"
         )
+    if isinstance(scheduler := spec.scheduler.spec, StochasticSpec):
+        steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
+        how = f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
+        yield Number("stochastic_steps", steps, how)
     else:
         yield Number("stochastic_steps", 0, f"scheduler `{spec.scheduler.name}` is deterministic")
+
+
+def _branches(spec: Spec, growth: Growth) -> Iterator[Number]:
+    """How many samples branches end in, how many are trained, and what that asks of the network."""
+    s, ends, each = spec.sampling, len(growth.leaves), len(growth.steps)
+    starts, most = s.prompts * s.group, "" if window.fixed(spec.scheduler.spec, s.steps) else ", at most"
+    out = f"samples per epoch{most}: {s.prompts} prompts x {s.group} starts x {ends} ends of branches"
+    yield Number("samples", starts * ends, out)
+    yield Number("branches", starts * each, f"trained, per epoch{most}: {starts} x {each}, of one stochastic step each")
+    how = f"of samples, per epoch{most}: {starts} x {sum(growth.rows)}; what branches share is computed once"
+    yield Number("branch_passes", starts * sum(growth.rows), how)
+
+
+def _looks(spec: Spec) -> Iterator[Number]:
+    """What is scored beside the samples, and what that asks of the network."""
+    needs, steps, samples = spec.trainer.spec.needs, spec.sampling.steps, spec.sampling.prompts * spec.group
+    if needs.looks != "none":
+        looks = window.looked_at(needs.looks, window.earliest(spec.scheduler.spec, steps))
+        most = "" if window.fixed(spec.scheduler.spec, steps) else ", at most"
+        how = f"scored besides, per epoch{most}: {samples} samples x {_count(len(looks), 'state')} on the way"
+        yield Number("looks", samples * len(looks), f"{how}, {needs.looks}")
+        rest = sum(steps - 1 - step for step in looks) if needs.looks == "completed" else 0
+        yield Number("look_passes", samples * rest, f"of samples, per epoch{most}: {samples} x {rest} further steps")
 
 
 def _parts(spec: Spec) -> tuple[int, ...]:
@@ -161,17 +195,22 @@ def _shares(spec: Spec) -> Iterator[Number]:
 
 
 def _updates(spec: Spec, world: int) -> Iterator[Number]:
-    s, o, size = spec.sampling, spec.optimizer, spec.group
-    groups = s.prompts // o.updates
+    s, o = spec.sampling, spec.optimizer
+    growth = window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, s.steps)
+    groups, size = s.prompts // o.updates, spec.group * (len(growth.steps) if growth else 1)
     batch, own = groups * size, groups * size // world
     if spec.trainer.spec.needs.batch == "groups":
         accumulation = math.ceil(groups // world / (together := max(1, o.micro_batch // size)))
         held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
     else:
         together = size if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
-        accumulation = own // together * math.ceil(together / o.micro_batch)
+        steps = Counter(growth.steps).values() if growth else [1]
+        parts = [together * count // sum(steps) for count in steps]
+        accumulation = own // together * sum(math.ceil(part / o.micro_batch) for part in parts)
         each = "at most, since groups have steps of their own" if apart else "rounded up"
-        held = f"micro-batches per update: {own} samples / {o.micro_batch} at a time, {each}"
+        held = (
+            f"micro-batches per update: {own} samples / {o.micro_batch} at a time, {'by step, ' * bool(growth)}{each}"
+        )
     yield Number("updates", o.updates, "optimizer steps per epoch, as [optimizer] updates says")
     yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
     yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
@@ -259,41 +298,3 @@ def _content(kind: Any, value: Any) -> Any:
             each = each[:1] * len(value) if each[-1] is Ellipsis else each
             return [_content(*pair) for pair in zip(each, value, strict=True)]
     return plain(value)
-
-
-def fingerprint(location: str) -> str:
-    """A location's content: a hash for files and folders, a hub id as it is. A run counts by what it stands for.
-
-    What is hidden in a folder is not of the model: systems, git and the hub's client leave it there. Nor is what
-    lies beside the parts that a pipeline's index names: its card, pictures, weights for other programs.
-    """
-    path = Path(location)
-    if not path.is_absolute():
-        return location
-    path = holdings.standing_for(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    named = _named(path / INDEX)
-    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files if _counts(p.relative_to(path), named)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _named(index: Path) -> set[str]:
-    """What is read of a pipeline's folder: its index and the parts that it names; empty where there is no index."""
-    try:
-        return {INDEX, *json.loads(index.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, RecursionError, TypeError):
-        return set()
-
-
-def _counts(path: Path, named: set[str]) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and (not named or path.parts[0] in named)
-
-
-def _sketch(path: Path, most: int = 1 << 16) -> str:
-    """Size, beginning and end of a file: weights are too large to read for a plan, and differ at both ends."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(most)
-        file.seek(max(size - most, 0))
-        return f"{size} {hashlib.sha256(head + file.read(most)).hexdigest()}"

@@ -19,6 +19,7 @@ from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
 from flowfactory.spec.tables import Full, Spec
+from flowfactory.spec.window import Growth
 
 BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -58,6 +59,7 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
     if measured:
         yield from _conditions(spec, measured.conditions, f"{count_of(measured.conditions)} bytes, as measured")
         yield _trajectories(spec, measured.elements, world)
+        yield from _looks(spec, measured.elements, world)
         yield from _measured(spec, measured, world)
         return
     try:
@@ -69,6 +71,7 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
     size = BYTES[spec.run.precision]
     yield from _conditions(spec, at.caption * size, f"{count_of(at.caption)} numbers x {size} bytes")
     yield _trajectories(spec, at.elements, world)
+    yield from _looks(spec, at.elements, world)
     yield from _estimated(spec, at, world)
 
 
@@ -83,8 +86,21 @@ def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
 
 def _trajectories(spec: Spec, elements: int, world: int) -> Need:
     samples, kept, size = _samples(spec, world), _positions(spec), BYTES[spec.sampling.storage]
-    why = f"{samples} samples x {kept} latents x {count_of(elements)} numbers x {size} bytes"
+    rows = f"{samples} samples x {kept} latents"
+    if growth := _growth(spec):
+        kept = 2 * len(growth.steps)
+        rows = f"{samples} starts x {len(growth.steps)} branches x 2 latents"
+    why = f"{rows} x {count_of(elements)} numbers x {size} bytes"
     return Need("trajectories", samples * kept * elements * size, why)
+
+
+def _looks(spec: Spec, elements: int, world: int) -> Iterator[Need]:
+    kind = spec.trainer.spec.needs.looks
+    if kind != "none":
+        looks = len(window.looked_at(kind, window.earliest(spec.scheduler.spec, spec.sampling.steps)))
+        sampled, size = _batches(spec, world)[0], 4 if kind == "estimated" else BYTES[spec.sampling.storage]
+        why = f"{sampled} samples x {looks} states on the way x {count_of(elements)} numbers x {size} bytes"
+        yield Need("looks", sampled * looks * elements * size, why)
 
 
 def _measured(spec: Spec, measured: Measured, world: int) -> Iterator[Need]:
@@ -130,8 +146,14 @@ def _samples(spec: Spec, world: int) -> int:
 
 def _batches(spec: Spec, world: int) -> tuple[int, int]:
     """How many samples pass the networks together: in sampling, and in an update."""
-    samples = _samples(spec, world)
-    return min(spec.sampling.micro_batch, samples), min(spec.optimizer.micro_batch, samples // spec.optimizer.updates)
+    samples, growth = _samples(spec, world), _growth(spec)
+    ends, rows = (len(growth.leaves), len(growth.steps)) if growth else (1, 1)
+    learned = samples * rows // spec.optimizer.updates
+    return min(spec.sampling.micro_batch, samples * ends), min(spec.optimizer.micro_batch, learned)
+
+
+def _growth(spec: Spec) -> Growth | None:
+    return window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, spec.sampling.steps)
 
 
 def _positions(spec: Spec) -> int:

@@ -18,6 +18,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from flowfactory.contracts.types import Lineage
+
 
 @attrs.frozen
 class Scale:
@@ -40,17 +42,23 @@ ACROSS = Scale(floor=1e-6)
 
 @attrs.frozen(eq=False)
 class Scores:
-    """Rewards of one epoch, over all processes; see the contract of this name.
-
-    values: by label, `(N,)` float64; NaN where a reward does not apply or failed. weights: by label.
-    """
+    """Rewards of one epoch, over all processes; see the contract of this name."""
 
     values: Mapping[str, Tensor]
     weights: Mapping[str, float]
+    looks: Mapping[str, Tensor] = attrs.field(factory=dict)
+    lineage: Lineage | None = None
 
-    def advantages(self, groups: Tensor, aggregate: str, std: str) -> Tensor:
-        """Advantages `(N,)` float64; `groups` `(N,)` says which samples compare."""
-        return advantages(self.values, self.weights, groups, aggregate, std)
+    def advantages(
+        self, groups: Tensor, aggregate: str, std: str, values: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Advantages `(N,)` float64, or `(N, n)`; `groups` `(N,)` says which samples compare."""
+        values = self.values if values is None else values
+        if all(column.dim() == 1 for column in values.values()):
+            return advantages(values, self.weights, groups, aggregate, std)
+        steps = zip(*(column.unbind(1) for column in values.values()), strict=True)
+        each = [dict(zip(values, columns, strict=True)) for columns in steps]
+        return torch.stack([advantages(one, self.weights, groups, aggregate, std) for one in each], dim=1)
 
 
 def advantages(

@@ -83,7 +83,7 @@ class Session:
         self._units: list[list[str]] = []  # the sources of the samples of each
         self._answers: dict[tuple[int, int], Answer] = {}
         self._failures: dict[tuple[int, int], Failure] = {}
-        self._lost = [0] * len(rewards)
+        self._lost = [set[int]() for _ in rewards]  # the slots of groups
         self._changed = Condition()
         self._aborting: str | None = None
         self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
@@ -129,9 +129,10 @@ class Session:
 
     @property
     def failures(self) -> Sequence[Failure]:
-        """What has no scores so far, by reward and then in the order of submission."""
+        """What has no scores so far, by reward and then in the order of submission; of a group in pieces the first."""
         with self._changed:
-            return [self._failures[key] for key in sorted(self._failures)]
+            told = [self._failures[key] for key in sorted(self._failures)]
+        return [*{(failure.label, failure.sample.slot): failure for failure in reversed(told)}.values()][::-1]
 
     def submit(self, unit: Sequence[Sample]) -> None:
         """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
@@ -204,8 +205,8 @@ class Session:
             self._answers[number, index] = attrs.evolve(answer, scores=spread)
             if answer.failed and answer.failures:
                 self._failures[number, index] = Failure(asked.entry.label, answer.failures[-1], own[0])
-                self._lost[number] += len({sample.slot for sample in own})
-                self._aborting = self._aborting or self._fatal(asked.entry, self._lost[number], answer)
+                self._lost[number] |= {sample.slot for sample in own}
+                self._aborting = self._aborting or self._fatal(asked.entry, len(self._lost[number]), answer)
             self._changed.notify_all()
 
     def _failed(self, entry: RewardEntry, answers: Sequence[Answer]) -> Tensor:

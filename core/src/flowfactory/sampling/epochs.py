@@ -11,7 +11,7 @@ from flowfactory.contracts.seeds import seed_of
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.sources import Pool, before, turns
 from flowfactory.spec.tables import Spec
-from flowfactory.spec.window import stochastic_steps
+from flowfactory.spec.window import grown, stochastic_steps
 
 
 @attrs.frozen
@@ -74,6 +74,12 @@ def epoch_steps(spec: Spec, epoch: int, slot: int) -> tuple[int, ...]:
     if not isinstance(scheduler, StochasticSpec):
         return ()
     return stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, epoch, slot)
+
+
+def trained_steps(spec: Spec, epoch: int, slot: int) -> tuple[int, ...]:
+    """The steps that what a member of a group gives is trained at, each as often as it is."""
+    steps, branches = epoch_steps(spec, epoch, slot), spec.trainer.spec.needs.branches
+    return steps if branches is None else grown(branches, steps, spec.sampling.steps).steps
 
 
 def refilled(seed: int, epoch: int, pools: Sequence[Pool], group: Group, number: int) -> Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -61,6 +61,7 @@ def rollout(
     storage: torch.dtype,
     trajectory: Literal["final", "steps", "states"] = "steps",
     trunks: Trunks | None = None,
+    told: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Rollout:
     """Sample from noise to data.
 
@@ -73,6 +74,7 @@ def rollout(
         storage: the dtype latents are kept in.
         trajectory: what to keep: see `Needs`.
         trunks: who shares the steps before the first stochastic one, which are then sampled once per trunk.
+        told: hears of each step's number, latents and velocity.
     """
     x = to_storage(noise.start, storage)
     device, branching = x.device, min(steps, default=0) if trunks else 0
@@ -89,6 +91,8 @@ def rollout(
             x = x[trunks.of.to(device)]
         sigma, sigma_next = levels[i : i + 2].expand(-1, len(x))
         v = policy.velocity(x, sigma, trunk_conditions if i < branching else conditions)
+        if told:
+            told(i, x, v)
         if trajectory == "states":
             latents[i] = x[trunks.of.to(device)] if trunks and i < branching else x
         if i not in steps:
@@ -104,3 +108,23 @@ def rollout(
         x = step.x
     latents[len(sigmas) - 1] = x
     return Rollout(sigmas, () if trajectory == "final" else steps, latents, logprobs)
+
+
+@torch.no_grad()
+def complete(
+    policy: Policy,
+    scheduler: Scheduler[Any],
+    sigmas: Tensor,
+    first: int,
+    x: Tensor,
+    conditions: Conditions,
+    storage: torch.dtype,
+) -> Tensor:
+    """What latents `x` `(B, …)` before step `first` become by the rest of the steps, all of them without noise."""
+    levels, state = sigmas.to(x.device)[:, None], scheduler.start()
+    for i in range(first, len(sigmas) - 1):
+        sigma, sigma_next = levels[i : i + 2].expand(-1, len(x))
+        v = policy.velocity(x, sigma, conditions)
+        moved, state = scheduler.advance(state, v, x, sigma, sigma_next)
+        x = to_storage(moved, storage)
+    return x

@@ -29,8 +29,10 @@ class Collected:
     """One process's share of an epoch, in the order of the updates: `N` samples.
 
     scores: by label `(N,)` float64, NaN where a reward does not apply or failed.
-    advantages: `(N,)` float64, NaN for samples to leave out.
+    advantages: `(N,)` float64, or `(N, n)` of each stochastic step; NaN for what is to be left out.
     metrics: of the whole epoch.
+    parents: of branches, which are numbered within their group as its members are: the number of the one each goes on
+        from, -1: none.
     """
 
     epoch: int
@@ -39,6 +41,7 @@ class Collected:
     scores: Mapping[str, Tensor]
     advantages: Tensor
     metrics: dict[str, float]
+    parents: Tensor | None = None
 
 
 class Source(Protocol):

@@ -28,8 +28,8 @@ class Trajectories:
         alike: dict[tuple[int, ...], list[Rollout]] = {}
         part, place = [], []
         for rollout in rollouts:
-            same, count = alike.setdefault(rollout.steps, []), len(rollout.final)
-            before = sum(len(other.final) for other in same)
+            same, count = alike.setdefault(rollout.steps, []), len(rollout)
+            before = sum(len(other) for other in same)
             part.append(torch.full((count,), list(alike).index(rollout.steps)))
             place.append(torch.arange(before, before + count))
             same.append(rollout)
@@ -42,6 +42,18 @@ class Trajectories:
         (part,) = set(self.part[chosen].tolist())
         rollout: Rollout = self.parts[part][self.place[chosen]]
         return rollout
+
+    def ordered(self, samples: Sequence[int]) -> Trajectories:
+        """The samples with these numbers, in this order."""
+        return Trajectories(self.parts, self.part[list(samples)], self.place[list(samples)])
+
+    def logprobs(self) -> Tensor:
+        """The log-probability of each sample's first stochastic step, `(N,)`."""
+        found = torch.zeros(len(self.part))
+        for number, part in enumerate(self.parts):
+            own = self.part == number
+            found[own] = part.logprobs[part.steps[0]].cpu()[self.place[own]]
+        return found
 
     def steps(self, sample: int) -> tuple[int, ...]:
         """The stochastic steps of a sample."""

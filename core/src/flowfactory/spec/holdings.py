@@ -6,6 +6,7 @@ checkpoints, or a hub id.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -26,6 +27,8 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """As diffusers and peft call LoRA in a folder."""
 DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight")
 """How the names end of what maps to the rank: in peft and diffusers, in checkpoints of runs, in kohya, in old files."""
+INDEX = "model_index.json"
+"""What names the parts of a pipeline."""
 PLAN = "plan.json"
 """What the folder of a run has."""
 EXPECTED = "expected LoRA, a pipeline, a network or a run"
@@ -215,3 +218,44 @@ def _downloaded(hub_id: str) -> Path | None:
 
 def _words(location: str) -> str:
     return shown(Path(location)) if Path(location).is_absolute() else location
+
+
+# --- and what it is known by -----------------------------------------------------------------------------------------
+
+
+def fingerprint(location: str) -> str:
+    """A location's content: a hash for files and folders, a hub id as it is. A run counts by what it stands for.
+
+    What is hidden in a folder is not of the model: systems, git and the hub's client leave it there. Nor is what
+    lies beside the parts that a pipeline's index names: its card, pictures, weights for other programs.
+    """
+    path = Path(location)
+    if not path.is_absolute():
+        return location
+    path = standing_for(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    named = _named(path / INDEX)
+    parts = [f"{p.relative_to(path)} {_sketch(p)}" for p in files if _counts(p.relative_to(path), named)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _named(index: Path) -> set[str]:
+    """What is read of a pipeline's folder: its index and the parts that it names; empty where there is no index."""
+    try:
+        return {INDEX, *json.loads(index.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, RecursionError, TypeError):
+        return set()
+
+
+def _counts(path: Path, named: set[str]) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and (not named or path.parts[0] in named)
+
+
+def _sketch(path: Path, most: int = 1 << 16) -> str:
+    """Size, beginning and end of a file: weights are too large to read for a plan, and differ at both ends."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(most)
+        file.seek(max(size - most, 0))
+        return f"{size} {hashlib.sha256(head + file.read(most)).hexdigest()}"

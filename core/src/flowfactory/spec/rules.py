@@ -38,7 +38,6 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 }
 """accelerate's own, which cannot be asked without importing torch, each with the packages of which it needs one."""
 
-
 Rule = tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]
 """Names of `Spec`'s attributes, and what yields the problems of these; it is first given a `Where`."""
 
@@ -57,6 +56,7 @@ def problems(
         (("trainer", "scheduler"), _density),
         (("sampling", "scheduler"), _window),
         (("sampling", "scheduler"), _shared_noise),
+        (("trainer", "sampling", "scheduler", "memory"), window.credit_problems),
         (("trainer", "sampling"), _tables),
         (("sampling", "optimizer"), _updates),
         (("run", "optimizer"), _warmup),
@@ -153,7 +153,7 @@ def nearest_divisors(number: int, wanted: int, most: int = 3) -> list[int]:
 
 def _group(where: Where, trainer: Component, sampling: Sampling) -> Iterator[Problem]:
     needs = trainer.spec.needs
-    if needs.source == "rollouts" and needs.scores and sampling.group < 2:
+    if needs.source == "rollouts" and needs.scores and sampling.group < 2 and needs.branches is None:
         what = f"trainer `{trainer.name}` compares the samples of a prompt, and [sampling] group is {sampling.group}"
         yield Problem("group", what, where("sampling", "group"), "set it to 2 or more")
     if needs.source != "rollouts" and sampling.group != keys(Sampling)["group"].default:

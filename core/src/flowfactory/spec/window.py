@@ -14,10 +14,14 @@ looked at here too: all that a run does by the step follows from the spec, so no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
 
 from flowfactory.contracts.digest import seed_of
-from flowfactory.contracts.specs import Decay, SchedulerSpec, StochasticSpec, Times, Window
-from flowfactory.spec.tables import Optimizer
+from flowfactory.contracts.specs import Branches, Decay, SchedulerSpec, StochasticSpec, Times, Window
+from flowfactory.errors import Place, Problem
+from flowfactory.spec.tables import Component, Memory, Optimizer, Sampling
 
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
 _MOVES = {"every", "stride", "restart", "pace"}
@@ -57,6 +61,85 @@ def stochastic_steps(window: Window, steps: int, seed: int, epoch: int, slot: in
     else:
         start = _progress(window, open_steps, epoch)
     return open_steps[start : start + window.size]
+
+
+def looked_at(kind: str, steps: Sequence[int]) -> tuple[int, ...]:
+    """The steps at whose beginning a trajectory with these stochastic steps is looked at; see `Needs.looks`."""
+    if kind == "none" or not steps:
+        return ()
+    return tuple(steps) if kind == "completed" else (*steps, steps[-1] + 1)
+
+
+def fixed(scheduler: SchedulerSpec, steps: int) -> bool:
+    """Whether every epoch has the same stochastic steps."""
+    if not isinstance(scheduler, StochasticSpec) or scheduler.window.rule in ("all", "list"):
+        return True
+    return scheduler.window.rule != "progressive" and scheduler.window.size == len(candidates(scheduler.window, steps))
+
+
+def earliest(scheduler: SchedulerSpec, steps: int) -> tuple[int, ...]:
+    """The stochastic steps of an epoch, or where they differ the first that there may be, after which most is left."""
+    if not isinstance(scheduler, StochasticSpec):
+        return ()
+    return candidates(scheduler.window, steps)[: scheduler.window.size]
+
+
+@attrs.frozen
+class Growth:
+    """What grows out of one start, in rows that pass the network side by side; the first row is the trunk.
+
+    keep: at each step, which rows go on without noise, before those that grow. split: from which rows one grows, each.
+    steps, parents: of each branch, in the order in which they grow: the step that it begins with and the branch that
+        it goes on from; -1: the trunk.
+    leaves: the branches that end in samples.
+    """
+
+    keep: tuple[tuple[int, ...], ...]
+    split: tuple[tuple[int, ...], ...]
+    steps: tuple[int, ...]
+    parents: tuple[int, ...]
+    leaves: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """How many rows pass the network at each step."""
+        return (1, *(len(keep) + len(split) for keep, split in zip(self.keep[:-1], self.split[:-1], strict=True)))
+
+    def together(self, most: int) -> int:
+        """How many starts pass the network side by side, where `most` samples do: those that end in so many, or one."""
+        return max(1, most // len(self.leaves))
+
+    def calls(self, starts: int, most: int) -> int:
+        """How often the network is called for some starts, with at most so many rows at a time."""
+        whole, rest = divmod(starts, self.together(most))
+        sizes = [self.together(most)] * whole + [rest]
+        return sum(math.ceil(size * rows / most) for size in sizes for rows in self.rows)
+
+
+def grown(branches: Branches, stochastic: Sequence[int], steps: int) -> Growth:
+    """What grows over `steps` steps, of which some are stochastic."""
+    rows, keeps, splits = [-1], list[tuple[int, ...]](), list[tuple[int, ...]]()
+    begun, parents = list[int](), list[int]()
+    at = [step for step in stochastic if branches.at is None or step in branches.at]
+    for step in range(steps):
+        keep = tuple(range(len(rows)))
+        split: tuple[int, ...] = ()
+        if branches.kind == "tree" and step in stochastic:
+            each = branches.width if step in at else 1
+            keep, split = (), tuple(row for row in range(len(rows)) for _ in range(each))
+        elif branches.kind == "fan" and step in at:
+            keep, split = keep[step == at[-1] :], (0,) * branches.width
+        parents += [rows[row] for row in split]
+        rows = [rows[row] for row in keep] + list(range(len(begun), len(parents)))
+        begun += [step] * len(split)
+        keeps.append(keep)
+        splits.append(split)
+    return Growth(tuple(keeps), tuple(splits), tuple(begun), tuple(parents), tuple(rows))
+
+
+def largest(branches: Branches | None, scheduler: SchedulerSpec, steps: int) -> Growth | None:
+    """What grows in an epoch, or where epochs differ the most that may; `None` where nothing branches."""
+    return None if branches is None else grown(branches, earliest(scheduler, steps), steps)
 
 
 def drawn_for_prompts(scheduler: SchedulerSpec) -> bool:
@@ -127,6 +210,30 @@ def _misfits(window: Window, steps: int) -> list[tuple[str, str]]:
     if window.least is not None and window.every is not None and window.least > window.every:
         return [("least", f"expected at most `every`, {window.every}, which shrinks to it, not {window.least}")]
     return []
+
+
+def credit_problems(
+    where: Callable[..., Place], trainer: Component, sampling: Sampling, scheduler: Component, memory: Memory
+) -> Iterator[Problem]:
+    """What looks and branches do not go together with."""
+    needs, per_prompt = trainer.spec.needs, drawn_for_prompts(scheduler.spec)
+    if needs.looks != "none" and per_prompt and trainer.spec.std == "global":
+        what = f"trainer `{trainer.name}` compares single steps, and with one spread for all prompts they are others"
+        yield Problem("looks", what, where("trainer", "std"), 'set it to "group", or [scheduler] window per to "epoch"')
+    if needs.branches is None:
+        return
+    branches = f"the branches of trainer `{trainer.name}`"
+    if sampling.shared_noise:
+        what = f"{branches} share their start, and [sampling] shared_noise would make all starts of a prompt equal"
+        yield Problem("branches", what, where("sampling", "shared_noise"), "set it to false; branch into more")
+    if memory.shard:
+        what = f"[memory] shard: every process has to call the network as often, and how often {branches} do differs"
+        yield Problem("branches", what, where("memory", "shard"), "set it to false")
+    at, open_steps = set(needs.branches.at or ()), set(earliest(scheduler.spec, sampling.steps))
+    if at and open_steps and not (fixed(scheduler.spec, sampling.steps) and at <= open_steps):
+        only = sorted(open_steps) if fixed(scheduler.spec, sampling.steps) else "drawn ones, or others later"
+        what = f"{branches} part at the steps {sorted(at)}, and [scheduler] window makes stochastic {only}"
+        yield Problem("branches", what, where("scheduler", "window"), "let it hold them in every epoch")
 
 
 def level_problems(times: Times, steps: int) -> list[tuple[str, str]]:

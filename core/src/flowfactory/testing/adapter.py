@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.conditions.cache import ConditionCache
+from flowfactory.export import trial
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Lora
-from flowfactory.testing import exporting
 from flowfactory.testing.subject import Check, NotOwed, expect
 from flowfactory.testing.tapped import (
     CPU,
@@ -186,7 +186,7 @@ def export_round_trips(subject: AdapterSubject) -> None:
     folder = subject.folder / "export"
     folder.mkdir()
     try:
-        gap = exporting.lora_gap(subject.make(), subject.rows[0], SQUARE, folder)
+        gap = trial.lora_gap(subject.make(), subject.rows[0], SQUARE, folder)
     except ValueError as refusal:
         raise NotOwed(str(refusal)) from None
     expect(gap <= TOLERANCE, f"read back, its velocities are {gap:.1e} off the largest")

@@ -1,4 +1,4 @@
-"""What trainers owe that learn from groups, data, teachers or rewards' gradients; on the problem of `problem`."""
+"""What trainers owe that learn from groups, single steps, data, teachers or rewards' gradients; see `problem`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.types import Conditions, Row
-from flowfactory.testing.problem import SAMPLES, STEPS, MeanPolicy, Problem
+from flowfactory.contracts.specs import Needs
+from flowfactory.contracts.types import Conditions, Lineage, Row
+from flowfactory.rewards.advantages import Scores
+from flowfactory.testing.mean import MeanPolicy
+from flowfactory.testing.problem import SAMPLES, STEPS, Problem
 from flowfactory.testing.subject import NotOwed, Subject, expect
 
 
@@ -114,6 +117,33 @@ def teachers_are_approached(subject: Subject) -> None:
     after = (problem.probed("current") - problem.probed(teacher)).square().mean()
     said = f"after 60 updates, squared distances from {teacher!r} are {float(after):.3f} and were {float(before):.3f}"
     expect(after < 0.5 * before, said)
+
+
+def scores_of(needs: Needs, values: Tensor, groups: Tensor) -> Scores:
+    """Scores of samples, or of branches of one step; those of looks rise evenly on the way, from 0."""
+    looks = {"one": values[:, None] * torch.linspace(0, 1, STEPS)} if needs.looks != "none" else {}
+    alone, none = torch.full_like(groups, -1), torch.zeros(len(groups))
+    lineage = None if needs.branches is None else Lineage(torch.zeros_like(groups), alone, none)
+    return Scores({"one": values}, {"one": 1.0}, looks, lineage)
+
+
+def steps_have_their_own_advantages(subject: Subject) -> None:
+    """Where looks are compared, the advantage of a sample's step makes that step likelier, and no other."""
+    problem = Problem(subject.make())
+    if problem.needs.looks == "none":
+        raise NotOwed("it looks at no states on the way")
+    made = problem.sample(SAMPLES)
+    for sample, step in ((0, 0), (3, 2), (6, STEPS - 2)):
+        A = torch.zeros(len(SAMPLES), STEPS - 1, dtype=torch.float64)
+        A[sample, step] = 1.0
+        batch = problem.batch(made, A)
+        move = -problem.gradient(problem.total(problem.losses(batch, problem.terms(batch, SAMPLES))))
+        one = slice(sample, sample + 1)
+        conditions = {name: tensor[one] for name, tensor in made.conditions.items()}
+        own = problem.gradient(problem.logprob(made.rollout[one], step, conditions))
+        alike = float(torch.cosine_similarity(move, own, dim=0))
+        said = f"the advantage of sample {sample} at step {step} moves the weights elsewhere"
+        expect(alike > 0.99, f"{said}: a cosine of {alike:.2f}")
 
 
 class Watched:

@@ -1,42 +1,30 @@
-"""A small exact problem: data that are one Gaussian, whose velocity field is known, and a policy that is its mean.
-
-For data `x0 ~ N(m, s²)` and `x = (1 - sigma) x0 + sigma e`, with `V = (1 - sigma)² s² + sigma²`:
-
-    v(x) = E[e - x0 | x] = (sigma - (1 - sigma) s²) / V (x - (1 - sigma) m) - m
-"""
+"""A small exact problem: samples of the policy of `mean`, rewarded for lying in one place, as a trainer sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowfactory.builtin import FlowSDESpec, ODESpec
-from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, like_latents, per_sample_mean
+from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, per_sample_mean
 from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.trainer import Trainer
-from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Row, Update
-from flowfactory.policy.loras import Given
-from flowfactory.policy.weights import Weights
+from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
+from flowfactory.losses.times import noised
 from flowfactory.rewards.advantages import Scores
+from flowfactory.sampling.branched import branch, of_branches
+from flowfactory.sampling.chains import Looks
 from flowfactory.sampling.rollout import draw_noise, rollout
-from flowfactory.sampling.times import noised
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory.schedulers.ode import ODE
-from flowfactory.spec.tables import Full
+from flowfactory.spec.window import grown, looked_at
+from flowfactory.testing.mean import SHAPE, SPREAD, TARGET, MeanPolicy, schedule
 
-SHAPE = (4,)
-SPREAD = 0.5
-"""Standard deviation of the data."""
 STEPS = 6
-TARGET = 1.0
-"""Where samples are rewarded for lying, in every direction; they begin around 0. The data lie there, as far as they are
-to be learned; the samples that pairs reject lie around 0."""
 SAMPLES = range(8)
 """The samples that trainers are tried on, by their numbers."""
 MIXED = (0.5, -0.5, 0.3, -0.3, 0.4, -0.4, 0.2, -0.2)
@@ -45,89 +33,14 @@ SLOTS = (0, 0, 0, 1, 1, 2, 2, 2)
 """The groups of eight samples: not all of one size, as in a run whose rewards fail."""
 
 
-def schedule(steps: int, shift: float = 3.0) -> Tensor:
-    """Noise levels `(steps+1,)` from 1 to 0, moved towards noise as image models do."""
-    even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return (shift * even / (1 + (shift - 1) * even)).float()
-
-
-def gaussian_velocity(x: Tensor, sigma: Tensor, mean: Tensor | float, spread: float) -> Tensor:
-    """The exact velocity `(B, …)` for data `N(mean, spread²)` at noise levels `(B,)`."""
-    level = like_latents(sigma, x).to(x.dtype)
-    variance = ((1 - level) * spread) ** 2 + level**2
-    return (level - (1 - level) * spread**2) / variance * (x - (1 - level) * mean) - mean
-
-
-class Mean(nn.Module):
-    """The velocity field of `N(mean + condition, SPREAD²)`; the mean `(4,)` is what is trained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(SHAPE))
-
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        """The velocity `(B, 4)`."""
-        return gaussian_velocity(x.float(), sigma, self.mean + condition, SPREAD)
-
-
-class MeanPolicy:
-    """`flowfactory.contracts.trainer.Policy` over `Mean`, with core's own weight sets.
-
-    trained: how many samples' velocities were asked for with a gradient.
-    """
-
-    def __init__(self, needs: Needs) -> None:
-        self.network = Mean()
-        sets = {*needs.sets, *({"reference"} if needs.reference else ())}
-        others = {
-            name: Given(name, whole={"mean.mean": torch.full(SHAPE, number / 2)})
-            for number, name in enumerate(sorted(needs.loaded), 1)
-        }
-        self.weights = Weights({"mean": self.network}, Full(), [], sorted(sets), seed=0, others=others)
-        self.active = "current"
-        self.trained = 0
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return list(self.weights.parameters.values())
-
-    def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
-        """The velocity `(B, 4)`; guidance means nothing to it."""
-        self.trained += len(x) if torch.is_grad_enabled() else 0
-        made: Tensor = self.network(x, sigma, conditions["shift"])
-        return made
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Images `(B, 3, 2, 2)` that are grey and show the latents `(B, 4)`."""
-        return x.float().reshape(-1, 1, 2, 2).expand(-1, 3, -1, -1)
-
-    def reward(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
-        """The less far from the target, squared, the higher `(B,)`; at most 0."""
-        return -per_sample_mean((media - TARGET) ** 2)
-
-    @contextmanager
-    def using(self, weights: str) -> Iterator[None]:
-        """Compute with another set of weights; see `Weights.using`."""
-        before, self.active = self.active, weights
-        try:
-            with self.weights.using(weights):
-                yield
-        finally:
-            self.active = before
-
-    def move(self, weights: str, decay: float) -> None:
-        """Move a set towards the current weights; see `Weights.move`."""
-        self.weights.move(weights, decay)
-
-
 @attrs.frozen(eq=False)
 class Made:
-    """Trajectories of `B` samples, what they were conditioned on, and their groups `(B,)`."""
+    """Trajectories of `B` samples, what they were conditioned on, their groups `(B,)`, and what looks see `(B, …)`."""
 
     rollout: Rollout
     conditions: Conditions
     groups: Tensor
+    looks: Sequence[Tensor] = ()
 
 
 class Problem:
@@ -164,18 +77,29 @@ class Problem:
         slots = self.groups(samples) if groups is None else groups
         shift = 0.1 * (slots % 3 - 1).float()[:, None].expand(-1, *SHAPE)
         conditions = {"shift": shift.contiguous()}
-        made = self.roll(samples, epoch, conditions) if self.needs.source == "rollouts" else self.store(samples, epoch)
-        return Made(made, conditions, slots)
+        if self.needs.source != "rollouts":
+            return Made(self.store(samples, epoch), conditions, slots)
+        made, looks = self.roll(samples, epoch, conditions)
+        return Made(made, conditions, slots, looks)
 
-    def roll(self, samples: Sequence[int], epoch: int, conditions: Conditions) -> Rollout:
-        """Trajectories."""
+    def roll(self, samples: Sequence[int], epoch: int, conditions: Conditions) -> tuple[Rollout, Sequence[Tensor]]:
+        """Trajectories, and what is looked at on their way."""
         keys = [(0, "conformance", epoch, i) for i in samples]
         noise = draw_noise([(*k, "start") for k in keys], [(*k, "steps") for k in keys], SHAPE, len(self.steps))
-        with self.policy.using(self.needs.rollout):
-            return rollout(
-                self.policy, self.scheduler, schedule(STEPS), self.steps, noise, conditions, torch.float32,
-                self.needs.trajectory,
+        kind, sigmas = self.needs.looks, schedule(STEPS)
+        looks = Looks(kind, looked_at(kind, self.steps), sigmas, torch.float32)
+        with self.policy.using(self.needs.rollout), torch.no_grad():
+            made = rollout(
+                self.policy, self.scheduler, sigmas, self.steps, noise, conditions, torch.float32,
+                self.needs.trajectory, told=looks.told,
             )  # fmt: skip
+            ends = [looks.end(step, self.policy, self.scheduler, conditions) for step in looks.found]
+        return made, [*ends, *([made.final] if kind == "completed" else [])]
+
+    def scores(self, made: Made) -> Scores:
+        """What samples, and what looks see of them, are rewarded with."""
+        near, *looks = (-((x.double() - TARGET) ** 2).mean(1) for x in (made.rollout.final, *made.looks))
+        return Scores({"near": near}, {"near": 1.0}, {"near": torch.stack(looks, dim=1)} if looks else {})
 
     def store(self, samples: Sequence[int], epoch: int) -> Rollout:
         """Latents of the data."""
@@ -190,7 +114,7 @@ class Problem:
         """Some of the samples as a micro-batch."""
         conditions = {name: tensor[chosen] for name, tensor in made.conditions.items()}
         fresh = self.on_policy if on_policy is None else on_policy
-        own = advantages[chosen].double()
+        own = advantages[chosen].double().nan_to_num(0.0)
         return Batch(made.rollout[chosen], conditions, own, fresh, self.scheduler, made.groups[chosen])
 
     def units(self, batch: Batch) -> int:
@@ -241,7 +165,7 @@ class Problem:
         conditions = {name: tensor[one] for name, tensor in made.conditions.items()}
         stored = made.rollout[one]
         if stored.steps:
-            return torch.stack([self._logprob(stored, step, conditions) for step in stored.steps]).sum()
+            return torch.stack([self.logprob(stored, step, conditions) for step in stored.steps]).sum()
         noise = torch.randn(256, *SHAPE, generator=torch.Generator().manual_seed(2))
         sigma = (torch.arange(256) + 0.5) / 256
         x0 = stored.final.float().expand(256, *SHAPE)
@@ -249,7 +173,8 @@ class Problem:
         v = self.policy.velocity(noised(x0, noise, sigma), sigma, many)
         return -per_sample_mean((v - (noise - x0)) ** 2).mean()
 
-    def _logprob(self, stored: Rollout, step: int, conditions: Conditions) -> Tensor:
+    def logprob(self, stored: Rollout, step: int, conditions: Conditions) -> Tensor:
+        """How likely the current weights are to take a stored step, all samples together."""
         assert isinstance(self.scheduler, StochasticScheduler)
         x, x_next = stored.latents[step], stored.latents[step + 1]
         sigma, sigma_next = (stored.sigmas[i : i + 1] for i in (step, step + 1))
@@ -263,29 +188,59 @@ class Problem:
         slots = torch.arange(len(samples)) // (2 if self.needs.source == "pairs" else group)
         distances = []
         for epoch in range(epochs):
-            made = self.sample(samples, epoch, slots)
-            reward = -((made.rollout.final.double() - TARGET) ** 2).mean(1)
-            distances.append(self.distance(made, samples, epoch))
-            advantages = self.judged(samples)
-            if self.needs.scores:
-                advantages = self.trainer.advantages(Scores({"near": reward}, {"near": 1.0}), slots)
-            chosen = (~advantages.isnan()).nonzero().flatten()
-            if not len(chosen):
+            final, batches = (self.lessons if self.needs.branches is None else self.branched)(samples, epoch, slots)
+            distances.append(float(((final.double() - TARGET) ** 2).mean()))
+            if not batches:
                 continue  # as in a run: NaN takes no part
-            batch = self.batch(made, advantages, chosen)
-            loss = self.total(self.losses(batch, self.terms(batch, chosen.tolist(), epoch)))
+            units = sum(self.units(batch) for batch, _ in batches)
+            losses = [
+                self.units(batch) / units * self.total(self.losses(batch, self.terms(batch, numbers, epoch)))
+                for batch, numbers in batches
+            ]
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(torch.stack(losses).sum())
             optimizer.step()
             self.trainer.after_update(self.policy, Update(epoch, 0, epoch + 1, last=True))
         return distances[0], distances[-1]
 
-    @torch.no_grad()
-    def distance(self, made: Made, samples: Sequence[int], epoch: int) -> float:
-        """How far from the target, squared, the weights that sample make samples now."""
-        stored = self.needs.source != "rollouts"
-        final = self.roll(samples, epoch, made.conditions).final if stored else made.rollout.final
-        return float(((final.double() - TARGET) ** 2).mean())
+    def lessons(
+        self, samples: Sequence[int], epoch: int, slots: Tensor
+    ) -> tuple[Tensor, list[tuple[Batch, list[int]]]]:
+        """What the weights that sample make of noise, and micro-batches to learn from, with their samples' numbers."""
+        made, stored = self.sample(samples, epoch, slots), self.needs.source != "rollouts"
+        final = self.roll(samples, epoch, made.conditions)[0].final if stored else made.rollout.final
+        advantages = self.judged(samples)
+        if self.needs.scores:
+            advantages = self.trainer.advantages(self.scores(made), slots)
+        chosen = (~advantages.isnan().reshape(len(slots), -1).all(1)).nonzero().flatten()
+        return final, [(self.batch(made, advantages, chosen), chosen.tolist())] if len(chosen) else []
+
+    def branched(
+        self, samples: Sequence[int], epoch: int, slots: Tensor
+    ) -> tuple[Tensor, list[tuple[Batch, list[int]]]]:
+        """The same where trajectories branch; samples are starts, and the branches of each step a micro-batch."""
+        assert self.needs.branches is not None
+        growth = grown(self.needs.branches, self.steps, STEPS)
+        conditions = {"shift": 0.1 * (slots % 3 - 1).float()[:, None].expand(-1, *SHAPE)}
+        keys = [(0, "conformance", epoch, i) for i in samples]
+        noise = draw_noise([(*k, "start") for k in keys], [(*k, "steps") for k in keys], SHAPE, len(growth.steps))
+        with self.policy.using(self.needs.rollout):
+            sigmas, most = schedule(STEPS), len(samples) * len(growth.leaves)
+            parts, final = branch(self.policy, self.scheduler, sigmas, growth, noise, conditions, torch.float32, most)
+        near = -((final.double() - TARGET) ** 2).mean(2)
+        logprobs = torch.cat([part.logprobs[part.steps[0]].reshape(len(slots), -1) for part in parts], dim=1)
+        everywhere, weights = [growth] * len(slots), {"near": 1.0}
+        scores, groups = of_branches(self.needs.branches, everywhere, slots, {"near": near}, weights, logprobs)
+        A, numbers = self.trainer.advantages(scores, groups), torch.arange(len(groups)).reshape(len(slots), -1)
+        batches = []
+        for part in parts:
+            own = numbers[:, torch.tensor(growth.steps) == part.steps[0]]
+            many = {name: tensor.repeat_interleave(own.shape[1], 0) for name, tensor in conditions.items()}
+            chosen = (~A[own.flatten()].isnan()).nonzero().flatten()
+            made = Made(part, many, slots.repeat_interleave(own.shape[1]))
+            if len(chosen):
+                batches.append((self.batch(made, A[own.flatten()], chosen), own.flatten()[chosen].tolist()))
+        return final, batches
 
 
 def parts_of(losses: Sequence[Loss]) -> Mapping[str, Tensor]:

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 from flowfactory.contracts.scheduler import Moments, Scheduler, StochasticScheduler, euler, to_storage
 from flowfactory.contracts.specs import StochasticSpec
-from flowfactory.testing.problem import gaussian_velocity, schedule
+from flowfactory.testing.mean import gaussian_velocity, schedule
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
 
 SHAPE = (3, 4, 2)

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowfactory.rewards.advantages import Scores
 from flowfactory.testing.grouped import (
     gradients_go_as_far_as_said,
     groups_of_one_are_no_fault,
     groups_prefer_their_best,
     groups_share_their_draws,
+    scores_of,
+    steps_have_their_own_advantages,
     targets_get_likelier,
     teachers_are_approached,
     teachers_take_no_gradient,
 )
-from flowfactory.testing.problem import SAMPLES, Problem, parts_of
+from flowfactory.testing.problem import SAMPLES, STEPS, Problem, parts_of
 from flowfactory.testing.subject import Check, NotOwed, Subject, expect
 
 EPOCHS = 60
@@ -44,6 +45,11 @@ def needs_are_sound(subject: TrainerSubject) -> None:
     expect(needs == subject.spec.needs, "the trainer's needs are not its spec's, which `check` judges specs by")
     own = needs.rollout == "current" or needs.rollout in needs.sets
     expect(own, f"it samples with the weights {needs.rollout!r}, which are not among its `sets`")
+    ways = needs.looks != "none", needs.branches is not None
+    if any(ways):
+        expect(not all(ways), "it looks at what is on the way of branches: leave out `looks` or `branches`")
+        owed = needs.source == "rollouts" and needs.scores and needs.trajectory == "steps"
+        expect(owed, 'single steps are compared where samples are made and scored: say `trajectory="steps"`')
     expect(not needs.sets & {"current", "reference", "ema"}, f"`sets` {set(needs.sets)} name weights core keeps itself")
     if needs.source != "rollouts":
         expect(not needs.gradient, "it learns from the data, which nobody scores: leave out `gradient`")
@@ -53,22 +59,21 @@ def needs_are_sound(subject: TrainerSubject) -> None:
 
 
 def better_scores_better_advantages(subject: TrainerSubject) -> None:
-    """Advantages are float64, one per sample, NaN for one that takes no part. Of a group the best takes part, no worse
-    sample has a greater one, and the scores decide: not all take part alike."""
+    """Advantages are float64, one per sample or for each of its steps, NaN for one that takes no part. Of a group the
+    best takes part, no worse sample has a greater one, and the scores decide: not all take part alike."""
     _owed_if_scored(subject)
     scores = torch.tensor([0.1, 0.4, 0.2, 0.9, 5.0, 5.5, 7.0, 6.0], dtype=torch.float64)
     groups = torch.tensor([0] * 4 + [1] * 4)
-    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
-    expect(found.shape == (8,) and found.dtype == torch.float64, f"they are {tuple(found.shape)}, {found.dtype}")
-    expect(not found.isinf().any(), f"they are {found.tolist()}")
-    for group in (0, 1):
-        own, by_score = found[groups == group], scores[groups == group].argsort()
-        ranked = own[by_score]
-        present = ranked[~ranked.isnan()]
-        said = f"scores {scores[groups == group].tolist()} have advantages {own.tolist()}"
-        expect(not ranked[-1].isnan(), f"{said}: the best takes no part")
-        expect((present.diff() >= 0).all(), said)
-        expect(len(present) < len(ranked) or present[0] < present[-1], f"{said}: all alike")
+    for found in _advantages(subject, scores, groups):
+        expect(found.dtype == torch.float64 and not found.isinf().any(), f"they are {found.tolist()}, {found.dtype}")
+        for group in (0, 1):
+            own, by_score = found[groups == group], scores[groups == group].argsort()
+            ranked = own[by_score]
+            present = ranked[~ranked.isnan()]
+            said = f"scores {scores[groups == group].tolist()} have advantages {own.tolist()}"
+            expect(not ranked[-1].isnan(), f"{said}: the best takes no part")
+            expect((present.diff() >= 0).all(), said)
+            expect(len(present) < len(ranked) or present[0] < present[-1], f"{said}: all alike")
 
 
 def equal_scores_have_equal_advantages(subject: TrainerSubject) -> None:
@@ -76,20 +81,19 @@ def equal_scores_have_equal_advantages(subject: TrainerSubject) -> None:
     _owed_if_scored(subject)
     groups = torch.tensor([0] * 4 + [1] * 4)
     scores = torch.tensor([0.7] * 4 + [0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)[:4]
-    present = found[~found.isnan()]
-    alike = len(present) == 0 or float(present.max() - present.min()) < 1e-6
-    expect(alike, f"equal scores have advantages {found.tolist()}")
+    for found in _advantages(subject, scores, groups):
+        present = found[:4][~found[:4].isnan()]
+        alike = len(present) == 0 or float(present.max() - present.min()) < 1e-6
+        expect(alike, f"equal scores have advantages {found[:4].tolist()}")
 
 
 def missing_scores_take_no_part(subject: TrainerSubject) -> None:
     """A sample without a score has an advantage of 0, which teaches nothing, or NaN, which takes no part."""
     _owed_if_scored(subject)
-    groups = torch.tensor([0] * 4)
     scores = torch.tensor([0.1, torch.nan, 0.3, 0.4], dtype=torch.float64)
-    found = subject.make().advantages(Scores({"one": scores}, {"one": 1.0}), groups)
-    expect(found[1].isnan() or found[1] == 0, f"without a score a sample has the advantage {float(found[1])}")
-    expect(not found[[0, 2, 3]].isnan().all(), "one missing score keeps its whole group from taking part")
+    for found in _advantages(subject, scores, torch.tensor([0] * 4)):
+        expect(found[1].isnan() or found[1] == 0, f"without a score a sample has the advantage {float(found[1])}")
+        expect(not found[[0, 2, 3]].isnan().all(), "one missing score keeps its whole group from taking part")
 
 
 def terms_leave_no_trace(subject: TrainerSubject) -> None:
@@ -253,11 +257,20 @@ CHECKS = (
     teachers_take_no_gradient,
     teachers_are_approached,
     gradients_go_as_far_as_said,
+    steps_have_their_own_advantages,
     microbatch_invariance,
     order_does_not_matter,
     terms_keep_the_past,
     learns,
 )
+
+
+def _advantages(subject: TrainerSubject, values: Tensor, groups: Tensor) -> list[Tensor]:
+    """Advantages `(N,)`: one tensor, or one for each step."""
+    found = subject.make().advantages(scores_of(subject.spec.needs, values, groups), groups)
+    steps = (STEPS - 1,) if found.dim() > 1 and subject.spec.needs.looks != "none" else ()
+    expect(found.shape == (len(values), *steps), f"of {len(values)} samples there are {tuple(found.shape)}")
+    return list(found.reshape(len(values), -1).T)
 
 
 def _owed_if_scored(subject: TrainerSubject) -> None:

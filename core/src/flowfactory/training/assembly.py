@@ -25,7 +25,7 @@ from flowfactory.contracts.types import Row
 from flowfactory.data.sources import load_held_out, load_training, pools
 from flowfactory.data.store import unpacked_folder
 from flowfactory.errors import RunError, did_you_mean, listed
-from flowfactory.metrics import merit
+from flowfactory.losses.times import possible
 from flowfactory.metrics.clock import Clock, Stopwatch
 from flowfactory.metrics.display import Display
 from flowfactory.metrics.instruments import Instruments
@@ -45,11 +45,11 @@ from flowfactory.sampling.epochs import rows_used
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.sampling.source import Source
 from flowfactory.sampling.stored import Stored
-from flowfactory.sampling.times import possible
+from flowfactory.sampling.studio import Studio
 from flowfactory.spec.tables import Full, Memory, RewardEntry, Spec
 from flowfactory.spec.window import candidates
 from flowfactory.training.encoding import load_media, load_model, stoppable
-from flowfactory.training.evaluate import Evaluator
+from flowfactory.training.evaluate import Evaluator, say_left_out
 from flowfactory.training.optimise import Learner
 
 
@@ -131,7 +131,9 @@ def assemble(
         components.events,
         processes,
         instruments,
-        Rollouts(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge)
+        Rollouts(
+            Studio(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge)
+        )
         if media is None
         else Stored(spec, processes, rows, CachedTargets(media, rows), policy),
         Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
@@ -190,14 +192,6 @@ def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
     if not adapter.trains_at(levels, size).any():
         what = f"answers at none of the noise levels {levels.max():g} to {levels.min():g} that {where} leaves"
         raise RunError(f"{' and '.join(adapter.networks())}, which [model] trains, {what}; widen it, or train another")
-
-
-def say_left_out(spec: Spec, judge: Judge, display: Display) -> None:
-    """Say which rewards evaluation does not ask, and what follows."""
-    for label in judge.left_out:
-        why = f"reward {label!r} compares the samples of a group, and evaluation makes one sample of each prompt"
-        best = "; [checkpoint] best counts it, so no evaluation is the best" if label in merit.weights(spec) else ""
-        display.say(f"{why}: it is left out there{best}")
 
 
 @contextmanager

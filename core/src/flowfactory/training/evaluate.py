@@ -16,6 +16,7 @@ from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.types import Conditions, Sample
 from flowfactory.data.sources import counted
 from flowfactory.metrics import merit
+from flowfactory.metrics.display import Display
 from flowfactory.metrics.instruments import Instruments
 from flowfactory.metrics.scores import score_metrics, source_metrics
 from flowfactory.policy.finite import check_samples
@@ -48,6 +49,14 @@ class Evaluator:
     scheduler: Scheduler[Any]
     weights: Weights
     judge: Judge
+
+
+def say_left_out(spec: Spec, judge: Judge, display: Display) -> None:
+    """Say which rewards evaluation does not ask, and what follows."""
+    for label in judge.left_out:
+        why = f"reward {label!r} compares the samples of a group, and evaluation makes one sample of each prompt"
+        best = "; [checkpoint] best counts it, so no evaluation is the best" if label in merit.weights(spec) else ""
+        display.say(f"{why}: it is left out there{best}")
 
 
 def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -23,7 +22,7 @@ from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
 from flowfactory.runs.checkpoint import Progress
-from flowfactory.sampling.epochs import epoch_steps
+from flowfactory.sampling.epochs import trained_steps
 from flowfactory.sampling.source import Collected, Member
 from flowfactory.spec import window
 from flowfactory.spec.tables import Spec
@@ -93,7 +92,7 @@ def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[
     Where weights are divided there are as many on every process: what is missing is made up for by the first one again.
     """
     needs, size = learner.trainer.needs, len(made.members) // learner.spec.optimizer.updates
-    usable = [i for i in range(update * size, (update + 1) * size) if not math.isnan(made.advantages[i])]
+    usable = [i for i in range(update * size, (update + 1) * size) if not made.advantages[i].isnan().all()]
     on_policy, shares = update == 0 and needs.rollout == "current", shares_of(learner.spec, epoch, update)
     whole = [[i] for i in usable] if needs.batch == "samples" else by_group(made, usable)
     alike = groupby(whole, lambda unit: made.trajectories.steps(unit[0]))
@@ -153,14 +152,22 @@ def batch_of(
         {label: column[chosen].to(device) for label, column in made.scores.items()},
         made.epoch,
         shares,
+        *((None, None) if made.parents is None else lineage(made, samples, device)),
     )
+
+
+def lineage(made: Collected, samples: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of some branches within their groups, and those of the ones they go on from."""
+    assert made.parents is not None
+    numbers = torch.tensor([made.members[i].replica for i in samples], device=device)
+    return numbers, made.parents[list(samples)].to(device)
 
 
 def shares_of(spec: Spec, epoch: int, update: int) -> dict[int, float]:
     """Of all stochastic steps that an update trains at, on all processes, which share is at each."""
     size = spec.sampling.prompts // spec.optimizer.updates
     slots = range(update * size, (update + 1) * size)
-    counts = Counter(step for slot in slots for step in epoch_steps(spec, epoch, slot))
+    counts = Counter(step for slot in slots for step in trained_steps(spec, epoch, slot))
     return {step: count / counts.total() for step, count in sorted(counts.items())}
 
 

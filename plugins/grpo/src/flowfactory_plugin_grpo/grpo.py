@@ -14,45 +14,35 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Transition
+from flowfactory import (
+    Batch,
+    ClippedTerm,
+    Draws,
+    Loss,
+    Policy,
+    Trainer,
+    Transition,
+    clipped_loss,
+    clipped_terms,
+)
 from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOSpec
-from flowfactory_plugin_grpo.clipping import clipped, divergence, ratio_metrics, reference_velocity
-
-
-@attrs.frozen(eq=False)
-class Term:
-    """One stochastic step, and the reference's velocity `(B, …)` on it if the divergence has a weight."""
-
-    step: int
-    reference: Tensor | None
 
 
 class GRPO(Trainer[GRPOSpec]):
     """Flow-GRPO, one term per stochastic step."""
 
-    def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        beta = self.spec.kl_beta
-        return [
-            Term(step, reference_velocity(policy, batch, Transition.of(batch, step), beta))
-            for step in batch.rollout.steps
-        ]
+    def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[ClippedTerm]:
+        return clipped_terms(policy, batch, self.spec)
 
-    def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
-        at = Transition.of(batch, term.step)
-        v = at.velocity(policy, batch)
-        log_ratio = at.score(v) - at.logprob
-        surrogate = clipped(log_ratio.exp(), batch.advantages, self.spec)
+    def loss(self, policy: Policy, batch: Batch, term: ClippedTerm) -> Loss:
+        weights: list[Tensor | float] = []
         if self.spec.noise_weight is not None:
-            surrogate = self.spec.noise_weight * at.std() * surrogate
+            weights.append(self.spec.noise_weight * Transition.of(batch, term.step).std())
         if self.spec.level:
-            surrogate = levelled(batch, term.step) * surrogate
-        parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), self.spec)
-        if term.reference is not None:
-            kl = divergence(at, self.spec.kl, v, term.reference)
-            parts["kl"], metrics["kl"] = self.spec.kl_beta * kl, kl.detach()
-        return Loss(parts, metrics)
+            weights.append(levelled(batch, term.step))
+        return clipped_loss(policy, batch, term, self.spec, *weights)
 
 
 def levelled(batch: Batch, step: int) -> float:

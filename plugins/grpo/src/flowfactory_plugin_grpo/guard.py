@@ -13,11 +13,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Transition, per_sample_mean
+from flowfactory import (
+    Batch,
+    Draws,
+    Loss,
+    Policy,
+    Trainer,
+    Transition,
+    clipped,
+    divergence,
+    per_sample_mean,
+    ratio_metrics,
+    reference_velocity,
+)
 from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOGuardSpec
-from flowfactory_plugin_grpo.clipping import clipped, divergence, ratio_metrics, reference_velocity
 
 
 @attrs.frozen(eq=False)

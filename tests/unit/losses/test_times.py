@@ -7,7 +7,7 @@ import pytest
 import torch
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
-from flowfactory.sampling.times import continuous, noise_levels, noised, shifted, step_strata, strata
+from flowfactory.losses.times import continuous, noise_levels, noised, shifted, step_strata, strata
 from flowfactory.spec.window import decay_problems, level_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
