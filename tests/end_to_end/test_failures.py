@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from end_to_end.conftest import metrics
+from end_to_end.conftest import REWARDS, metrics
 from flowfactory.cli.main import main
 from flowfactory.runs import archive
 from flowfactory.training import loop
+from flowfactory_plugin_flux.flux import Flux
 from forks import flowfactory
 from safetensors.torch import load_file
 
@@ -201,6 +202,42 @@ def assert_lost_nothing(folder: Path, said: str) -> None:
     assert "Traceback" not in said
     assert [path.name for path in last.parent.iterdir()] == [last.name]
     assert archive.damage(last) == ""
+
+
+CLOSES = """
+import os, sys
+
+def redness(samples, honest=redness):
+    os.close(1), os.close(2), sys.stderr.close()
+    {then}
+    return honest(samples)
+
+"""
+
+
+def test_a_reward_that_closes_descriptors_takes_nobodys_voice(spec: Path) -> None:
+    for then, expected, words in (
+        ("", 0, "done; the run is in"),
+        ("raise ValueError('mine')", 1, "reward 'redness' failed: ValueError: mine"),
+    ):
+        (spec.parent / "rewards.py").write_text(REWARDS.replace("@hookimpl", f"{CLOSES.format(then=then)}@hookimpl", 1))
+        code, said = flowfactory(spec.parent, "run", spec, "--runs", spec.parent / "runs", *QUICK)
+        assert (code, words in said) == (expected, True), said
+        assert "reward 'redness' changed descriptor 2, which everybody shares; it is as it was again" in said
+
+
+def test_a_model_that_ends_the_program_is_a_failure_in_words(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def velocity(self: Flux, *arguments: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Flux, "velocity", velocity)
+    code, _ = run(spec)
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "SystemExit: 0\nthe run failed; this is in" in said
+    assert "done" not in said
 
 
 def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(spec: Path, disk: Disk) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import logging.config
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import warnings
+from asyncio import CancelledError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flowfactory.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling, staying
+from flowfactory.errors import Ended, cause, said
+from flowfactory.processes.stop import AtOnce, Stopped, listening
 
 
 def test_the_folder_and_the_environment_are_as_before(
@@ -81,6 +87,8 @@ def no_flag(part: Any, name: str, value: Any) -> Callable[[], None]:
         (no_flag(torch.backends.cudnn, "benchmark", True), "torch.backends.cudnn.benchmark"),
         (no_flag(torch.backends.cudnn, "deterministic", True), "torch.backends.cudnn.deterministic"),
         (no_flag(torch.backends.cudnn, "allow_tf32", False), "torch.backends.cudnn.allow_tf32"),
+        (lambda: torch.backends.cuda.enable_math_sdp(False), "whether attention may be math"),
+        (lambda: torch.backends.cuda.enable_flash_sdp(False), "whether attention may be flash"),
     ],
 )
 def test_how_torch_computes_is_put_back_and_told(change: Callable[[], None], name: str) -> None:
@@ -107,6 +115,13 @@ def silent() -> None:
         (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN), "who hears SIGHUP"),
         (lambda: warnings.simplefilter("error"), "which warnings are errors"),
         (silent, "sys.stderr"),
+        (lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 7), "how deep calls may go"),
+        (gc.disable, "whether memory is collected"),
+        (lambda: socket.setdefaulttimeout(7), "how long sockets wait"),
+        (lambda: signal.alarm(600), "the alarm"),
+        (lambda: logging.config.dictConfig({"version": 1}), "the log of the run"),
+        (lambda: logging.getLogger("flowfactory").setLevel(logging.CRITICAL), "the log of the run"),
+        (lambda: torch.autograd.set_detect_anomaly(True), "whether torch looks for anomalies"),
     ],
 )
 def test_how_a_run_speaks_hears_and_writes_is_put_back(
@@ -117,7 +132,7 @@ def test_how_a_run_speaks_hears_and_writes_is_put_back(
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     own = signal.getsignal(signal.SIGTERM)
     try:
-        with caplog.at_level(logging.WARNING, "flowfactory"), calling(f"one that changes {name}"):
+        with caplog.at_level(logging.WARNING, "flowfactory"), calling(who := f"one that changes {name} by {change}"):
             change()
         assert (os.umask(0o022), sys.stderr, signal.getsignal(signal.SIGTERM)) == (0o022, stderr, own)
         assert signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
@@ -126,7 +141,7 @@ def test_how_a_run_speaks_hears_and_writes_is_put_back(
         os.umask(mask)
         signal.signal(signal.SIGTERM, before)
     assert [record.getMessage() for record in caplog.records] == [
-        f"one that changes {name} changed {name}, which everybody shares; it is as it was again"
+        f"{who} changed {name}, which everybody shares; it is as it was again"
     ]
 
 
@@ -151,14 +166,74 @@ def test_two_calls_at_once_are_held_to_what_was_before_both() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
+class Own(BaseException):
+    """A plugin's own, as asyncio has them."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), CancelledError(), Own("x")])
+def test_what_ends_programs_is_an_error_as_any_other(error: BaseException) -> None:
+    with listening(), pytest.raises(Ended) as caught, calling("r"):
+        raise error
+    assert caught.value.__cause__ is error
+    assert said(caught.value) == said(error)
+    assert cause(caught.value).startswith(f"{said(error)} (")
+
+
+@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), AtOnce()])
+def test_a_person_who_ends_it_is_heard(error: BaseException) -> None:
+    with pytest.raises(type(error)), calling("r"):
+        raise error
+
+
+def test_so_is_a_keyboard_that_python_listens_to() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), calling("r"):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_foreign_code_cannot_end_the_process_but_its_forks_may_end() -> None:
-    with pytest.raises(SystemExit, match=r"os._exit\(0\)"), calling("r"):
+    with pytest.raises(Ended, match=r"SystemExit: os._exit\(0\)"), calling("r"):
         os._exit(0)
     with calling("r"):
         child = os.fork()
         if child == 0:
             os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_nobody_closes_all_descriptors() -> None:
+    with pytest.raises(OSError, match="would close what others have open"), calling("r"):
+        os.closerange(3, 256)
+    with calling("r"):
+        child = os.fork()
+        if child == 0:
+            os.closerange(3, 256)
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_while_somebody_stays_nobody_ends_the_process_in_any_thread(caplog: pytest.LogCaptureFixture) -> None:
+    with staying(), pytest.raises(SystemExit, match=r"os._exit\(0\)"):
+        os._exit(0)
+    with staying():
+        thread = threading.Thread(target=os._exit, args=(0,), name="theirs")
+        thread.start()
+        thread.join()
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert "os._exit(0) was called in thread 'theirs'; only that thread ends" in caplog.text
+
+
+def test_who_computes_alone_may_change_how_and_it_is_put_back(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "flowfactory"), calling("one who is alone", alone=True):
+        torch.set_default_dtype(torch.float64)
+    assert torch.get_default_dtype() == torch.float32
+    assert "one who is alone changed torch's default dtype, which everybody shares" in caplog.text
 
 
 def test_elsewhere_the_process_ends_as_ever() -> None:

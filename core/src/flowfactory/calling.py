@@ -7,9 +7,11 @@ where a run writes, what its other parts read from the environment, how torch co
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +22,8 @@ from typing import Any
 
 import attrs
 
-from flowfactory.errors import harmless
+from flowfactory import streams
+from flowfactory.errors import Ended, Ending, harmless, said
 
 log = logging.getLogger("flowfactory")
 
@@ -33,16 +36,18 @@ class Meddled(Exception):
 
 
 @contextmanager
-def calling(who: str, environment: bool = True) -> Iterator[None]:
+def calling(who: str, environment: bool = True, alone: bool = False) -> Iterator[None]:
     """Run foreign code. What it changes that everybody shares is put back at the end, however it ends.
 
-    Its `os._exit` is `sys.exit` there, so that it cannot end the process without a word.
+    It cannot end the process without a word: its `os._exit` is `sys.exit` there, and that is an error as any other.
 
     Args:
         who: as messages name it.
         environment: whether variables are put back, too; what is imported may set those that it reads later.
+        alone: whether nobody else computes meanwhile, so that how torch computes is put back as anything else.
 
     Raises:
+        Ended: it raised what ends programs.
         Meddled: it changed how torch computes; what others computed meanwhile may be wrong.
     """
     outer, _thread.before, _thread.process = _before(), {}, os.getpid()
@@ -50,13 +55,25 @@ def calling(who: str, environment: bool = True) -> Iterator[None]:
     _shared.enter()
     try:
         yield
+    except (Exception, Ending):
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and _by_keyboard():
+            raise
+        raise Ended(said(error)) from error
     finally:
         noted, _thread.before = _thread.before, outer
         changed = {**_shared.leave(), **_differences(_thread_settings(), own)}
         noted = noted if environment else {name: value for name, value in noted.items() if name is None}
-        _tell(who, [*_put_back(noted), *(name for name, computes in changed.items() if not computes)])
-    if meddled := [name for name, computes in changed.items() if computes]:
-        raise Meddled(f"{who} changed {' and '.join(meddled)}, by which everybody computes")
+        harmful = [name for name, computes in changed.items() if computes and not alone]
+        _tell(who, [*streams.restore(), *_put_back(noted), *(name for name in changed if name not in harmful)])
+    if harmful:
+        raise Meddled(f"{who} changed {' and '.join(harmful)}, by which everybody computes")
+
+
+def _by_keyboard() -> bool:
+    """Whether Python itself hears Ctrl-C in this thread; commands listen otherwise (see `processes.stop`)."""
+    return current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _tell(who: str, changed: Iterable[str]) -> None:
@@ -64,15 +81,6 @@ def _tell(who: str, changed: Iterable[str]) -> None:
         if (who, name) not in _told:
             log.warning("%s changed %s, which everybody shares; it is as it was again", who, name)
         _told.add((who, name))
-
-
-def said(error: BaseException) -> str:
-    """An exception in words that can be shown, whatever it holds."""
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its message cannot be had)"
-    return harmless(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 # --- how torch computes, and what else has one value for the whole process -------------------------------------------
@@ -89,13 +97,22 @@ class Setting:
 
 def _process_settings() -> Mapping[str, Setting]:
     """What the whole process shares, and no part of a run changes."""
-    own = {"what logging leaves out": Setting(lambda: logging.root.manager.disable, logging.disable, computes=False)}
+    own = {
+        "what logging leaves out": Setting(lambda: logging.root.manager.disable, logging.disable, computes=False),
+        "the log of the run": Setting(_log, _restore_log, computes=False),
+        "how deep calls may go": Setting(sys.getrecursionlimit, sys.setrecursionlimit, computes=False),
+        "whether memory is collected": Setting(gc.isenabled, lambda on: (gc.enable if on else gc.disable)(), False),
+        "how long sockets wait": Setting(socket.getdefaulttimeout, socket.setdefaulttimeout, computes=False),
+        "the alarm": Setting(lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, _restore_alarm, computes=False),
+    }
     if STATUS.exists():
         own["the umask"] = Setting(_umask, os.umask, computes=False)
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return own
     flags = {"mkldnn": ("enabled",), "cudnn": ("enabled", "benchmark", "deterministic", "allow_tf32")}
+    attention = ("flash", "math", "mem_efficient", "cudnn")
+    cuda = vars(torch.backends.cuda)
     return own | {
         "torch's default dtype": Setting(torch.get_default_dtype, torch.set_default_dtype),
         "whether torch is deterministic": Setting(
@@ -104,12 +121,33 @@ def _process_settings() -> Mapping[str, Setting]:
         "the precision of matrix products": Setting(
             torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         ),
+        "whether torch looks for anomalies": Setting(
+            torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, computes=False
+        ),
         **{
             f"torch.backends.{part}.{name}": _attribute(vars(torch.backends)[part], name)
             for part, names in flags.items()
             for name in names
         },
+        **{
+            f"whether attention may be {name}": Setting(cuda[f"{name}_sdp_enabled"], cuda[f"enable_{name}_sdp"])
+            for name in attention
+        },
     }
+
+
+def _log() -> tuple[bool, int]:
+    return log.disabled, log.level
+
+
+def _restore_log(before: tuple[bool, int]) -> None:
+    log.disabled = before[0]
+    log.setLevel(before[1])
+
+
+def _restore_alarm(before: bool) -> None:
+    if not before:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _umask() -> int:
@@ -193,8 +231,8 @@ _shared = _Shared()
 
 # --- the current folder, the environment, the end of the process ------------------------------------------------------
 
-_thread, _told = local(), set[tuple[str, str]]()
-_end = os._exit
+_thread, _told, _staying = local(), set[tuple[str, str]](), list[int]()
+_end, _close = os._exit, os.closerange
 
 
 def _before() -> dict[bytes | None, Any] | None:
@@ -230,12 +268,33 @@ def _put_back(noted: Mapping[bytes | None, Any]) -> list[str]:
     return changed
 
 
+@contextmanager
+def staying() -> Iterator[None]:
+    """While active, nobody at all ends this process by `os._exit`, in whatever thread."""
+    _staying.append(os.getpid())
+    try:
+        yield
+    finally:
+        _staying.pop()
+
+
 def _exit(status: int) -> None:
     """`os._exit`, but in foreign code `sys.exit`; what it has forked may end as it likes."""
-    if _before() is not None and os.getpid() == _thread.process:
+    foreign = _before() is not None and os.getpid() == _thread.process
+    if foreign or os.getpid() in _staying:
+        if not foreign and current_thread() is not main_thread():
+            log.warning("os._exit(%s) was called in thread %r; only that thread ends", status, current_thread().name)
         raise SystemExit(f"os._exit({status})")
     _end(status)
 
 
+def _close_some(low: int, high: int, /) -> None:
+    """`os.closerange`, but not in foreign code: nobody knows whose the descriptors are; what it has forked may."""
+    if _before() is not None and os.getpid() == _thread.process:
+        raise OSError(f"os.closerange({low}, {high}) would close what others have open")
+    _close(low, high)
+
+
 os._exit = _exit  # type: ignore[assignment]
+os.closerange = _close_some
 sys.addaudithook(_note)

@@ -137,6 +137,19 @@ class RunError(Exception):
     repeats: bool = False
 
 
+class Ending(BaseException):
+    """A person or a system ends this process; no `Exception`, so that no library takes it for a fault of its own."""
+
+
+class Ended(Exception):
+    """Other people's code has raised what ends programs, such as `SystemExit`; that is the cause of this."""
+
+
+def meant(error: BaseException) -> BaseException:
+    """What was raised in truth."""
+    return error.__cause__ if isinstance(error, Ended) and error.__cause__ is not None else error
+
+
 class PluginError(Exception):
     """A plugin that is missing, conflicting, broken or too old or new for what is installed."""
 
@@ -156,13 +169,28 @@ def shown(file: Path) -> str:
 
 
 def typed(file: Path) -> str:
-    """A path as a command takes it: quoted for a shell, and never an option."""
+    """A path as a command takes it: quoted for a shell, and never an option; what cannot be shown as bash writes it."""
     path = shown(file)
-    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    path = f"./{path}" if path.startswith("-") else path
+    if path == printable(path) and "\n" not in path:
+        return shlex.quote(path)
+    plain = (chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f"\\x{b:02x}" for b in os.fsencode(path))
+    return f"$'{''.join(plain)}'"
+
+
+def said(error: BaseException) -> str:
+    """An exception in words that can be shown, whatever it holds."""
+    error = meant(error)
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be had)"
+    return harmless(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def cause(error: BaseException) -> str:
     """An exception in one line, and where it was raised."""
+    error = meant(error)
     last = traceback.extract_tb(error.__traceback__)
     frames = [
         frame for frame in last if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(CORE)
@@ -170,7 +198,7 @@ def cause(error: BaseException) -> str:
     where = f" ({shown(Path(frames[-1].filename))}:{frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError) and error.filename:
         where = f" ({shown(Path(error.filename))}:{error.lineno})"
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{said(error)}{where}"
 
 
 def did_you_mean(wrong: str, known: Iterable[str], cutoff: float = 0.65) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import signal as signals
 import subprocess
 import sys
 import tomllib
@@ -18,9 +19,9 @@ import flowfactory.training as training
 import pytest
 from flowfactory.cli import launcher
 from flowfactory.cli.main import main
-from flowfactory.cli.verbs import running
+from flowfactory.cli.verbs import looking, plugins, results, running
 from flowfactory.plan import launch
-from specs import DISTRIBUTIONS, SPEC, edited
+from specs import DISTRIBUTIONS, SPEC, TOY, edited
 
 Capture = pytest.CaptureFixture[str]
 
@@ -280,8 +281,6 @@ def test_exit_75_and_130_when_stopped(
     spec: Path, loop: Callable[..., None], signal: str, code: int, capsys: Capture
 ) -> None:
     def stop(*args: Any, **kwargs: Any) -> None:
-        import signal as signals
-
         from flowfactory.processes.stop import Stopped
 
         raise Stopped(signals.Signals[signal])
@@ -291,12 +290,113 @@ def test_exit_75_and_130_when_stopped(
     assert f"stopped by {signal}; go on with: flowfactory resume runs/test" in capsys.readouterr().err
 
 
-def test_exit_130_when_interrupted_outside_the_loop(spec: Path, loop: Callable[..., None]) -> None:
-    def interrupt(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
+def raises(error: BaseException) -> Callable[..., Any]:
+    def act(*args: Any, **kwargs: Any) -> None:
+        raise error
 
-    loop(interrupt)
-    assert main(["run", "spec.toml"]) == 130
+    return act
+
+
+@pytest.mark.parametrize(("signal", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_any_command_hears_who_stops_it(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, signal: str, code: int, capsys: Capture
+) -> None:
+    monkeypatch.setattr(looking, "installed_entries", lambda: os.kill(os.getpid(), signals.Signals[signal]))
+    assert main(["check", "spec.toml"]) == code
+    assert capsys.readouterr().err == f"stopped by {signal}\n"
+
+
+ENDS = [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), EOFError(), BrokenPipeError(32, "Broken pipe")]
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_what_ends_programs_is_a_failure_in_words(
+    spec: Path, loop: Callable[..., None], monkeypatch: pytest.MonkeyPatch, error: BaseException, capsys: Capture
+) -> None:
+    """Nobody but a person, by a signal, ends a command without a word."""
+    loop(raises(error))
+    assert main(["run", "spec.toml"]) == 1
+    said = capsys.readouterr().err
+    assert type(error).__name__ in said
+    assert "the run failed; this is in runs/test/log.txt too" in said
+    monkeypatch.setattr(looking, "installed_entries", raises(error))
+    assert main(["check", "spec.toml"]) == 1
+    said = capsys.readouterr().err
+    assert type(error).__name__ in said
+    assert "report it with the lines above" in said
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (
+            ('"""A trainer', 'raise KeyboardInterrupt\n"""A trainer'),
+            "plugin file toy.py is broken: running it failed: ",
+        ),
+        (("    yield", "    raise GeneratorExit\n    yield"), "its hook `flowfactory_trainers` failed: GeneratorExit"),
+        (
+            ("return Needs", "raise SystemExit(0)\n        return Needs"),
+            "plugin toy.py is broken: SystemExit: 0 (toy.py:",
+        ),
+        (("return Needs", "raise LookupError('x')\n        return Needs"), "plugin toy.py is broken: LookupError: x ("),
+        (("if self.level", "raise KeyError('x')\n        if self.level"), "plugin toy.py is broken: KeyError: 'x' ("),
+        (("if value > 9", "raise EOFError\n        if value > 9"), "plugin toy.py is broken: EOFError ("),
+    ],
+)
+def test_whatever_a_plugin_raises_at_check_is_told_of_it(
+    spec: Path, edit: tuple[str, str], said: str, capsys: Capture
+) -> None:
+    Path("toy.py").write_text(TOY.replace(*edit, 1))
+    assert main(["check", "spec.toml"]) == 3
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+def begun(loop: Callable[..., None]) -> str:
+    """A run without a checkpoint."""
+    loop(lambda *args, **kwargs: None)
+    assert main(["run", "spec.toml"]) == 0
+    return "runs/test"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("spec.toml", "spec.toml"),
+        ("spec.toml/below", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("/proc/nowhere/x", "cannot be written: No such file or directory"),
+        ("own", "own"),
+    ],
+)
+def test_places_that_cannot_be_written_are_told_before_torch_is_loaded(
+    spec: Path, loop: Callable[..., None], monkeypatch: pytest.MonkeyPatch, place: str, said: str, capsys: Capture
+) -> None:
+    run = begun(loop)
+    Path("own").mkdir()
+    for name in ("mine.txt", "shapes-grpo.toml", "report.html", "flowfactory-plugin-x"):
+        Path("own", name).write_text("mine")
+    for module in (results, running, plugins):
+        monkeypatch.setattr(module, "load_libraries", lambda: pytest.fail("torch was loaded"))
+    capsys.readouterr()
+    page = f"{place}/report.html" if place == "own" else place
+    for command in (
+        ["run", "spec.toml", "--folder", place],
+        *([["run", "spec.toml", "--runs", place]] if place != "own" else []),
+        ["export", run, "--to", place],
+        ["sample", run, "a dog", "--to", place],
+        ["report", run, "--out", page],
+        ["examples", "copy", "shapes-grpo", "--to", place],
+        ["new", "reward", "x", "--into", place],
+    ):
+        before = sorted(Path().rglob("*"))
+        assert main(command) in (1, 2), command
+        shown = capsys.readouterr().err
+        assert said in " ".join(shown.split()), command
+        assert "Traceback" not in shown, command
+        assert sorted(Path().rglob("*")) == before, command
+    assert all(path.read_text() == "mine" for path in Path("own").iterdir())
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
@@ -375,8 +475,6 @@ def test_check_costs_a_fraction_of_importing_torch(spec: Path) -> None:
 def test_a_mistake_of_ours_says_how_to_report_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowfactory.cli.verbs import looking
-
     monkeypatch.setattr(looking, "installed_entries", lambda: 1 / 0)
     assert main(["check", "x.toml"]) == 1
     said = capsys.readouterr().err

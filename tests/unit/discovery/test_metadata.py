@@ -9,6 +9,7 @@ import pytest
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
+from flowfactory.processes.stop import listening
 
 POINTS = "[flowfactory.rewards]\nodd-one = odd_module\n"
 SOUND = "Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n"
@@ -110,6 +111,7 @@ def test_a_local_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
     ("more", "said"),
     [
         ("import os; os._exit(0)", r"running it failed: SystemExit: os._exit\(0\)"),
+        ("import os; os.close(2)", None),
         ("import os; os.chdir('/')", None),
     ],
 )
@@ -158,7 +160,11 @@ def test_what_lies_beside_hides_nothing_installed(tmp_path: Path) -> None:
             "(mine.py:5); mend it there",
         ),
         ("raise SystemExit(3)", "", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "", "running it failed: KeyboardInterrupt (mine.py:5)"),
+        ("raise GeneratorExit('x')", "", "running it failed: GeneratorExit: x"),
         ("", "raise SystemExit(3)", "its hook `flowfactory_rewards` failed: SystemExit: 3"),
+        ("", "raise KeyboardInterrupt", "its hook `flowfactory_rewards` failed: KeyboardInterrupt"),
+        ("", "raise EOFError", "its hook `flowfactory_rewards` failed: EOFError"),
         ("x = (", "", "SyntaxError"),
     ],
 )
@@ -166,7 +172,7 @@ def test_a_local_file_that_fails_is_told_to_the_one_who_wrote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, hook: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PluginError) as caught:
+    with listening(), pytest.raises(PluginError) as caught:
         Registry([]).load_file(local(tmp_path, "a_third_neighbour", more, hook))
     assert said in str(caught.value)
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from flowfactory.calling import calling
 from flowfactory.discovery.entries import Source, installed_points
-from flowfactory.errors import PluginError
+from flowfactory.errors import Ended, Ending, PluginError, cause
+from flowfactory.streams import unheard
 
 GROUP = "flowfactory.commands"
 
@@ -50,6 +52,21 @@ class Commands(click.Group):
                 with formatter.section(heading):
                     formatter.write_dl(rows)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What click would answer by itself, and what ends programs, are mistakes like any other."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, Ending):
+            raise
+        except (EOFError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and unheard():
+                raise
+            raise Ended(str(error)) from error
+        except Exception:
+            raise
+        except BaseException as error:
+            raise Ended(str(error)) from error
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name. One that cannot be had says why when it is run, and disturbs no other."""
         own = super().get_command(ctx, cmd_name)
@@ -62,9 +79,10 @@ class Commands(click.Group):
                 cmd_name, "plugin-conflict", f"command `{cmd_name}` is provided by {names}", "uninstall one"
             )
         try:
-            command = points[0][0].load()
-        except (Exception, SystemExit) as error:
-            what = f"command `{cmd_name}` ({names}) is broken: {type(error).__name__}: {error}"
+            with calling(f"command `{cmd_name}` ({names})", environment=False):
+                command = points[0][0].load()
+        except Exception as error:
+            what = f"command `{cmd_name}` ({names}) is broken: {cause(error)}"
             return _failing(cmd_name, "plugin-broken", what, "report this to its author")
         if not isinstance(command, click.Command):
             what = f"command `{cmd_name}` ({names}) is broken: {points[0][0].value} is not a click command"

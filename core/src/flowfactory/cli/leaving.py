@@ -1,35 +1,14 @@
-"""What code of others may not decide: what stdout says while it runs, and whether the process ever ends."""
+"""What code of others may not decide: whether the process ever ends."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from threading import Thread, current_thread, enumerate, main_thread
 from time import monotonic, sleep
 
 PATIENCE = 5.0
 """Seconds that threads which plugins have left behind may still take."""
-
-
-@contextmanager
-def prints_to_stderr() -> Iterator[None]:
-    """While active, what anybody prints, programs that are started included, goes to stderr: stdout is for data."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is none
-        kept = None
-    with redirect_stdout(sys.stderr):
-        if kept is not None:
-            os.dup2(2, 1)
-        try:
-            yield
-        finally:
-            if kept is not None:
-                os.dup2(kept, 1)
-                os.close(kept)
 
 
 def in_time(code: int) -> int:

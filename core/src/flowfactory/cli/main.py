@@ -10,17 +10,20 @@ import importlib.metadata
 import io
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
+from flowfactory.calling import staying
 from flowfactory.cli.commands import Commands
 from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs import examples, looking, plugins, results, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, printable
+from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, meant
 from flowfactory.plan import launch
-from flowfactory.processes.stop import Stopped
+from flowfactory.processes.stop import AtOnce, Stopped, listening
+from flowfactory.streams import speaking
 
 BUG = "this is a mistake of flowfactory or a plugin: report it with the lines above and what `flowfactory env` says"
 
@@ -31,10 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    ui = Ui()
+    with speaking() as (out, err), staying():
+        return _spoken(arguments, out, err)
+
+
+def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
+    ui = Ui(err, out)
     try:
-        ui = Ui(quiet=launch.rank() > 0)
-        code = cli.main(arguments, "flowfactory", standalone_mode=False, obj=ui)
+        ui = Ui(err, out, quiet=launch.rank() > 0)
+        with listening():
+            code = cli.main(arguments, "flowfactory", standalone_mode=False, obj=ui)
     except SpecError as error:
         ui.error(report(error))
         return error.code
@@ -47,15 +56,15 @@ def _main(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         said = io.StringIO()
         error.show(said)
-        click.echo(printable(said.getvalue()), err=True, nl=False)
+        ui.error(said.getvalue().rstrip("\n"))
         return BAD_SPEC
     except Stopped as stopped:
         ui.say(f"stopped by {stopped}")
         return 128 + stopped.signal
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, AtOnce):
         return INTERRUPTED
-    except Exception:
-        ui.error(f"{traceback.format_exc()}{BUG}")
+    except Exception as error:
+        ui.error(f"{''.join(traceback.format_exception(meant(error)))}{BUG}")
         return FAILED
     return int(code or DONE)
 
@@ -70,6 +79,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         "Plugins": ("plugins", "new"),
         "Help": ("schema", "env"),
     },
+    epilog="What else to ask: COMMAND --help for its options, schema for the keys of a spec, plugins show NAME for "
+    "those of a plugin, examples for specs to begin with.",
 )
 @click.version_option(importlib.metadata.version("flowfactory"), prog_name="flowfactory")
 def cli() -> None:

@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from flowfactory.errors import printable
+from flowfactory.errors import RunError, printable
 
 EVERY = 60.0
 """Seconds without a line, where there is no bar, after which one says what goes on."""
@@ -82,8 +82,17 @@ class Ui:
     # --- data
 
     def data(self, text: str) -> None:
-        """Data, to stdout."""
-        print(printable(text), file=self._out)
+        """Data, to stdout.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            print(printable(text), file=self._out, flush=True)
+        except BrokenPipeError:  # whoever read it has left
+            raise
+        except OSError as error:
+            raise RunError(f"stdout cannot be written: {error.strerror}") from error
 
     def json(self, value: Any) -> None:
         """Data as JSON, to stdout."""

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pluggy
 
-from flowfactory.calling import Meddled, calling
+from flowfactory.calling import calling
 from flowfactory.contracts.hooks import Run, Tracker
 from flowfactory.discovery.entries import KINDS, Contribution, Source
 from flowfactory.discovery.registry import Registry
@@ -62,11 +62,9 @@ class Events:
             others = [other for other in self._manager.get_plugins() if other is not plugin]
             who = f"plugin {self._sources[name]}"
             try:
-                with calling(who):
+                with calling(who, alone=True):
                     self._manager.subset_hook_caller(hook, others)(**deepcopy(what))
-            except Meddled as error:
-                log.warning("%s; it is as it was again", error)
-            except (Exception, SystemExit):
+            except Exception:
                 log.exception("%s failed in %s; the run goes on", who, hook)
 
 

@@ -41,7 +41,7 @@ def run_file(path: Path, who: str) -> tuple[ModuleType, Source]:
     try:
         with calling(who, environment=False):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         del sys.modules[name]
         raise broken(who, f"running it failed: {cause(error)}", "mend it there") from error
     beside = sorted(f for f in _files(set(sys.modules) - before - {name}).values() if f.is_relative_to(folder))

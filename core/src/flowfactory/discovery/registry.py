@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +32,7 @@ from flowfactory.discovery.soundness import (
     resolve,
     unmet_requirements,
 )
-from flowfactory.errors import PluginError, cause, did_you_mean, listed, shortened, shown
+from flowfactory.errors import Ending, PluginError, SpecError, cause, did_you_mean, listed, shortened, shown
 from flowfactory.names import aliases, directory
 
 LIST = "see: flowfactory plugins list"
@@ -183,7 +185,7 @@ class Registry:
         try:
             with calling(who, environment=False):
                 module = importlib.import_module(entry.module)
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             raise broken(who, f"importing `{entry.module}` failed: {cause(error)}") from error
         provided = self._register(module, entry.source, who)
         declared = {(e.kind, e.name) for e in self._entries if (e.module, e.source) == (entry.module, entry.source)}
@@ -229,7 +231,7 @@ class Registry:
                 with calling(who, environment=False):
                     answers = self._manager.subset_hook_caller(kind.hook, others)()
                     records = [record for answer in answers for record in answer]
-            except (Exception, SystemExit) as error:
+            except Exception as error:
                 raise broken(who, f"its hook `{kind.hook}` failed: {cause(error)}") from error
             for record in records:
                 check_record(record, kind, who)
@@ -254,6 +256,26 @@ class Registry:
         elif kind != "rewards":
             raise broken(contribution.title, "its target is not a class")
         return target
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """While active, what a loaded plugin's code raises is told of that plugin.
+
+        Raises:
+            PluginError: naming it.
+        """
+        try:
+            yield
+        except (PluginError, SpecError, Ending):
+            raise
+        except BaseException as error:
+            frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+            packages = {name.partition(".")[0]: source for name, source in self._modules.items()}
+            packages.pop(PROJECT, None)
+            at_fault = [packages[name.partition(".")[0]] for name in frames if name.partition(".")[0] in packages]
+            if not at_fault:
+                raise
+            raise broken(f"plugin {at_fault[-1]}", cause(error)) from error
 
     def brings_trackers(self) -> bool:
         """Whether a loaded plugin has trackers."""

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
+from flowfactory.calling import calling
 from flowfactory.contracts.hooks import PROJECT, Provides
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, Entry, Kind, noun
 from flowfactory.errors import PluginError, cause, did_you_mean, listed
@@ -92,8 +93,9 @@ def resolve(contribution: Contribution) -> Callable[..., Any]:
         return target
     module_name, _, attribute = target.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+        with calling(contribution.title, environment=False, alone=True):
+            module = importlib.import_module(module_name)
+    except Exception as error:
         raise broken(contribution.title, f"importing `{module_name}` failed: {cause(error)}") from error
     if attribute not in vars(module):
         hint = did_you_mean(attribute, vars(module))

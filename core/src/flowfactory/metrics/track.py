@@ -10,9 +10,10 @@ from typing import Any
 import attrs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from flowfactory.calling import calling
 from flowfactory.components.resolved import Events
 from flowfactory.contracts.hooks import Run, Tracker
-from flowfactory.errors import RunError, did_you_mean, listed
+from flowfactory.errors import RunError, did_you_mean, listed, said
 
 log = logging.getLogger("flowfactory")
 
@@ -47,14 +48,16 @@ class _Guarded:
 
     def _attempt(self, act: Callable[[], None], what: str) -> None:
         try:
-            act()
-        except (Exception, SystemExit):
+            with calling(f"tracker {self._name}", environment=False, alone=True):
+                act()
+        except Exception:
             log.exception("tracker %s failed at %s; the run goes on", self._name, what)
 
 
 def _open(name: str, project: str, run: Run, events: Events) -> Tracker:
     if name not in LOGGER_TYPE_TO_CLASS:
-        contributed = events.tracker(name, run)
+        with _told(name):
+            contributed = events.tracker(name, run)
         if contributed is None:
             known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
             hint = did_you_mean(name, known) or "is the plugin that brings it listed in `plugins`?"
@@ -62,10 +65,17 @@ def _open(name: str, project: str, run: Run, events: Events) -> Tracker:
         return contributed
     if name not in [str(available) for available in get_available_trackers()]:
         raise RunError(f"[track] to: the package of tracker `{name}` is not installed; try: pip install {name}")
-    try:
+    with _told(name):
         return _start(name, project, run)
-    except (Exception, SystemExit) as error:
-        raise RunError(f"[track] to: tracker `{name}` does not start: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    try:
+        with calling(f"tracker {name}", environment=False, alone=True):
+            yield
+    except Exception as error:
+        raise RunError(f"[track] to: tracker `{name}` does not start: {said(error)}") from error
 
 
 def _start(name: str, project: str, run: Run) -> Tracker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
+from flowfactory import streams
+from flowfactory.errors import Ending
 from flowfactory.plan import launch
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -27,8 +28,8 @@ class Together(Protocol):
     def told(self, flag: bool) -> bool: ...
 
 
-class Stopped(BaseException):
-    """The run was asked to stop; no `Exception`, so that no library takes it for a fault of its own.
+class Stopped(Ending):
+    """The run was asked to stop.
 
     signal: by what. saved: whether a checkpoint follows; nothing had begun where it does not.
     """
@@ -41,6 +42,10 @@ class Stopped(BaseException):
     def outcome(self) -> str:
         """What the run ended as: `interrupted` after SIGINT, `terminated` after any other."""
         return "interrupted" if self.signal == signal.SIGINT else "terminated"
+
+
+class AtOnce(Ending, KeyboardInterrupt):
+    """Whoever asked for it does not want to wait."""
 
 
 class StopRequest:
@@ -77,7 +82,7 @@ class StopRequest:
             _say(f"{name}: it stops, with a checkpoint, as soon as it can; once more, and it ends at once")
         elif time.monotonic() - self._when > AGAIN:
             _say(f"{name} again: it ends at once; what was made since the last checkpoint will be made again")
-            raise KeyboardInterrupt
+            raise AtOnce
 
 
 @contextmanager
@@ -109,4 +114,4 @@ def heard() -> list[signal.Signals]:
 def _say(text: str) -> None:
     """A line to stderr, by the main process; a signal may come while anything else is being written."""
     if launch.rank() == 0:
-        os.write(2, f"\n{text}\n".encode())
+        streams.say(text)

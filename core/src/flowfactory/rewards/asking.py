@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactory.calling import Meddled, calling, said
+from flowfactory.calling import Meddled, calling
 from flowfactory.contracts.key import NAME
 from flowfactory.contracts.reward import GroupReward, Reward
 from flowfactory.contracts.types import Sample
-from flowfactory.errors import RunError, harmless
+from flowfactory.errors import RunError, harmless, said
 from flowfactory.rewards.places import GLANCE, Places, Unwanted, never
 from flowfactory.rewards.retry import retried
 from flowfactory.spec.tables import RewardEntry
@@ -165,7 +165,7 @@ class Asked:
             reply = error
         except Meddled as error:
             reply = Untrusted(f"{error}: what was computed meanwhile may be wrong; have it leave that alone")
-        except BaseException as error:  # a reward that calls sys.exit() has failed, too
+        except BaseException as error:  # nothing may end a thread that others wait for
             reply = Failed(f"{self.title} failed: {said(error)}")
             reply.__cause__ = error
         self._places.leave(place)

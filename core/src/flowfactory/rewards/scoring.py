@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,18 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactory.calling import Meddled, calling, said
+from flowfactory.calling import calling
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import DifferentiableReward, Reward, Score, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
-from flowfactory.errors import listed
+from flowfactory.errors import listed, said
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.rewards.asking import Asked, RewardError
 from flowfactory.rewards.places import never
 from flowfactory.rewards.session import Session
 from flowfactory.spec.tables import RewardEntry
-
-log = logging.getLogger("flowfactory")
 
 CPU = torch.device("cpu")
 
@@ -243,11 +240,9 @@ def _told(entry: RewardEntry, what: str) -> Iterator[None]:
     """
     title = f"reward {entry.label!r}"
     try:
-        with calling(title):
+        with calling(title, alone=True):
             yield
-    except Meddled as error:
-        log.warning("%s; it is as it was again", error)  # nobody else was computing
     except RewardError:
         raise
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise RewardError(f"{title} cannot be {what}: {said(error)}") from error

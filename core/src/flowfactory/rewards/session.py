@@ -14,8 +14,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.calling import said
 from flowfactory.contracts.types import Sample
+from flowfactory.errors import said
 from flowfactory.processes.distributed import Processes
 from flowfactory.rewards.asking import Answer, Asked, Composite, RewardError
 from flowfactory.rewards.places import GLANCE, never

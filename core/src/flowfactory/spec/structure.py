@@ -70,9 +70,11 @@ def load_spec(
 
     Raises:
         SpecError: with every problem found.
+        PluginError: a plugin's own class cannot say what it has to.
     """
     root, problems = layers.load_what_fits(path, sets, unsets, TOP)
-    spec, notes = _Loader(path, root, registry, problems, also, moved).spec()
+    with registry.blaming():
+        spec, notes = _Loader(path, root, registry, problems, also, moved).spec()
     for note in notes:
         tell(note)
     return spec

@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
             return list(served.score(records))
         except Refused:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # in a thread nobody but the function ends anything
             raise Refused(500, f"{type(error).__name__}: {error}") from error
 
     @contextmanager

@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 
 from flowfactory.cli import completion, launcher
-from flowfactory.cli.leaving import prints_to_stderr
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     INTERRUPTED,
@@ -26,7 +25,7 @@ from flowfactory.cli.verbs.options import (
 )
 from flowfactory.components.resolved import Components, components
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import DONE, FAILED, PluginError, RunError, SpecError, shown, typed
+from flowfactory.errors import DONE, FAILED, Ending, PluginError, RunError, SpecError, shown, typed
 from flowfactory.plan import disk, faults, launch
 from flowfactory.plan.plan import SPEC_FILE, Plan, make_plan
 from flowfactory.processes.parent import watch
@@ -36,6 +35,7 @@ from flowfactory.runs import folder as folders
 from flowfactory.runs.files import writing
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
+from flowfactory.streams import prints_to_stderr
 
 
 @click.command()
@@ -142,7 +142,7 @@ def train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool) ->
     unless it was stopped: then it can be resumed."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         watch(os.getppid())
-    with _logging_to(folder, quiet=launch.rank() > 0) as log:
+    with _logging_to(folder, ui, quiet=launch.rank() > 0) as log:
         try:
             code = _train(ui, plan, registry, folder, resume, log)
         except Stopped as stopped:
@@ -170,9 +170,9 @@ def _train(ui: Ui, plan: Plan, registry: Registry, folder: Path, resume: bool, l
         ui.error("\n".join([str(error), *resumption.way_on(folder, error.repeats)]))
         _given_up(folder, resume)
         return error.code
-    except (PluginError, SpecError):
+    except (PluginError, SpecError, Ending):
         raise
-    except Exception:
+    except BaseException:
         log.debug("the run failed", exc_info=True)
         what = f"{traceback.format_exc()}the run failed; this is in {shown(folder / folders.LOG)} too"
         ui.error("\n".join([what, *resumption.way_on(folder)]))
@@ -201,17 +201,26 @@ def resolved(spec: Spec, registry: Registry) -> Components:
     return components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, rewards)
 
 
+class _Aloud(logging.Handler):
+    """Says what is logged."""
+
+    def __init__(self, ui: Ui) -> None:
+        super().__init__(logging.WARNING)
+        self._ui = ui
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ui.say(self.format(record))
+
+
 @contextmanager
-def _logging_to(folder: Path, quiet: bool) -> Iterator[logging.Logger]:
+def _logging_to(folder: Path, ui: Ui, quiet: bool) -> Iterator[logging.Logger]:
     """Everything to the run's log, warnings to stderr as well."""
     log = logging.getLogger("flowfactory")
     log.setLevel(logging.DEBUG)
     with writing(folder / folders.LOG):
         to_file = logging.FileHandler(folder / folders.LOG, encoding="utf-8", delay=quiet)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_stderr = logging.StreamHandler()
-    to_stderr.setLevel(logging.WARNING)
-    handlers: list[logging.Handler] = [] if quiet else [to_file, to_stderr]
+    handlers: list[logging.Handler] = [] if quiet else [to_file, _Aloud(ui)]
     for handler in handlers:
         log.addHandler(handler)
     try:
