@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 from flowfactory.models.tiny import stable_diffusion_3
-from flowfactory.plan import checkpoint, faults, headers
+from flowfactory.plan import checkpoint, disk, faults, headers
 from flowfactory.plan.estimate import estimate
 from flowfactory.spec.structure import load_spec
 from ggufs import gguf_file
@@ -197,6 +198,29 @@ def test_what_does_not_go_together_with_fewer_bits(spec: Path, model: Path, monk
     assert 'transformer is stored in fewer bits by bitsandbytes, and quantize = "nf4" would round it again' in said
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "transformer is read by bitsandbytes, which is not installed" in what_is_wrong(spec, model)
+    table["quantization_config"]["quant_method"] = "x; rm -r ~"
+    config.write_text(json.dumps(json.loads(config.read_text()) | table))
+    assert "pip install" not in what_is_wrong(spec, model), "whoever made a checkpoint says nothing about that"
+
+
+ODD = {
+    "model_index.json": ("_class_name", "transformer", "vae"),
+    "transformer/config.json": ("patch_size", "num_layers", "attention_head_dim", "quantization_config"),
+    "vae/config.json": ("block_out_channels", "latent_channels", "scale_factor_spatial"),
+}
+"""What of a checkpoint's configs is read before it is loaded."""
+
+
+@pytest.mark.parametrize("value", [[], "x", -1, {"x": {}}, [None, None]])
+def test_values_of_other_shape_are_no_mistake_of_ours(spec: Path, model: Path, value: Any) -> None:
+    """A checkpoint can come from anybody; what is odd in it is refused, or left to whoever loads it."""
+    for file, names in ODD.items():
+        whole = json.loads((model / file).read_text())
+        for name in names:
+            (model / file).write_text(json.dumps({**whole, name: value}))
+            with suppress(SpecError):
+                estimate(load_spec(spec, Registry(), [f"model.path={model}"], also=disk.RULES))
+        (model / file).write_text(json.dumps(whole))
 
 
 # --- the hub ---

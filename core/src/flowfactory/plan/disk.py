@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
@@ -98,6 +99,15 @@ def multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[int, int]:
 
     A VAE's levels each halve a picture; a network makes one token of a patch of latent pixels.
     """
+    try:
+        found = _multiples(own, parts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # odd configs tell nothing
+        return 1, 1
+    step, slower = (number if type(number) is int and number > 0 else 1 for number in found)
+    return step, slower
+
+
+def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
     vae = next((part.config for name, part in parts.items() if name == "vae"), None)
     network = next((part.config for name, part in parts.items() if own.trains(name)), None)
     if vae is None or network is None:

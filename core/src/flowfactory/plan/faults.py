@@ -14,8 +14,16 @@ from flowfactory.plan.checkpoint import FILE, Folder, Part, on_disk
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.tables import Full, Lora, Memory, Spec
 
-LIBRARIES = {"quanto": "optimum.quanto"}
-"""What reads weights in fewer bits, by the `quant_method` of a config, where it is called otherwise."""
+LIBRARIES = {
+    "auto-round": ("auto_round", "auto-round"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "gguf": ("gguf", "gguf"),
+    "modelopt": ("modelopt", "nvidia-modelopt"),
+    "quanto": ("optimum", "optimum-quanto"),
+    "torchao": ("torchao", "torchao"),
+}
+"""What reads weights in fewer bits, by the `quant_method` of a config: package and distribution. A config can come from
+anybody, so nothing else that it names is advised to be installed."""
 
 BESIDE = (".bin", ".json", ".model", ".txt")
 """Files of a pipeline's parts beside safetensors: only how they begin can be looked at."""
@@ -93,7 +101,7 @@ def _folder_faults(own: PipelineSpec, folder: Folder) -> Iterator[Fault]:
         yield f"path {path}: {INDEX} {error}", ""
         return
     for name, what in table.items():
-        if isinstance(what, list) and what[-1] and not any(file.startswith(f"{name}/") for file in folder.names):
+        if isinstance(what, list) and any(what) and not any(file.startswith(f"{name}/") for file in folder.names):
             yield (
                 f"path {path} lacks its part `{name}`: {INDEX} names it, and there is no such folder, or nothing in it",
                 "",
@@ -161,9 +169,9 @@ def _precision_faults(own: PipelineSpec, folder: Folder, tuning: Lora | Full, me
         method = _method(own, name, config)
         if not method:
             continue
-        library = LIBRARIES.get(method, method.replace("-", "_"))
-        if importlib.util.find_spec(library.partition(".")[0]) is None:
-            yield f"path {own.path}: {name} is read by {library}, which is not installed", f"pip install {library}"
+        package, install = LIBRARIES.get(method, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            yield f"path {own.path}: {name} is read by {install}, which is not installed", f"pip install {install}"
         if not own.trains(name):
             continue
         clashes = {

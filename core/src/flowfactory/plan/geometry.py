@@ -15,6 +15,8 @@ from flowfactory.spec.tables import Spec
 TEXT = 512
 """Text tokens of a prompt, where the spec does not say."""
 
+LARGE = 1 << 62
+"""Past it a size in a config is none."""
 
 LAYERS = (
     *("num_layers", "num_single_layers", "n_layers", "num_mmdit_layers", "num_single_dit_layers", "depth"),
@@ -50,8 +52,21 @@ def geometry(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
     """Sizes, as diffusers' configs name them.
 
     Raises:
-        KeyError, TypeError: a config has no such name, or something else by it.
+        KeyError: a config has no such name.
+        ValueError: it has something else by it.
     """
+    try:
+        made = _read(spec, parts)
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"sizes that are numbers: {error}") from error
+    if odd := [
+        name for name, value in attrs.asdict(made).items() if not (type(value) in (int, bool) and value < LARGE)
+    ]:
+        raise ValueError(f"sizes that are whole numbers: {', '.join(odd)}")
+    return made
+
+
+def _read(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
     network = next(part.config for name, part in parts.items() if spec.model.spec.trains(name))
     vae, size, own = parts["vae"].config, spec.sampling.size, spec.model.spec
     scale, slower = _scales(vae)

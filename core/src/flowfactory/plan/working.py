@@ -64,7 +64,7 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
         return
     try:
         at = geometry(spec, parts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, ValueError) as error:
         why = f"unknown: the configs do not say {error}; `--exact` measures it"
         yield from (Need(name, None, why) for name in WORKING)
         return
