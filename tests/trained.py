@@ -13,9 +13,11 @@ import torch
 from diffusers import DiffusionPipeline
 from families import FAMILIES, Family, loud
 from flowfactory.cli.ui import Ui
+from flowfactory.contracts.key import Precision
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load_rows
 from flowfactory.discovery.registry import Registry
+from flowfactory.export import choosing
 from flowfactory.export.export import Exported, export
 from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
@@ -83,12 +85,23 @@ class Trained:
     registry: Registry
     adapter: PipelineAdapter[Any]
 
-    def export(self, form: str = "lora", base: str | None = None, **options: Any) -> Exported:
+    def export(
+        self,
+        form: str = "lora",
+        base: str | None = None,
+        folder: Path | None = None,
+        epoch: int | None = None,
+        weights: str | None = None,
+        dtype: Precision | None = None,
+    ) -> Exported:
+        """As the command does it."""
         sets = [f"model.path={base}"] if base else []
         spec = load_spec(self.folder / SPEC_FILE, self.registry, sets, moved=True)
         model = self.registry.find("adapters", spec.model.name)
         target = self.registry.target("adapters", spec.model.name)
-        return export(self.folder, spec, target, model.source, Ui(quiet=True), form, **options)
+        place = choosing.place(self.folder, spec, form, folder)
+        saved = choosing.weights(self.folder, spec, epoch, weights)
+        return export(self.folder, spec, target, model.source, Ui(quiet=True), form, saved, place, dtype)
 
     def by_diffusers(self, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Run:
         """Load as the model card says, and sample as a user does."""

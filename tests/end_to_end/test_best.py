@@ -7,7 +7,7 @@ from pathlib import Path
 
 from end_to_end.conftest import metrics
 from flowfactory.discovery.registry import Registry
-from flowfactory.export.export import best_epoch
+from flowfactory.export.choosing import best_epoch
 from flowfactory.runs import archive
 from flowfactory.spec.structure import load_spec
 from forks import flowfactory

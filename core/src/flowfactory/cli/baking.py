@@ -6,7 +6,9 @@ import builtins
 import datetime
 import json
 import keyword
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +54,7 @@ def bake(kind: str, name: str, answers: Mapping[str, str], into: Path) -> Path:
     """
     _refuse(kind, name, answers)
     folder = into / f"flowfactory-plugin-{name}"
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ValueError(f"{folder} exists already")
     from cookiecutter.main import cookiecutter
 
@@ -70,6 +72,7 @@ def bake(kind: str, name: str, answers: Mapping[str, str], into: Path) -> Path:
                 default_config=config,
             )
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
     return folder
 

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -23,11 +23,11 @@ from flowfactory.contracts.types import Conditions, Row
 from flowfactory.data.sources import load_training, pools
 from flowfactory.data.store import unpacked_folder
 from flowfactory.discovery.entries import Source
-from flowfactory.errors import RunError, listed, shown
+from flowfactory.errors import RunError
+from flowfactory.export import choosing
 from flowfactory.export.card import write_card
 from flowfactory.export.forms import FORMS, Trained, device
 from flowfactory.export.words import PROMPT, base_id, calling, seen_from
-from flowfactory.metrics import merit
 from flowfactory.metrics.clock import Clock
 from flowfactory.metrics.display import Display
 from flowfactory.models import tap
@@ -36,14 +36,12 @@ from flowfactory.policy.finite import all_finite
 from flowfactory.policy.loras import of_checkpoint
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
-from flowfactory.runs import archive, history
+from flowfactory.runs import archive
 from flowfactory.runs.files import replacing, writing
 from flowfactory.sampling.epochs import rows_used
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.training.encoding import load_model
 
-RECORD = "export.json"
-"""In the folder of an export: what it is, and which files belong to it."""
 TOLERANCE = 1e-5
 """Largest difference of a velocity that was read back, relative to the largest velocity."""
 
@@ -69,10 +67,9 @@ def export(
     model: Target,
     source: Source,
     display: Display,
-    form: str = "lora",
-    epoch: int | Literal["best"] | None = None,
-    weights: str | None = None,
-    folder: Path | None = None,
+    form: str,
+    saved: Path,
+    place: Path,
     dtype: Precision | None = None,
 ) -> Exported:
     """Write a run's weights for diffusers, read them back and compare.
@@ -80,23 +77,17 @@ def export(
     Args:
         run: the run's folder. spec: its spec. model: what makes the adapter; source: its distribution.
         form: "lora", "kohya" or "merged" (see `forms`); a fully fine-tuned model is always whole.
-        epoch: of which checkpoint; "best", as `[checkpoint] best` judges evaluations; the last when absent.
-        weights: which set; when absent the averaged one, or the current one where nothing is averaged.
-        folder: where to; `export/<form>` in the run's folder when absent. An export that is there is replaced.
+        saved: the file of the weights. place: where to; an export that is there is replaced.
         dtype: of what is written; when absent, float32 for LoRA and the run's precision for whole pipelines.
 
     Raises:
-        RunError: there is no such checkpoint, the model cannot be written so, what was written does not do what was
-            trained, or `folder` holds something else. Nothing is left of it then.
+        RunError: the model cannot be written so, or what was written does not do what was trained. Nothing is left of
+            it then.
     """
     spec = _whole(spec)
-    form = "merged" if isinstance(spec.tuning, Full) else form
+    form = choosing.form(spec, form)
     if form == "merged":
         spec = attrs.evolve(spec, run=attrs.evolve(spec.run, precision=dtype or spec.run.precision))
-    weights = weights or ("ema" if spec.optimizer.ema else "current")
-    saved = find(run, best_epoch(run, spec) if epoch == "best" else epoch, weights)
-    place = folder or run / "export" / form
-    _refuse_what_is_not_ours(place, run)
     number = archive.epoch_of(saved.parent)
     with writing(place), archive.reading(saved.parent), replacing(place) as partial:
         try:
@@ -108,11 +99,11 @@ def export(
         if not done.difference <= TOLERANCE:
             off = f"read back, its velocities are {done.difference:.1e} off the largest"
             raise RunError(f"{place} is no good: {off}")
-        which, checked = f"`{weights}` after epoch {number}", _checked(done, spec.run.precision)
+        which, checked = f"`{saved.stem}` after epoch {number}", _checked(done, spec.run.precision)
         write_card(partial, run, spec, which, number, loading, f"{note}\n\n{checked}".strip(), done.edits)
-        record = {"form": form, "epoch": number, "weights": weights, "precision": spec.run.precision}
+        record = {"form": form, "epoch": number, "weights": saved.stem, "precision": spec.run.precision}
         record |= {"difference": done.difference, "rounding": done.rounding}
-        (partial / RECORD).write_text(json.dumps(record | {"files": _names(partial)}, indent=2) + "\n")
+        (partial / choosing.RECORD).write_text(json.dumps(record | {"files": choosing.names(partial)}, indent=2) + "\n")
     return done
 
 
@@ -147,75 +138,12 @@ def _write(
     return Exported(place, difference(expected, actual), difference(before, expected), edits), loading, note
 
 
-def _refuse_what_is_not_ours(folder: Path, run: Path) -> None:
-    """Raises:
-    RunError: a folder holds what no export has written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{shown(folder)} is a file; --to names a folder")
-    if not folder.exists() or folder.resolve().parent == (run / "export").resolve():
-        return
-    ours = {RECORD, *_recorded(folder / RECORD)}
-    if others := [name for name in _names(folder) if name not in ours]:
-        what = f"{shown(folder)} holds what no export has written ({listed(others[:3])})"
-        raise RunError(f"{what}; choose an empty folder, or take it away")
-
-
-def _recorded(file: Path) -> list[str]:
-    """What an older export has written; nothing where it does not say so any more."""
-    try:
-        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["files"]]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return []
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-
-
 def _whole(spec: Spec) -> Spec:
     """A spec with its base as it was published: what is exported is not tied to how the base was rounded."""
     own = spec.model.spec
     if not isinstance(own, PipelineSpec):
         return spec
     return attrs.evolve(spec, model=attrs.evolve(spec.model, spec=attrs.evolve(own, quantize=None)))
-
-
-def best_epoch(run: Path, spec: Spec) -> int:
-    """The epoch of the best evaluation whose checkpoint was kept.
-
-    Raises:
-        RunError: no checkpoint was evaluated, or the run's table says that none is to be the best.
-    """
-    (past,) = history.read([run])
-    kept = {archive.epoch_of(path) for path in archive.checkpoints(run / archive.CHECKPOINTS)}
-    best = merit.best(spec, [(epoch, line) for epoch, line in past.metrics.items() if epoch in kept])
-    if best is None:
-        why = f"its [checkpoint] best is `{spec.checkpoint.best}`, and no checkpoint has an evaluation by that"
-        raise RunError(f"{run} has no best checkpoint: {why}")
-    return best.epoch
-
-
-def find(run: Path, epoch: int | None, weights: str) -> Path:
-    """The file of a weight set.
-
-    Raises:
-        RunError: there is none; the message names those there are. Or the checkpoint is damaged.
-    """
-    found = {path.name: path for path in archive.checkpoints(run / archive.CHECKPOINTS)}
-    if not found:
-        raise RunError(f"{run} has no checkpoint to export")
-    name = list(found)[-1] if epoch is None else archive.name(epoch)
-    if name not in found:
-        raise RunError(f"{run} has no checkpoint {name}; there is {', '.join(found)}")
-    if damage := archive.damage(found[name]):
-        others = [other for other in found if other != name and not archive.damage(found[other])]
-        rest = f"--epoch takes another ({', '.join(others)})" if others else "no other one is intact"
-        raise RunError(f"{damage}: this checkpoint is damaged; {rest}")
-    sets = {path.stem: path for path in sorted(found[name].glob("*.safetensors")) if path.stem != "optimizer"}
-    if weights not in sets:
-        raise RunError(f"{found[name]} has no weights {weights!r}; there are {', '.join(sets)}")
-    return sets[weights]
 
 
 def load(
@@ -254,9 +182,6 @@ def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[
 
     A run can be exported where its prompts are not. Whether a model wants an image is seen when it is asked without.
     """
-    path = Path(spec.model.spec.path)
-    if path.is_absolute() and not path.exists():
-        raise ValueError(f"there is no {path}, its base model; --base says where it is now")
     with TemporaryDirectory() as folder:
         blank = Path(folder) / "blank.png"
         Image.new("RGB", (64, 64)).save(blank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -16,7 +16,7 @@ from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.errors import RunError, shown
-from flowfactory.export.export import best_epoch, find, place_for
+from flowfactory.export.export import place_for
 from flowfactory.metrics.clock import Clock
 from flowfactory.metrics.display import Display, Phase
 from flowfactory.policy.finite import all_finite
@@ -40,8 +40,7 @@ def sample(
     display: Display,
     rows: Sequence[Row],
     folder: Path,
-    epoch: int | Literal["best"] | None = None,
-    weights: str | None = None,
+    saved: Path,
     count: int = 1,
     seed: int = 0,
     steps: int | None = None,
@@ -50,16 +49,14 @@ def sample(
 
     Args:
         run: the run's folder. spec: its spec. folder: where to; it takes the place of one that is there.
-        epoch, weights: which, as in `export`. seed: of the noise. steps: as many as in evaluations when absent.
+        saved: the file of the trained weights. seed: of the noise. steps: as many as in evaluations when absent.
 
     Returns:
         The sheet of both, side by side. Folders `base` and `trained` beside it have every sample at its full size.
 
     Raises:
-        RunError: there are no such weights, the model cannot be asked for these rows, or `folder` cannot be written.
+        RunError: the model cannot be asked for these rows, or `folder` cannot be written.
     """
-    chosen = weights or ("ema" if spec.optimizer.ema else "current")
-    saved = find(run, best_epoch(run, spec) if epoch == "best" else epoch, chosen)
     processes = Processes(spec.run.precision)
     adapter = components.adapter(spec.model.spec)
     try:

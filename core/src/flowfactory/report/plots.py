@@ -24,13 +24,22 @@ def draw(sections: Sequence[Section], folder: Path) -> list[Path]:
     """Write `<section>.png` for each section with charts; returns the files. What lies there is replaced, link or not.
 
     Raises:
-        RunError: the folder is a link, or cannot be written.
+        RunError: the folder cannot be written.
     """
-    if folder.is_symlink():
-        raise RunError(f"{shown(folder)} is a link, through which nothing is written; remove it, or name another --out")
+    see(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         return [_drawn(section, folder) for section in sections if section.panels]
+
+
+def see(folder: Path) -> None:
+    """Raises:
+    RunError: a folder for curves is a link, or something else.
+    """
+    if folder.is_symlink():
+        raise RunError(f"{shown(folder)} is a link, through which nothing is written; remove it, or name another --out")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{shown(folder)} is no folder, and curves are to lie there; remove it, or name another --out")
 
 
 def _drawn(section: Section, folder: Path) -> Path:

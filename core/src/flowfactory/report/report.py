@@ -25,7 +25,8 @@ from flowfactory.errors import RunError, shown
 from flowfactory.report.chart import Chart, chart, number
 from flowfactory.report.curves import Section, sections
 from flowfactory.report.gallery import Gallery, galleries
-from flowfactory.report.plots import draw
+from flowfactory.report.plots import draw, see
+from flowfactory.runs import files
 from flowfactory.runs.files import write, writing
 from flowfactory.runs.history import History, read
 from flowfactory.spec import toml
@@ -51,21 +52,26 @@ def report(folders: Sequence[Path], out: Path) -> Path:
         RunError: a folder is not that of a run, a file in it cannot be read, the page cannot be written, or something
             else lies in its place.
     """
+    curves = out.with_name(f"{out.stem}-curves")
     _refuse_what_is_not_ours(out)
+    see(curves)
     runs = read(folders)
     shown = sections(runs)
     content = page(runs, shown, galleries(runs)).encode()
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write(out, content)
-    draw(shown, out.with_name(f"{out.stem}-curves"))
+    draw(shown, curves)
     return out
 
 
 def _refuse_what_is_not_ours(out: Path) -> None:
     with writing(out):
-        if not out.exists() or out.is_dir() or (out.is_symlink() and out.is_file()):
-            return  # a link gives way, what it leads to stays; a folder does not give way
+        if out.is_dir():
+            raise RunError(f"{shown(out)} is a folder; --out names the page in it, such as {shown(out / PAGE)}")
+        files.see(out)
+        if not out.exists() or (out.is_symlink() and out.is_file()):
+            return  # a link gives way, what it leads to stays
         if not out.is_file():
             raise RunError(f"{shown(out)} is not a file that a page could replace; name another --out")
         with out.open("rb") as file:

@@ -75,6 +75,22 @@ def replacing(folder: Path) -> Iterator[Path]:
                 above.rmdir()
 
 
+def see(path: Path) -> None:
+    """See that a file or folder could be written at `path`: the folder above it, or above that, is written to.
+
+    Raises:
+        OSError: it cannot.
+    """
+    path = path.resolve()
+    above = next((place for place in path.parents if place.exists()), path)
+    for name in path.relative_to(above).parts:
+        with suppress(FileNotFoundError):
+            (above / name).lstat()  # what is too long for a name is told
+    probe = above / f"{PARTIAL}{uuid.uuid4().hex}"
+    probe.mkdir()
+    probe.rmdir()
+
+
 def settle(folder: Path) -> None:
     """Give every file and folder in `folder`, and itself, the mode that new ones have here, and flush them.
 

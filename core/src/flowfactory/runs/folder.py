@@ -51,8 +51,11 @@ def new(runs: Path, name: str) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def vacant(folder: Path) -> None:
-    """See that nothing lies in a folder that a run is to have, and make it.
+def vacant(folder: Path, option: str = "--folder") -> None:
+    """See that nothing lies in a folder that is to be written, and make it.
+
+    Args:
+        option: how it is chosen on the command line.
 
     Raises:
         FolderError: something does, be it a run or anybody's files.
@@ -61,14 +64,14 @@ def vacant(folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         found = sorted(path.name for path in folder.iterdir() if not archive.hidden(path.name))
-    way_on = f"go on with: flowfactory resume {typed(folder)}, or choose another --folder"
+    way_on = f"go on with: flowfactory resume {typed(folder)}, or choose another {option}"
     if archive.checkpoints(folder / archive.CHECKPOINTS):
         raise FolderError(f"{shown(folder)} has checkpoints of a run; {way_on}")
     if PLAN_FILE in found:
         raise FolderError(f"{shown(folder)} is the folder of a run that has begun; {way_on}")
     if found:
         what = f"{shown(folder)} is not empty: it has {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
-        raise FolderError(f"{what}; a run writes into a folder of its own: choose another --folder")
+        raise FolderError(f"{what}; what is written has a folder of its own: choose another {option}")
 
 
 def see(folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -15,6 +16,7 @@ from flowfactory.cli.verbs.options import as_json
 from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import GROUPS, installed_points
 from flowfactory.errors import BAD_SPEC, DONE, SpecError, did_you_mean, listed, shown
+from flowfactory.runs.files import writing
 from flowfactory.spec.layers import load
 from flowfactory.spec.toml import Node
 
@@ -71,14 +73,25 @@ def copy(ui: Ui, name: str, to: Path) -> int:
     file = found[name].file
     beside = [path for path in file.parent.iterdir() if path.suffix != ".toml" and not path.name.startswith(".")]
     wanted = [*_extended(file), *sorted(beside)]
-    if taken := [to / path.name for path in wanted if (to / path.name).exists()]:
-        ui.error(f"nothing is written over: {listed(list(map(shown, taken)))} is there; --to names another folder")
-        return BAD_SPEC
-    to.mkdir(parents=True, exist_ok=True)
-    for path in wanted:
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, to / path.name)
+    with writing(to):
+        to.mkdir(parents=True, exist_ok=True)
+        if taken := [to / path.name for path in wanted if os.path.lexists(to / path.name)]:
+            ui.error(f"nothing is written over: {listed(list(map(shown, taken)))} is there; --to names another folder")
+            return BAD_SPEC
+        _copy(wanted, to)
     ui.data(shown(to / file.name))
     return DONE
+
+
+def _copy(paths: Sequence[Path], to: Path) -> None:
+    """All of them, or none."""
+    try:
+        for path in paths:
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, to / path.name)
+    except BaseException:
+        for made in [to / path.name for path in paths]:
+            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+        raise
 
 
 def installed() -> Iterator[Example]:

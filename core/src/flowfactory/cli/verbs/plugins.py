@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from flowfactory.cli.describe import describe, example
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, noun
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, shortened
+from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, shortened, shown, typed
 from flowfactory.spec.schema import table_schema
 
 WIDEST = 40
@@ -133,6 +132,6 @@ def new(
     except ValueError as error:
         ui.error(str(error))
         return BAD_SPEC
-    install = shlex.quote(f"{folder}[test]")
-    ui.say(f"{folder} is ready; next: pip install --editable {install}, then pytest {shlex.quote(str(folder))}")
+    install = typed(Path(f"{folder}[test]"))
+    ui.say(f"{shown(folder)} is ready; next: pip install --editable {install}, then pytest {typed(folder)}")
     return None

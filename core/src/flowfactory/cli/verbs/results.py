@@ -20,6 +20,7 @@ from flowfactory.data.rows import load
 from flowfactory.data.store import unpacked_folder
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, shown
+from flowfactory.export import choosing
 from flowfactory.metrics import overview
 from flowfactory.plan.plan import SPEC_FILE
 from flowfactory.runs import folder as folders
@@ -96,13 +97,14 @@ def export(
     """Write the weights of the run in folder RUN for diffusers, read them back and compare."""
     run, to = run.absolute(), to.absolute() if to else None
     folders.see(run)
+    registry = new_registry(ui)
+    spec = _spec_of(run, registry, base)
+    place, saved = choosing.place(run, spec, form, to), choosing.weights(run, spec, epoch, weights)
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.export.export import export as write
-    registry = new_registry(ui)
-    spec = _spec_of(run, registry, base)
     model, source = registry.target("adapters", spec.model.name), registry.find("adapters", spec.model.name).source
-    done = write(run, spec, model, source, ui, form, epoch, weights, to, dtype)
+    done = write(run, spec, model, source, ui, form, saved, place, dtype)
     if as_json:
         ui.json({"folder": str(done.folder), "difference": done.difference, "rounding": done.rounding})
     else:
@@ -153,15 +155,16 @@ def sample(
         raise click.UsageError(f"there is no image {shown(missing[0])}")
     registry = new_registry(ui)
     spec = _spec_of(run, registry, base)
-    parts = components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, [])
-    with ui.phase("loading torch"):
-        load_libraries()
-        from flowfactory.export.sample import sample as write
     if to is not None:
-        folders.vacant(to)
+        folders.vacant(to, "--to")
     folder = to or folders.new(run, "sampled")
     try:
-        sheet = write(run, spec, parts, ui, rows, folder, epoch, weights, count, seed, steps)
+        saved = choosing.weights(run, spec, epoch, weights)
+        with ui.phase("loading torch"):
+            load_libraries()
+            from flowfactory.export.sample import sample as write
+        parts = components(registry, spec.model.name, spec.scheduler.name, spec.trainer.name, [])
+        sheet = write(run, spec, parts, ui, rows, folder, saved, count, seed, steps)
     finally:
         folders.forget(folder, having=set())
     ui.data(shown(sheet))
