@@ -353,6 +353,25 @@ def test_whatever_a_plugin_raises_at_check_is_told_of_it(
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([verb, "PATH"] for verb in ("check", "plan", "run", "bench", "resume", "export", "report", "runs")),
+        *(["check", "spec.toml", f"--set={key}=PATH"] for key in ("data.prompts", "model.path")),
+        *(["check", "spec.toml", f"--set=plugins=['{place}']"] for place in ("PATH.py", "~nouser/x.py")),
+        *(["check", "spec.toml", f"--set={key}=~nouser/x"] for key in ("memory.cache", "lora.from")),
+        ["check", "spec.toml", "--set=memory.cache=/PATH"],
+        ["check", "package:PATH"],
+        ["sample", "PATH", "a dog"],
+    ],
+)
+def test_paths_that_nobody_can_have_are_told(spec: Path, arguments: list[str], capsys: Capture) -> None:
+    assert main([argument.replace("PATH", "x" * 300) for argument in arguments]) in (2, 3)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "longer than file systems allow" in said or "no user '" in said or "File name too long" in said
+    assert "Traceback" not in said
+
+
 def begun(loop: Callable[..., None]) -> str:
     """A run without a checkpoint."""
     loop(lambda *args, **kwargs: None)
@@ -365,7 +384,7 @@ def begun(loop: Callable[..., None]) -> str:
     [
         ("spec.toml", "spec.toml"),
         ("spec.toml/below", "Not a directory"),
-        ("x" * 300, "File name too long"),
+        ("x" * 300, "the name is longer than file systems allow"),
         ("/proc/nowhere/x", "cannot be written: No such file or directory"),
         ("own", "own"),
     ],

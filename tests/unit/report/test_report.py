@@ -147,4 +147,4 @@ def test_what_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     folder = lay_run(tmp_path / "run", epochs=1)
     (folder / "report.html").mkdir()
     assert main(["report", str(folder)]) == 2
-    assert "report.html cannot be written: Is a directory" in capsys.readouterr().err
+    assert "report.html is a folder; --out names the page in it" in capsys.readouterr().err

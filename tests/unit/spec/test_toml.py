@@ -266,6 +266,7 @@ def test_unset_comes_before_set(spec: Path) -> None:
     ("sets", "unsets", "message"),
     [
         (["epochs"], [], "--set expects KEY=VALUE"),
+        (["extends=base.toml"], [], "write `extends` into a file"),
         (["reward[2].weight=1"], [], "there is no entry `2`"),
         (["reward.first.weight=1"], [], "there is no entry `first`"),
         (["run.name.x=1"], [], "`run.name` is a plain value"),

@@ -50,12 +50,23 @@ def path_of(written: str, folder: Path) -> Path:
         path = folder / Path(written).expanduser()
     except RuntimeError:
         raise ValueError(f"there is no user {written.partition('/')[0][1:80]!r} whose folder `~` could mean") from None
-    if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4000:
-        raise ValueError(f"the name is longer than file systems allow: {printable(written[:80])}…")
+    fits(path)
     try:
         return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
     except (OSError, RuntimeError):
         raise ValueError(f"{path} leads in a circle of links, or nowhere") from None
+
+
+def fits(path: Path) -> None:
+    """See that a path is one that file systems can have; asking for any other is an error everywhere.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if long := [part for part in path.parts if len(os.fsencode(part)) > 255]:
+        raise ValueError(f"the name is longer than file systems allow: {printable(long[0][:80])}…")
+    if len(os.fsencode(path)) > 4000:
+        raise ValueError(f"the path is longer than systems allow: {printable(str(path)[:80])}…")
 
 
 def exists(path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.specs import AdapterSpec
+from flowfactory.data.text import path_of
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
 from flowfactory.plan import bases, faults, prompts
 from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
@@ -141,7 +142,11 @@ def _targets(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Pr
 def _cache(where: Where, memory: Memory) -> Iterator[Problem]:
     if memory.cache is None:
         return
-    folder = Path(memory.cache).expanduser()
+    try:
+        folder = path_of(memory.cache, Path.cwd())
+    except ValueError as error:
+        yield Problem("cache", f"`cache`: {error}", where("memory", "cache"))
+        return
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = f"`cache`: {shown(folder)} cannot be written: {there} is {'not ours' if there.is_dir() else 'a file'}"

@@ -136,6 +136,9 @@ def _set(root: Node, text: str) -> Node:
     if not equals or not left.strip():
         raise SpecError([Problem("bad-set", f"--set expects KEY=VALUE, not {text!r}", _spot("--set", text))])
     key, value = _spot("--set", text, 0, len(left)), _spot("--set", text, len(left) + 1)
+    if _parts(left, key)[0] == "extends":
+        what = "--set: what a spec extends is read with it, before any change; write `extends` into a file"
+        raise SpecError([Problem("bad-set", what, key)])
     return _put(root, _parts(left, key), _everywhere(_value(right.strip(), value), key, value), ())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
 from flowfactory.data.sources import Data
-from flowfactory.discovery.entries import KINDS, Contribution
+from flowfactory.data.text import path_of
+from flowfactory.discovery.entries import KINDS
 from flowfactory.discovery.registry import Registry
 from flowfactory.discovery.soundness import unmet_requirement
 from flowfactory.errors import BAD_PLUGIN, PluginError, Problem, SpecError
@@ -158,15 +160,16 @@ class _Loader:
     def _plugins(self) -> tuple[str, ...]:
         found = []
         for node in self._strings("plugins"):
-            is_file = node.value.endswith(".py") or "/" in node.value
-            path = (node.place.folder / Path(node.value).expanduser()).resolve()
-            load: Callable[[], None] = (
-                (lambda path=path, node=node: self.registry.load_file(path))  # type: ignore[misc]
-                if is_file
-                else (lambda node=node: self.registry.observe(node.value))  # type: ignore[misc]
-            )
+            name, load = node.value, functools.partial(self.registry.observe, node.value)
+            if name.endswith(".py") or "/" in name:
+                try:
+                    path = path_of(name, node.place.folder)
+                except ValueError as error:
+                    self.reader.note("no-such-location", f"`plugins`: {error}", node.place)
+                    continue
+                name, load = str(path), functools.partial(self.registry.load_file, path)
             self._attempt(node, load)
-            found.append(str(path) if is_file else node.value)
+            found.append(name)
         return tuple(found)
 
     def _strings(self, name: str) -> Iterator[Node]:
@@ -177,9 +180,6 @@ class _Loader:
             self.reader.note("wrong-type", f"`{name}` expects an array of strings", node.place)
             return
         yield from node.value
-
-    def _find(self, kind: str, node: Node) -> Contribution | None:
-        return self._attempt(node, lambda: self.registry.find(kind, node.value))
 
     def _attempt(self, node: Node, load: Callable[[], T]) -> T | None:
         try:
@@ -263,7 +263,7 @@ class _Loader:
         if not isinstance(name.value, str):
             self.reader.note("wrong-type", f"{title} `name` expects a string", name.place)
             return None
-        found = self._find(kind, name)
+        found = self._attempt(name, functools.partial(self.registry.find, kind, name.value))
         if found is None:
             return None
         known_keys = ("name", *core)

@@ -12,7 +12,7 @@ import attrs
 import click
 
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import as_json
+from flowfactory.cli.verbs.options import AnyPath, as_json
 from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import GROUPS, installed_points
 from flowfactory.errors import BAD_SPEC, DONE, SpecError, did_you_mean, listed, shown
@@ -61,7 +61,7 @@ def examples(context: click.Context, as_json: bool) -> None:
 
 @examples.command()
 @click.argument("name")
-@click.option("--to", type=click.Path(path_type=Path), default=".", help="The folder to write into; here when absent.")
+@click.option("--to", type=AnyPath(), default=".", help="The folder to write into; here when absent.")
 @click.pass_obj
 def copy(ui: Ui, name: str, to: Path) -> int:
     """Write example NAME, what it extends, and the data beside it into a folder."""

@@ -9,7 +9,7 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
+from flowfactory.cli.verbs.options import AnyPath, SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import BAD_SPEC, DONE, Problem, RunError, SpecError, shown
@@ -125,12 +125,8 @@ def env(ui: Ui, devices: bool, as_json: bool) -> None:
 
 
 @click.command("report")
-@click.argument(
-    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=completion.runs
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where to write it.  [default: report.html in RUN, or here]"
-)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=AnyPath(), shell_complete=completion.runs)
+@click.option("--out", type=AnyPath(), help="Where to write it.  [default: report.html in RUN, or here]")
 @click.pass_obj
 def report_runs(ui: Ui, runs: Sequence[Path], out: Path | None) -> int:
     """Write one page about the run in folder RUN, or about several side by side, and the curves as PNG beside it."""

@@ -13,6 +13,7 @@ import click
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.data.locations import locate
+from flowfactory.data.text import exists, fits
 from flowfactory.discovery.entries import Entry
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
@@ -20,15 +21,28 @@ from flowfactory.errors import SpecError
 TERMINATED, INTERRUPTED = 75, 130
 
 
-class SpecFile(click.Path):
-    """The path of a spec, or `package:examples/x.toml`, one that an installed package has in it."""
+class AnyPath(click.Path):
+    """A path, which need not be there."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, unless no file system could have it."""
+        path = super().convert(value, param, ctx)
+        try:
+            fits(path.absolute())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return path
+
+
+class SpecFile(AnyPath):
+    """The path of a spec, or `package:examples/x.toml`, one that an installed package has in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, which need not be there unless it is in a package."""
-        if isinstance(value, str) and ":" in value and not Path(value).exists():
+        if isinstance(value, str) and ":" in value and not exists(Path(value)):
             try:
                 return Path(locate(value, Path(), exists=True))
             except ValueError as error:

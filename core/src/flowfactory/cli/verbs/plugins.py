@@ -12,7 +12,7 @@ import click
 from flowfactory.cli import completion
 from flowfactory.cli.describe import describe, example
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
+from flowfactory.cli.verbs.options import AnyPath, as_json, load_libraries, new_registry
 from flowfactory.discovery.entries import KINDS, OBSERVERS, Contribution, noun
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, shortened, shown, typed
 from flowfactory.spec.schema import table_schema
@@ -112,9 +112,7 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
 @click.option("--summary", help="What it is, in one line.")
 @click.option("--author", help="Name of its author.")
 @click.option("--license", "licence", help="SPDX name of its licence.")
-@click.option(
-    "--into", type=click.Path(path_type=Path), default=".", help="Where its folder is made; here when absent."
-)
+@click.option("--into", type=AnyPath(), default=".", help="Where its folder is made; here when absent.")
 @click.pass_obj
 def new(
     ui: Ui, kind: str, name: str, summary: str | None, author: str | None, licence: str | None, into: Path

@@ -11,7 +11,7 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import as_json, load_libraries, new_registry
+from flowfactory.cli.verbs.options import AnyPath, as_json, load_libraries, new_registry
 from flowfactory.components.resolved import components
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.types import Row
@@ -66,7 +66,7 @@ def _spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
+@click.argument("run", type=AnyPath(), shell_complete=completion.runs)
 @click.option(
     "--form",
     type=click.Choice(("lora", "kohya", "merged")),
@@ -75,7 +75,7 @@ def _spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
     help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
 )
 @of_trained_weights
-@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; in the run's own when absent.")
+@click.option("--to", type=AnyPath(), help="The folder to write; in the run's own when absent.")
 @click.option(
     "--dtype",
     type=click.Choice(("fp32", "bf16", "fp16")),
@@ -113,18 +113,16 @@ def export(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
+@click.argument("run", type=AnyPath(), shell_complete=completion.runs)
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option("--prompts", "file", type=click.Path(), help="A file of prompts, as [data] prompts names.")
 @click.option("--negative", metavar="TEXT", help="The negative prompt of each PROMPT.")
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="What each PROMPT edits; repeatable."
-)
+@click.option("--image", "images", multiple=True, type=AnyPath(), help="What each PROMPT edits; repeatable.")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps; as many as in evaluations when absent.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @of_trained_weights
-@click.option("--to", type=click.Path(path_type=Path), help="The folder to write; a new one in RUN when absent.")
+@click.option("--to", type=AnyPath(), help="The folder to write; a new one in RUN when absent.")
 @click.pass_obj
 def sample(
     ui: Ui,
@@ -172,7 +170,7 @@ def sample(
 
 
 @click.command()
-@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.argument("folder", default="runs", type=AnyPath())
 @as_json
 @click.pass_obj
 def runs(ui: Ui, folder: Path, as_json: bool) -> int:

@@ -17,6 +17,7 @@ from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     INTERRUPTED,
     TERMINATED,
+    AnyPath,
     SpecFile,
     as_json,
     load_libraries,
@@ -42,8 +43,8 @@ from flowfactory.streams import prints_to_stderr
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
-@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs are kept.")
-@click.option("--folder", type=click.Path(path_type=Path), help="The run's own folder, instead of one in --runs.")
+@click.option("--runs", type=AnyPath(), default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--folder", type=AnyPath(), help="The run's own folder, instead of one in --runs.")
 @click.pass_obj
 def run(
     ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
@@ -75,7 +76,7 @@ def run(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=completion.runs)
+@click.argument("run", type=AnyPath(), shell_complete=completion.runs)
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.option("--epochs", type=click.IntRange(1), help="With which epoch to end, to train a finished run further.")
 @click.pass_obj
