@@ -74,3 +74,13 @@ def test_each_source_is_looked_at_where_it_is_named(tmp_path: Path) -> None:
     _, notes = looked_at(lay(tmp_path, edited(SOURCES)))
     assert [(note.kind, note.place and note.place.line) for note in notes] == [("few-prompts", 16)]
     assert notes[0].what.startswith("an epoch samples 2 prompts of source `signs` and there are 1")
+
+
+@pytest.mark.parametrize("unsound", ["prompts", "eval_prompts"])
+def test_a_file_that_is_unsound_in_itself_hides_no_other(spec: Path, unsound: str) -> None:
+    other = {"prompts": "eval_prompts", "eval_prompts": "prompts"}[unsound]
+    _, found = looked_at(spec, f"data.{unsound}=3", f"data.{other}=toy.py")
+    assert {(problem.kind, problem.place and problem.place.text) for problem in found} == {
+        ("wrong-type", f"--set data.{unsound}=3"),
+        ("data", f"--set data.{other}=toy.py"),
+    }

@@ -67,18 +67,23 @@ def _fewer_bits(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
         yield Problem("package", what, where("optimizer", "bits"), 'pip install "flowfactory[bitsandbytes]"')
 
 
-def _sizes(where: Where, model: Component, sampling: Sampling, table: Eval) -> Iterator[Problem]:
-    own = model.spec
+def _sampled(where: Where, model: Component, sampling: Sampling) -> Iterator[Problem]:
+    yield from _size(where("sampling", "size"), model.spec, sampling.size)
+
+
+def _evaluated(where: Where, model: Component, table: Eval) -> Iterator[Problem]:
+    if table.size is not None:
+        yield from _size(where("eval", "size"), model.spec, table.size)
+
+
+def _size(place: Place, own: AdapterSpec, size: Size) -> Iterator[Problem]:
     step, slower = multiples(own, _parts(own))
-    for size, at in ((sampling.size, ("sampling", "size")), (table.size, ("eval", "size"))):
-        if size is None:
-            continue
-        if size.height % step or size.width % step:
-            near = [_near(side, step) for side in (size.height, size.width)]
-            nearest = " or ".join(dict.fromkeys(f"{a}x{b}" for a, b in zip(*near, strict=True)))
-            what = f"the checkpoint makes sizes that are multiples of {step}, not {size.height}x{size.width}"
-            yield Problem("size", what, where(*at), f"the nearest are {nearest}")
-        yield from _frames(where(*at), own, size, slower)
+    if size.height % step or size.width % step:
+        near = [_near(side, step) for side in (size.height, size.width)]
+        nearest = " or ".join(dict.fromkeys(f"{a}x{b}" for a, b in zip(*near, strict=True)))
+        what = f"the checkpoint makes sizes that are multiples of {step}, not {size.height}x{size.width}"
+        yield Problem("size", what, place, f"the nearest are {nearest}")
+    yield from _frames(place, own, size, slower)
 
 
 def _frames(place: Place, own: AdapterSpec, size: Size, slower: int) -> Iterator[Problem]:
@@ -180,7 +185,8 @@ RULES: tuple[Rule, ...] = (
     (("model",), _packages),
     (("optimizer",), _fewer_bits),
     (("model", "sampling", "scheduler", "trainer"), _distilled),
-    (("model", "sampling", "eval"), _sizes),
+    (("model", "sampling"), _sampled),
+    (("model", "eval"), _evaluated),
     (("model", "tuning"), _targets),
     *prompts.RULES,
     (("memory",), _cache),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,15 @@ def _numbered(data: Data) -> Iterator[tuple[Prompts, Address]]:
 
 
 def _files(data: Data) -> Iterator[tuple[str, Address]]:
-    """Each file with where it is named."""
-    for source, address in _numbered(data):
-        for key, file in (("prompts", source.prompts), ("eval_prompts", source.eval_prompts)):
-            if file is not None:
-                yield file, (*address, key)
+    """Each file with where it is named; one that is unsound in itself hides no other."""
+    tables: list[tuple[Any, Address]] = [(data, ("data",))]
+    if data.source is not None:
+        tables = [(one, ("data", "source", i)) for i, one in enumerate(data.source)]
+    for table, address in tables:
+        for key in ("prompts", "eval_prompts"):
+            with suppress(AttributeError):
+                if (file := getattr(table, key)) is not None:
+                    yield file, (*address, key)
 
 
 def _rows(file: str) -> Sequence[Any]:
