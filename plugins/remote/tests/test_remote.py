@@ -163,11 +163,12 @@ def test_a_served_reward_is_never_asked_more_often_at_once_than_its_workers(star
 
 def test_parts_of_scores_travel(start: Start) -> None:
     def graded(batch: Sequence[Sample]) -> list[Score]:
-        return [Composite(level, {"half": level / 2, "none": None}) for level in brightness(batch) if level]
+        parts = {"none": None, "half": 0.25}
+        return [Composite(level, parts, {"half": "so so"} if level == 0.5 else {}) for level in brightness(batch)]
 
-    (score,) = client(start({"graded": graded}), "graded", encoding="float32").score(samples(0.5))
-    assert isinstance(score, Composite)
-    assert (score, score.parts) == (0.5, {"half": 0.25, "none": None})
+    scores = client(start({"graded": graded}), "graded", encoding="float32").score(samples(0.5, 0.75))
+    assert all(isinstance(score, Composite) and score.parts == {"half": 0.25, "none": None} for score in scores)
+    assert [(float(s), s.words) for s in scores if isinstance(s, Composite)] == [(0.5, {"half": "so so"}), (0.75, {})]
 
 
 def test_condition_images_travel_once_and_arrive_as_files(start: Start, tmp_path: Path) -> None:
@@ -291,7 +292,16 @@ def test_a_hostile_answer_is_a_failure_in_words(said: bytes, why: str) -> None:
 
 @pytest.mark.parametrize(
     "score",
-    ["{}", '{"total": 1}', '{"total": "1", "parts": {}}', '{"total": true, "parts": {}}', '{"total": 1, "parts": 2}'],
+    [
+        "{}",
+        '{"total": 1}',
+        '{"total": "1", "parts": {}}',
+        '{"total": true, "parts": {}}',
+        '{"total": 1, "parts": 2}',
+        '{"total": 1, "parts": {}, "words": {"a": 1}}',
+        '{"total": 1, "parts": {}, "words": []}',
+        '{"total": 1, "parts": {}, "more": 1}',
+    ],
 )
 def test_half_a_composite_score_is_a_failure(score: str) -> None:
     asked = RewardClient(RemoteSpec(url=Raw(answer(f'{{"scores": [{score}]}}'.encode())).url, reward="r", attempts=1))

@@ -54,6 +54,7 @@ def test_numbers_of_any_library_are_scores(answer: Any) -> None:
 def test_a_total_with_parts_is_a_score() -> None:
     given = {"total": np.float32(0.5), "parts": {"colour": 1, "count": None}}
     assert asked([given]) == [{"total": 0.5, "parts": {"colour": 1.0, "count": None}}]
+    assert asked([given | {"words": {"count": 3}}])[0]["words"] == {"count": "3"}
 
 
 def test_none_is_no_score() -> None:
@@ -73,6 +74,7 @@ def test_none_is_no_score() -> None:
         ([True], "returned True, not a finite number"),
         ([{"total": 1.0}], "not a number nor a total with parts"),
         ([{"total": 1.0, "parts": [1]}], "not a number nor a total with parts"),
+        ([{"total": 1.0, "parts": {}, "words": "x"}], "not a number nor a total with parts"),
         ([{"total": None, "parts": {}}], "returned None, not a finite number"),
         ([{"total": 1.0, "parts": {"a": math.nan}}], "returned nan, not a finite number"),
         (["1"], "returned '1', not a finite number"),

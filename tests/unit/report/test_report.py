@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -38,6 +39,17 @@ def test_a_report_lies_in_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["report", str(folder)]) == 0
     assert f"the report is in {folder / 'report.html'}" in capsys.readouterr().err
     assert (folder / "report-curves" / "reward.png").is_file()
+
+
+def test_words_beside_scores_are_text(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=2)
+    table = folder / "samples" / "eval-0002" / "samples.jsonl"
+    said = json.dumps({"bright/why": HOSTILE})
+    table.write_text(table.read_text().replace('"scores"', f'"words": {said}, "scores"'))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "<code>bright/why</code> &#34;&gt;&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
 
 
 def test_a_report_on_several_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,18 @@ def test_totals_count_and_parts_are_columns_of_their_own(overlap: bool) -> None:
     }
 
 
+def test_words_are_kept_with_their_samples_and_have_an_end() -> None:
+    def spoken(batch: Sequence[Sample]) -> list[Any]:
+        levels = [float(sample.media.mean()) for sample in batch]
+        return [x if x < 0.25 else Composite(x, {}, {"why": f"{x} \x1b[2J" + "y" * 5000}) for x in levels]
+
+    found = scored(spoken, 0.125, 0.5)
+    assert found.words[0] == {}
+    (text,) = found.words[1].values()
+    assert text.startswith("0.5 \\x1b[2Jyyy")
+    assert len(text) < 2100
+
+
 def test_a_failure_has_no_parts() -> None:
     def late(batch: Sequence[Sample]) -> list[Any]:
         if float(batch[0].media.mean()) > 0.6:
@@ -73,6 +85,7 @@ def test_a_failure_has_no_parts() -> None:
         (Composite(1.0, {"a/b": 1.0}), "names a part 'a/b'; expected a name such as labels have"),
         (Composite(1.0, {"": 1.0}), "names a part ''"),
         (Composite(1.0, {3: 1.0}), "names a part 3"),  # type: ignore[dict-item]
+        (Composite(1.0, {}, {"a/b": "x"}), "names a part 'a/b'"),
     ],
 )
 def test_a_part_is_held_to_what_scores_are(score: Composite, why: str) -> None:

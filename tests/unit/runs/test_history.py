@@ -93,6 +93,7 @@ def test_a_sample_table_cannot_lead_out_of_the_run(tmp_path: Path) -> None:
         ("samples/eval-0000/samples.jsonl", '{"file": "0000.png"}\n'),
         ("samples/eval-0000/samples.jsonl", '{"file": "0000.png", "prompt": 1, "scores": {}}\n'),
         ("samples/eval-0000/samples.jsonl", '{"file": "0000.png", "prompt": "x", "scores": {"r": "high"}}\n'),
+        ("samples/eval-0000/samples.jsonl", '{"file": "0000.png", "prompt": "x", "scores": {}, "words": {"r": 1}}\n'),
     ],
 )
 def test_damage_is_told_with_the_file(tmp_path: Path, name: str, content: str) -> None:

@@ -34,6 +34,7 @@ class Tile:
     """One picture.
 
     data: a `data:` address. width, height: of one frame. scores: label, value and change since the first, in words.
+    words: what rewards said beside them, by name.
     """
 
     epoch: int
@@ -43,6 +44,7 @@ class Tile:
     height: int
     frames: int
     scores: tuple[tuple[str, str, str], ...]
+    words: tuple[tuple[str, str], ...] = ()
 
 
 @attrs.frozen
@@ -165,7 +167,9 @@ def _embedded(shot: Shot, before: Mapping[str, float | None] | None = None) -> T
         strip = picture
     else:
         strip, frames = _smaller(picture, frames)
-    return Tile(0, shot.prompt, _encoded(strip), strip.width // frames, strip.height, frames, scores)
+    return Tile(
+        0, shot.prompt, _encoded(strip), strip.width // frames, strip.height, frames, scores, tuple(shot.words.items())
+    )
 
 
 def _smaller(strip: Image.Image, frames: int) -> tuple[Image.Image, int]:

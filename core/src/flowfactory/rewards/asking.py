@@ -9,6 +9,7 @@ from itertools import groupby, islice
 from queue import Empty, Queue
 from threading import Thread
 from time import monotonic, sleep
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -27,6 +28,8 @@ from flowfactory.spec.tables import RewardEntry
 
 LARGEST = 1e100
 """Scores beyond it have no standard deviation in float64."""
+WORDS = 2000
+"""Characters of a score's words that are kept."""
 
 
 class RewardError(RunError):
@@ -42,13 +45,19 @@ class Untrusted(RewardError):
 
 
 class Composite(float):
-    """`Composite(0.7, {"colour": 0.9, "count": 0.5})` counts as 0.7; what it is made of is shown with it."""
+    """`Composite(0.7, {"colour": 0.9, "count": 0.5})` counts as 0.7; what it is made of is shown with it.
+
+    words: by name, in whose words; kept with samples.
+    """
 
     parts: Mapping[str, float | None]
+    words: Mapping[str, str]
 
-    def __new__(cls, total: float, parts: Mapping[str, float | None]) -> Composite:
+    def __new__(
+        cls, total: float, parts: Mapping[str, float | None], words: Mapping[str, str] = MappingProxyType({})
+    ) -> Composite:
         made = super().__new__(cls, total)
-        made.parts = parts
+        made.parts, made.words = parts, words
         return made
 
 
@@ -237,7 +246,8 @@ def number(label: str, score: Any, sample: Sample) -> float:
     elif abs(value) > LARGEST:
         what = f"reward {label!r} returned {value:g}, too large to be compared with others (at most {LARGEST:g})"
     elif isinstance(score, Composite):
-        return Composite(value, {_part(label, k): number(f"{label}/{k}", v, sample) for k, v in score.parts.items()})
+        parts = {_part(label, k): number(f"{label}/{k}", v, sample) for k, v in score.parts.items()}
+        return Composite(value, parts, {_part(label, k): harmless(str(v), WORDS) for k, v in score.words.items()})
     else:
         return value
     raise Failed(f"{what}, for prompt {sample.row.prompt!r}")

@@ -72,10 +72,10 @@ class Server:
 
         return retried(once, self._attempts - 1, self._pause, (Unavailable,))
 
-    def safe(self, said: object) -> str:
+    def safe(self, said: object, most: int = SHOWN) -> str:
         """The beginning of what a server said, without the secret it may have repeated."""
         text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-        return (text.replace(self._secret, "(the secret)") if self._secret else text)[:SHOWN]
+        return (text.replace(self._secret, "(the secret)") if self._secret else text)[:most]
 
     def _once(self, method: str, address: str, body: bytes | Mapping[str, Any] | None, also: Container[int]) -> bytes:
         try:

@@ -41,6 +41,7 @@ class Scored:
 
     values: by label `(N,)` float64, NaN where a reward does not apply or failed. parts: of composite scores, by
         `label/part`.
+    words: of each sample those that composite scores bring, by `label/name`.
     failed: by label `(N,)` bool. calls: by label, how many calls failed, those included that succeeded when repeated.
     failures: those that are left.
     """
@@ -50,6 +51,7 @@ class Scored:
     calls: Mapping[str, int]
     failures: Sequence[Failure]
     parts: Mapping[str, Tensor] = attrs.field(factory=dict)
+    words: Sequence[Mapping[str, str]] = ()
 
     def part(self, name: str) -> Tensor:
         """A part's column `(N,)`; NaN where nothing here has named it."""
@@ -167,6 +169,7 @@ class Session:
                 for entry, row in zip(entries, rows, strict=True)
                 for name, column in _parts(entry.label, row)
             },
+            _words([entry.label for entry in entries], rows),
         )
 
     def close(self) -> None:
@@ -239,6 +242,20 @@ def _parts(label: str, answers: Sequence[Answer]) -> Iterator[tuple[str, Tensor]
     parts = [score.parts if isinstance(score, Composite) else {} for answer in answers for score in answer.scores]
     for name in dict.fromkeys(name for one in parts for name in one):
         yield f"{label}/{name}", torch.tensor([one.get(name, math.nan) for one in parts], dtype=torch.float64)
+
+
+def _words(labels: Sequence[str], rows: Sequence[Sequence[Answer]]) -> list[dict[str, str]]:
+    """The words of each sample's scores, by `label/name`."""
+    columns = [[score for answer in row for score in answer.scores] for row in rows]
+    return [
+        {
+            f"{label}/{name}": text
+            for label, score in zip(labels, scores, strict=True)
+            if isinstance(score, Composite)
+            for name, text in score.words.items()
+        }
+        for scores in zip(*columns, strict=True)
+    ]
 
 
 def _numbers(answers: Sequence[Answer]) -> Tensor:

@@ -36,12 +36,16 @@ PLAN = {
 
 @attrs.frozen(eq=False)
 class Shot:
-    """One sample that was kept: its picture, frames side by side, and its scores, `None` where there is none."""
+    """One sample that was kept: its picture, frames side by side, and its scores, `None` where there is none.
+
+    words: what rewards said beside scores, by `label/name`.
+    """
 
     file: Path
     frames: int
     prompt: str
     scores: Mapping[str, float | None]
+    words: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(eq=False)
@@ -90,7 +94,7 @@ class History:
                 raise RunError(f"{shown(folder / TABLE)} cannot be read: a line of it describes no sample")
             file = folder / Path(line["file"]).name
             if len(found) < most and inside(self.folder, file):
-                found.append(Shot(file, frames, line["prompt"], line["scores"]))
+                found.append(Shot(file, frames, line["prompt"], line["scores"], line.get("words", {})))
         return found
 
 
@@ -167,8 +171,9 @@ def _epochs(table: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 def _is_shot(line: Mapping[str, Any]) -> bool:
     texts = all(isinstance(line.get(name), str) for name in ("file", "prompt"))
-    scores = line.get("scores")
-    return texts and isinstance(scores, dict) and all(s is None or type(s) in (int, float) for s in scores.values())
+    scores, words = line.get("scores"), line.get("words", {})
+    numbers = isinstance(scores, dict) and all(s is None or type(s) in (int, float) for s in scores.values())
+    return texts and numbers and isinstance(words, dict) and all(isinstance(text, str) for text in words.values())
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

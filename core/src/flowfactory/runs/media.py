@@ -76,17 +76,30 @@ def _encode(frames: Tensor, path: Path, rate: int) -> None:
         container.mux(stream.encode())
 
 
-def save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
+def save_samples(
+    folder: Path,
+    samples: Sequence[Sample],
+    scores: Mapping[str, Sequence[float]],
+    words: Sequence[Mapping[str, str]] = (),
+) -> None:
     """Write `0000.png …` and `samples.jsonl` with the prompt and the scores of each, null where there is none.
 
     A video is `0000.mp4`, too, where PyAV is installed; its PNG shows the frames side by side.
+
+    Args:
+        words: of each sample what rewards said beside the scores, by `label/name`.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _save_samples(folder, samples, scores)
+        _save_samples(folder, samples, scores, words)
 
 
-def _save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
+def _save_samples(
+    folder: Path,
+    samples: Sequence[Sample],
+    scores: Mapping[str, Sequence[float]],
+    words: Sequence[Mapping[str, str]],
+) -> None:
     with (folder / TABLE).open("w", encoding="utf-8") as table:
         for number, sample in enumerate(samples):
             name = f"{number:04d}.png"
@@ -100,7 +113,8 @@ def _save_samples(folder: Path, samples: Sequence[Sample], scores: Mapping[str, 
                 "replica": sample.replica,
                 "scores": {k: None if math.isnan(values[number]) else values[number] for k, values in scores.items()},
             }
-            table.write(files.line(line))
+            said = {"words": dict(words[number])} if words and words[number] else {}
+            table.write(files.line(line | said))
 
 
 def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) -> Image.Image | None:

@@ -153,6 +153,6 @@ def report_samples(studio: Studio, epoch: int, made: Round) -> None:
     """Save the first samples of the main process and show them to the observers; the others' media are gone by now."""
     if not studio.processes.main:
         return
-    save_samples(studio.run.folder / "samples" / f"epoch-{epoch:04d}", made.gallery, made.listed)
+    save_samples(studio.run.folder / "samples" / f"epoch-{epoch:04d}", made.gallery, made.listed, made.words)
     shown = [attrs.evolve(sample, latents=None, conditions=None) for sample in made.gallery]
     studio.events.samples_scored(run=studio.run, epoch=epoch, samples=shown, scores=made.listed)

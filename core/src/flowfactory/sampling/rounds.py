@@ -27,7 +27,7 @@ class Round:
     """Some groups of this process, sampled and scored; `N` members, those of a group side by side. There may be none.
 
     parts: the trajectories, in the order of the members. scored: `(N, columns, leaves)`, see `Way`.
-    gallery: the first samples of the process, to be saved, and what they scored, by name.
+    gallery: the first samples of the process, to be saved; what they scored, by name, and what was said of each.
     spreads: how diverse what is scored together is; none where no reward looks at media.
     """
 
@@ -37,6 +37,7 @@ class Round:
     gallery: Sequence[Sample]
     listed: Mapping[str, Sequence[float]]
     spreads: Sequence[float]
+    words: Sequence[Mapping[str, str]] = ()
 
     def replaced(self, fresh: Round, rows: int) -> Round:
         """The same groups, those of `fresh` in the place of the ones with their slots.
@@ -126,7 +127,8 @@ def sample_round(
         check_rewards(processes, scoring)
     columns = {**scored.values, **scored.parts}
     listed = {name: [float(column[at]) for at, _ in gallery] for name, column in columns.items()}
-    return Round(members, parts, shaped(scored, way), [one for _, one in gallery], listed, spreads)
+    words = [scored.words[at] for at, _ in gallery] if scored.words else ()
+    return Round(members, parts, shaped(scored, way), [one for _, one in gallery], listed, spreads, words)
 
 
 def whole(fresh: Sequence[list[Sample]], unit: int, ends: int) -> Iterator[tuple[bool, list[Sample]]]:
@@ -155,4 +157,5 @@ def shaped(scored: Scored, way: Way) -> Scored:
         values={label: by_member(column) for label, column in scored.values.items()},
         failed={label: by_member(column) for label, column in scored.failed.items()},
         parts={name: by_member(column) for name, column in scored.parts.items()},
+        words=(),
     )

@@ -137,7 +137,7 @@ def keep(evaluator: Evaluator, epoch: int, gallery: Sequence[Sample], scored: Sc
     folder, sheet = evaluator.run.folder / "samples", evaluator.run.folder / BEFORE_AFTER
     columns = {**scored.values, **scored.parts}
     listed = {name: column[: len(gallery)].tolist() for name, column in columns.items()}
-    save_samples(folder / f"eval-{epoch:04d}", gallery, listed)
+    save_samples(folder / f"eval-{epoch:04d}", gallery, listed, scored.words)
     if epoch > 0 and evaluator.spec.run.save_samples:
         made = before_after(folder / "eval-0000", folder / f"eval-{epoch:04d}")
         if made is not None:

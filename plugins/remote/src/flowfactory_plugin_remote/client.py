@@ -15,12 +15,14 @@ from flowfactory_plugin_remote.wire import pack
 
 BUSY = (429, 502, 503, 504)
 """What is answered by a server that may well have scores the next time; 500 is a reward that fails."""
+WORDS = 2000
+"""Most characters of each text beside a score."""
 
 
 class Remote(Reward):
     """Scores each sample by asking a server."""
 
-    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt", "images"})
     spec: RemoteSpec
     server: RewardClient
 
@@ -38,7 +40,7 @@ class Remote(Reward):
 class RemoteGroup(GroupReward):
     """Scores the samples of one group against each other by asking a server."""
 
-    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
+    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt", "images"})
     spec: RemoteSpec
     server: RewardClient
 
@@ -107,10 +109,12 @@ class RewardClient:
             return answer  # type: ignore[no-any-return]
         total: Any = answer.get("total")
         parts: Any = answer.get("parts")
-        if len(answer) != 2 or type(total) not in (int, float) or not isinstance(parts, dict):
+        words: Any = answer.get("words", {})
+        known = answer.keys() <= {"total", "parts", "words"} and type(total) in (int, float) and isinstance(parts, dict)
+        if not known or not isinstance(words, dict) or not all(isinstance(text, str) for text in words.values()):
             said = self._server.safe(json.dumps(answer))
             raise ServerError(f"{self._spec.url} answered {said}, not a number nor a total with parts")
-        return Composite(total, parts)
+        return Composite(total, parts, {name: self._server.safe(text, WORDS) for name, text in words.items()})
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         """The JSON object that is answered."""

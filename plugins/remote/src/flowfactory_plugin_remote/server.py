@@ -34,5 +34,6 @@ def _served(asked: Asked) -> Served:
 
 def _answer(score: float | None) -> Score:
     if isinstance(score, Composite):
-        return {"total": float(score), "parts": {name: _answer(part) for name, part in score.parts.items()}}
+        parts = {name: _answer(part) for name, part in score.parts.items()}
+        return {"total": float(score), "parts": parts} | ({"words": dict(score.words)} if score.words else {})
     return None if score is None or math.isnan(score) else score

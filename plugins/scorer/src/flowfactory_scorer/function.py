@@ -100,12 +100,14 @@ def _checked(answer: Any, count: int) -> list[Score]:
 
 
 def _score(score: Any) -> Score:
-    """A number; or a total with named parts, from a dict `{"total": 0.7, "parts": {"colour": 0.9}}`."""
+    """A number; or a total with named parts and words, from a dict `{"total": 0.7, "parts": {"colour": 0.9}}`."""
     if isinstance(score, Mapping):
-        if set(score) != {"total", "parts"} or not isinstance(score["parts"], Mapping):
+        known = {"total", "parts"} <= set(score) <= {"total", "parts", "words"}
+        if not known or not all(isinstance(value, Mapping) for name, value in score.items() if name != "total"):
             raise WrongAnswer(f"the function returned {repr(score)[:200]}, not a number nor a total with parts")
         parts = {str(name): None if part is None else _number(part) for name, part in score["parts"].items()}
-        return {"total": _number(score["total"]), "parts": parts}
+        words = {str(name): str(text) for name, text in score.get("words", {}).items()}
+        return {"total": _number(score["total"]), "parts": parts, **({"words": words} if words else {})}
     return None if score is None else _number(score)
 
 
