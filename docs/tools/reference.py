@@ -218,8 +218,8 @@ def _function_doc(function: Any) -> list[str]:
 # --- the command line ----------------------------------------------------------------------------------------------
 
 CLI_INTRODUCTION = """
-Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `export`, `sample`, `bench` and
-`env --devices` import torch.
+Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `export`, `sample`, `evaluate`,
+`bench` and `env --devices` import torch.
 
 | exit code | meaning |
 |---|---|

@@ -18,7 +18,7 @@ from flowfactory.calling import staying
 from flowfactory.cli.commands import Commands
 from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs import examples, looking, plugins, results, running
+from flowfactory.cli.verbs import evaluating, examples, looking, plugins, results, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
 from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, meant
 from flowfactory.plan import launch
@@ -75,7 +75,7 @@ def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     purposes={
         "Before a run": ("examples", "check", "plan", "bench"),
         "Train": ("run", "resume"),
-        "After a run": ("runs", "report", "sample", "export"),
+        "After a run": ("runs", "report", "sample", "evaluate", "export"),
         "Plugins": ("plugins", "new"),
         "Help": ("schema", "env"),
     },
@@ -88,7 +88,7 @@ def cli() -> None:
 
 
 for verb in (
-    *(running.run, running.resume, results.export, results.sample, running.bench_spec),
+    *(running.run, running.resume, results.export, results.sample, evaluating.evaluate, running.bench_spec),
     *(looking.check, looking.plan, looking.schema, looking.env, looking.report_runs, results.runs),
     *(examples.examples, plugins.plugins, plugins.new),
 ):

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData, hf_hub_download
 
 from flowfactory.export.words import base_id, base_name, task
+from flowfactory.plan.plan import SPEC_FILE
 from flowfactory.report.curves import HELD_OUT, REWARD, sections
 from flowfactory.report.plots import draw
 from flowfactory.runs.history import packages, read
@@ -52,6 +53,14 @@ def write_card(
         f"Plan digest: `{plan['digest']}`\n",
     ]
     (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
+
+
+def write_spec(folder: Path, run: Path, spec: Spec, base: str) -> None:
+    """Write `folder/spec.toml`, what was run, for those who compute with the export. base: where its base model is."""
+    made = portable(read([run])[0].plan["spec"], run)
+    made["model"] |= {"path": base}
+    made["run"] |= {"precision": spec.run.precision}
+    (folder / SPEC_FILE).write_text(toml.dumps(made), encoding="utf-8")
 
 
 def _front(spec: Spec, edits: bool) -> str:

@@ -9,11 +9,9 @@ from typing import Literal
 from flowfactory.errors import RunError, listed, shown
 from flowfactory.metrics import merit
 from flowfactory.runs import archive, files, history
+from flowfactory.runs import folder as folders
 from flowfactory.runs.files import writing
 from flowfactory.spec.tables import Full, Spec
-
-RECORD = "export.json"
-"""In the folder of an export: what it is, and which files belong to it."""
 
 
 def weights(run: Path, spec: Spec, epoch: int | Literal["best"] | None = None, name: str | None = None) -> Path:
@@ -81,7 +79,7 @@ def place(run: Path, spec: Spec, wanted: str, to: Path | None) -> Path:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{shown(folder)} is a file; --to names a folder")
         if folder.exists() and folder.resolve().parent != (run / "export").resolve():
-            ours = {RECORD, *_recorded(folder / RECORD)}
+            ours = {folders.EXPORT, *_recorded(folder / folders.EXPORT)}
             if others := [name for name in names(folder) if name not in ours]:
                 what = f"{shown(folder)} holds what no export has written ({listed(others[:3])})"
                 raise RunError(f"{what}; choose an empty folder, or take it away")

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.components.resolved import Target
-from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Conditions, Row
@@ -25,18 +24,18 @@ from flowfactory.data.store import unpacked_folder
 from flowfactory.discovery.entries import Source
 from flowfactory.errors import RunError
 from flowfactory.export import choosing
-from flowfactory.export.card import write_card
+from flowfactory.export.card import write_card, write_spec
 from flowfactory.export.forms import FORMS, Trained, device
+from flowfactory.export.saved import place_for
 from flowfactory.export.words import PROMPT, base_id, calling, seen_from
 from flowfactory.metrics.clock import Clock
 from flowfactory.metrics.display import Display
 from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.finite import all_finite
-from flowfactory.policy.loras import of_checkpoint
-from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import archive
+from flowfactory.runs import folder as folders
 from flowfactory.runs.files import replacing, writing
 from flowfactory.sampling.epochs import rows_used
 from flowfactory.spec.tables import Full, Spec
@@ -103,7 +102,8 @@ def export(
         write_card(partial, run, spec, which, number, loading, f"{note}\n\n{checked}".strip(), done.edits)
         record = {"form": form, "epoch": number, "weights": saved.stem, "precision": spec.run.precision}
         record |= {"difference": done.difference, "rounding": done.rounding}
-        (partial / choosing.RECORD).write_text(json.dumps(record | {"files": choosing.names(partial)}, indent=2) + "\n")
+        write_spec(partial, run, spec, base_id(spec) or seen_from(place, run, spec.model.spec.path))
+        (partial / folders.EXPORT).write_text(json.dumps(record | {"files": choosing.names(partial)}, indent=2) + "\n")
     return done
 
 
@@ -167,14 +167,6 @@ def load(
     if isinstance(spec.tuning, Full):
         trained.round()
     return trained
-
-
-def place_for(spec: Spec, adapter: Adapter[Any], saved: Path) -> Weights:
-    """The weights of the base in a loaded adapter, so that those in a checkpoint's file can take their place."""
-    full = isinstance(spec.tuning, Full)
-    targets = [] if full else adapter.lora_targets()
-    start = None if full or spec.tuning.from_ is None else of_checkpoint(saved, adapter.networks())
-    return Weights(adapter.networks(), spec.tuning, targets, [], spec.run.seed, start=start)
 
 
 def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[PipelineAdapter[Any], Conditions]:

@@ -23,6 +23,8 @@ from flowfactory.runs.files import writing
 from flowfactory.runs.history import ENVIRONMENT
 
 LOCK, LOG = ".lock", "log.txt"
+EXPORT = "export.json"
+"""In the folder of an export: what it is, and which files belong to it."""
 START = {SPEC_FILE, PLAN_FILE, ENVIRONMENT, LOCK, LOG}
 """What lies in the folder of a run before its first epoch."""
 

@@ -87,13 +87,16 @@ def read_spec(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) 
     return load_spec(path, Registry(), sets, unsets)
 
 
-def load_rewards(path: Path, registry: Registry) -> tuple[RewardEntry, ...]:
+def load_rewards(path: Path, registry: Registry, sets: Sequence[str] = ()) -> tuple[RewardEntry, ...]:
     """The `[[reward]]` tables of a file, structured and checked; whatever else a spec holds may be missing.
+
+    Args:
+        sets: `a.b=value` changes, as on the command line.
 
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(path, layers.load(path), registry).rewards()
+    return _Loader(path, layers.load(path, sets), registry).rewards()
 
 
 class _Loader:

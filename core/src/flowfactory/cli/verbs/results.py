@@ -59,7 +59,7 @@ def of_trained_weights(command: Any) -> Any:
     return command
 
 
-def _spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
+def spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
     """A run's own spec, which is sound although its data may be gone; and its model, where that was moved."""
     sets = [] if base is None else [f"model.path={json.dumps(base)}"]
     return load_spec(run / SPEC_FILE, registry, sets, moved=True)
@@ -98,7 +98,7 @@ def export(
     run, to = run.absolute(), to.absolute() if to else None
     folders.see(run)
     registry = new_registry(ui)
-    spec = _spec_of(run, registry, base)
+    spec = spec_of(run, registry, base)
     place, saved = choosing.place(run, spec, form, to), choosing.weights(run, spec, epoch, weights)
     with ui.phase("loading torch"):
         load_libraries()
@@ -152,7 +152,7 @@ def sample(
     if missing := [path for path in images if not path.is_file()]:
         raise click.UsageError(f"there is no image {shown(missing[0])}")
     registry = new_registry(ui)
-    spec = _spec_of(run, registry, base)
+    spec = spec_of(run, registry, base)
     if to is not None:
         folders.vacant(to, "--to")
     folder = to or folders.new(run, "sampled")
