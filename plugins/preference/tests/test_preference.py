@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from flowfactory.contracts.types import Row, Sample
@@ -24,74 +17,20 @@ from flowfactory.spec.structure import load_spec
 from flowfactory.testing import conformance
 from flowfactory_plugin_preference import PreferenceSpec
 from flowfactory_plugin_preference.preference import Preference
-from PIL import Image
-
-Reply = Callable[[dict[str, Any], int], tuple[int, Any]]
-
-
-class Server:
-    """Answers chat completions. reply: `(request, number of the request) -> (status, content)`."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.tokens: list[str | None] = []
-        self.busy = self.busiest = 0
-        self.listing = 501
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.requests)
-                    outer.requests.append(body)
-                    outer.tokens.append(self.headers["Authorization"])
-                    outer.busy += 1
-                    outer.busiest = max(outer.busiest, outer.busy)
-                status, content = reply(body, number)
-                with lock:
-                    outer.busy -= 1
-                whole = {"choices": [{"message": {"role": "assistant", "content": content}}]}
-                sent = json.dumps(whole if status == 200 and self.path == "/v1/chat/completions" else {}).encode()
-                with suppress(BrokenPipeError):
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(sent)))
-                    self.end_headers()
-                    self.wfile.write(sent)
-
-            def do_GET(self) -> None:
-                self.send_error(outer.listing)
-
-            def log_message(self, *args: Any) -> None:
-                """Keep the test's output clean."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+from servers import Chat, Reply, brightness
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Reply], Server]]:
-    running: list[Server] = []
+def serve() -> Iterator[Callable[[Reply], Chat]]:
+    running: list[Chat] = []
 
-    def start(reply: Reply) -> Server:
-        running.append(Server(reply))
+    def start(reply: Reply) -> Chat:
+        running.append(Chat(reply))
         return running[-1]
 
     yield start
     for server in running:
         server.close()
-
-
-def brightness(request: dict[str, Any]) -> list[float]:
-    """How bright the images of a request are, in order."""
-    urls = [part["image_url"]["url"] for part in request["messages"][0]["content"] if part["type"] == "image_url"]
-    pictures = [Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) for url in urls]
-    return [float(np.asarray(picture).mean()) for picture in pictures]
 
 
 def brighter(request: dict[str, Any], number: int) -> tuple[int, str]:
@@ -104,19 +43,19 @@ def group(*levels: float, prompt: str = "a bright room") -> list[Sample]:
     return [Sample(Row(prompt), torch.full((3, 8, 8), level), 0, i) for i, level in enumerate(levels)]
 
 
-def reward(server: Server, **keys: Any) -> Preference:
+def reward(server: Chat, **keys: Any) -> Preference:
     made = Preference(PreferenceSpec(url=server.url, model="judge", **{"pause": 0.0, **keys}))
     made.load(torch.device("cpu"), torch.float32, lambda key, factory: factory())
     return made
 
 
-def test_the_brighter_wins_more_often(serve: Callable[[Reply], Server]) -> None:
+def test_the_brighter_wins_more_often(serve: Callable[[Reply], Chat]) -> None:
     server = serve(brighter)
     assert reward(server).score(group(0.2, 0.8, 0.5, 0.5)) == [0.0, 1.0, 0.5, 0.5]
     assert len(server.requests) == 4 * 3
 
 
-def test_each_pair_is_asked_in_both_orders_about_its_prompt(serve: Callable[[Reply], Server]) -> None:
+def test_each_pair_is_asked_in_both_orders_about_its_prompt(serve: Callable[[Reply], Chat]) -> None:
     server = serve(brighter)
     reward(server, max_tokens=77).score(group(0.2, 0.8, prompt="a lamp {here}"))
     assert sorted(brightness(request) for request in server.requests) == [[51.0, 204.0], [204.0, 51.0]]
@@ -125,11 +64,11 @@ def test_each_pair_is_asked_in_both_orders_about_its_prompt(serve: Callable[[Rep
     assert "a lamp {here}" in request["messages"][0]["content"][-1]["text"]
 
 
-def test_a_judge_that_likes_the_first_place_prefers_nobody(serve: Callable[[Reply], Server]) -> None:
+def test_a_judge_that_likes_the_first_place_prefers_nobody(serve: Callable[[Reply], Chat]) -> None:
     assert reward(serve(lambda request, number: (200, "first"))).score(group(0.1, 0.9, 0.4)) == [0.5] * 3
 
 
-def test_a_busy_server_is_asked_again(serve: Callable[[Reply], Server]) -> None:
+def test_a_busy_server_is_asked_again(serve: Callable[[Reply], Chat]) -> None:
     server = serve(lambda request, number: (503, "") if number < 3 else brighter(request, number))
     assert reward(server, concurrency=1, attempts=4).score(group(0.1, 0.9)) == [0.0, 1.0]
     assert len(server.requests) == 3 + 2
@@ -144,21 +83,19 @@ def test_a_busy_server_is_asked_again(serve: Callable[[Reply], Server]) -> None:
         (lambda request, number: (200, "who knows"), "2 of 2 replies of judge named no winner"),
     ],
 )
-def test_a_broken_judge_is_a_failure_and_never_a_score(
-    serve: Callable[[Reply], Server], reply: Reply, said: str
-) -> None:
+def test_a_broken_judge_is_a_failure_and_never_a_score(serve: Callable[[Reply], Chat], reply: Reply, said: str) -> None:
     with pytest.raises(ServerError, match=said):
         reward(serve(reply), attempts=2).score(group(0.1, 0.9))
 
 
-def test_what_cannot_succeed_is_not_tried_again(serve: Callable[[Reply], Server]) -> None:
+def test_what_cannot_succeed_is_not_tried_again(serve: Callable[[Reply], Chat]) -> None:
     server = serve(lambda request, number: (400, ""))
     with pytest.raises(ServerError, match="answered 400"):
         reward(server, concurrency=1).score(group(0.1, 0.9))
     assert len(server.requests) <= 2
 
 
-def test_a_slow_judge_times_out(serve: Callable[[Reply], Server]) -> None:
+def test_a_slow_judge_times_out(serve: Callable[[Reply], Chat]) -> None:
     def slow(request: dict[str, Any], number: int) -> tuple[int, str]:
         time.sleep(0.5)
         return 200, "tie"
@@ -167,7 +104,7 @@ def test_a_slow_judge_times_out(serve: Callable[[Reply], Server]) -> None:
         reward(serve(slow), attempts=1, request_timeout=0.1).score(group(0.1, 0.9))
 
 
-def test_a_dead_server_is_a_failure(serve: Callable[[Reply], Server]) -> None:
+def test_a_dead_server_is_a_failure(serve: Callable[[Reply], Chat]) -> None:
     server = serve(brighter)
     made = reward(server, attempts=2)
     server.close()
@@ -176,7 +113,7 @@ def test_a_dead_server_is_a_failure(serve: Callable[[Reply], Server]) -> None:
 
 
 def test_the_judge_is_reached_before_it_is_asked(
-    serve: Callable[[Reply], Server], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[Reply], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(brighter)
     reward(server).reach()  # it lists no models
@@ -188,7 +125,7 @@ def test_the_judge_is_reached_before_it_is_asked(
         reward(server, attempts=2).reach()
 
 
-def test_comparisons_run_side_by_side(serve: Callable[[Reply], Server]) -> None:
+def test_comparisons_run_side_by_side(serve: Callable[[Reply], Chat]) -> None:
     def slow(request: dict[str, Any], number: int) -> tuple[int, str]:
         time.sleep(0.05)
         return 200, "tie"
@@ -198,7 +135,7 @@ def test_comparisons_run_side_by_side(serve: Callable[[Reply], Server]) -> None:
     assert 2 <= server.busiest <= 4
 
 
-def test_few_unclear_replies_count_as_ties(serve: Callable[[Reply], Server]) -> None:
+def test_few_unclear_replies_count_as_ties(serve: Callable[[Reply], Chat]) -> None:
     def sometimes(request: dict[str, Any], number: int) -> tuple[int, str]:
         return (200, "hm") if number == 0 else brighter(request, number)
 
@@ -206,7 +143,7 @@ def test_few_unclear_replies_count_as_ties(serve: Callable[[Reply], Server]) -> 
     assert (first, second) == (0.25, 0.75)
 
 
-def test_a_video_is_shown_as_frames(serve: Callable[[Reply], Server]) -> None:
+def test_a_video_is_shown_as_frames(serve: Callable[[Reply], Chat]) -> None:
     server = serve(lambda request, number: (200, "tie"))
     video = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 3, 4, 4)
     reward(server, frames=3).score([Sample(Row("dawn"), video, 0, i) for i in range(2)])
@@ -214,7 +151,7 @@ def test_a_video_is_shown_as_frames(serve: Callable[[Reply], Server]) -> None:
 
 
 def test_the_api_key_comes_from_the_environment(
-    serve: Callable[[Reply], Server], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[Reply], Chat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(brighter)
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
@@ -234,7 +171,7 @@ def test_the_example_is_a_sound_spec() -> None:
 
 
 def judge_keys(folder: Path) -> dict[str, Any]:
-    return {"url": Server(brighter).url, "model": "judge", "pause": 0.0}
+    return {"url": Chat(brighter).url, "model": "judge", "pause": 0.0}
 
 
 test_conformance = conformance("flowfactory-plugin-preference", keys={"preference": judge_keys})

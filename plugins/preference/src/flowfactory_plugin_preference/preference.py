@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import torch
-from flowfactory import GroupReward, Sample, Score, ServerError, Shared, some_frames
+from flowfactory import GroupReward, Sample, Score, ServerError, Shared
+from flowfactory_plugin_judge.chat import Chat, frames_of
 
 from flowfactory_plugin_preference import PreferenceSpec
-from flowfactory_plugin_preference.judge import ChatJudge, data_url
 from flowfactory_plugin_preference.win_rate import Comparison, outcome, pairs, win_rates
 
 
@@ -19,25 +18,24 @@ class Preference(GroupReward):
 
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
     spec: PreferenceSpec
-    judge: ChatJudge
+    chat: Chat
 
     def reach(self) -> None:
-        ChatJudge(self.spec).reach()
+        Chat(self.spec).reach()
 
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
-        self.judge = ChatJudge(self.spec)
+        self.chat = Chat(self.spec)
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        shown = [[data_url(frame) for frame in some_frames(s.media, self.spec.frames)] for s in samples]
+        shown = [frames_of(sample, self.spec.frames) for sample in samples]
         question = self.spec.question.replace("{prompt}", samples[0].row.prompt)
 
         def compare(pair: tuple[int, int]) -> Comparison:
             first, second = pair
-            reply = self.judge.ask(question, [("First image:", shown[first]), ("Second image:", shown[second])])
+            reply = self.chat.ask(question, [("First image:", shown[first]), ("Second image:", shown[second])])
             return Comparison(first, second, outcome(reply))
 
-        with ThreadPoolExecutor(self.spec.concurrency) as pool:
-            comparisons = list(pool.map(compare, pairs(len(samples))))
+        comparisons = self.chat.all(compare, pairs(len(samples)))
         unclear = sum(one.outcome == "unclear" for one in comparisons)
         if unclear > self.spec.unclear * len(comparisons):
             raise ServerError(f"{unclear} of {len(comparisons)} replies of {self.spec.model} named no winner")
