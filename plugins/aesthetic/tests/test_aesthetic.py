@@ -114,6 +114,13 @@ def test_other_files_are_no_predictors(tensors: dict[str, Tensor], said: str, tm
         head.load(str(tmp_path / "head.pth"), "", None)
 
 
+def test_a_predictor_with_more_between_its_layers_is_refused() -> None:
+    layers = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Dropout(0.2), nn.Linear(2, 1))
+    tensors = {f"layers.{name}": tensor for name, tensor in layers.state_dict().items()}
+    with pytest.raises(ValueError, match="more than dropout lies between its layers"):
+        head.layers_of(tensors, Path("relu.pth"))
+
+
 class Dangerous:
     def __reduce__(self) -> Any:
         return (pytest.fail, ("something was unpickled",))

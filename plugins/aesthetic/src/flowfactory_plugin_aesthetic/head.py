@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
+DROPOUT = 2
+"""How far apart the numbers of layers are that have dropout between them."""
 _NAME = re.compile(r"(?:layers\.(\d+)\.)?(weight|bias)")
 
 
@@ -73,6 +75,10 @@ def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[tuple[Tensor, T
     layers = [(found[n].get("weight"), found[n].get("bias")) for n in sorted(found)]
     whole = [(w, b) for w, b in layers if w is not None and b is not None and w.dim() == 2 and b.shape == w.shape[:1]]
     widths = [(w.shape[1], w.shape[0]) for w, _ in whole]
+    if any(after - before > DROPOUT for before, after in pairwise(sorted(found))):
+        raise ValueError(
+            f"{path} is no linear predictor: more than dropout lies between its layers, as of those with ReLU"
+        )
     follow = all(one[1] == other[0] for one, other in pairwise(widths))
     if not whole or len(whole) < len(layers) or not follow or widths[-1][1] != 1:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
