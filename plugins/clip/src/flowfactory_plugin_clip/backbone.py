@@ -71,7 +71,7 @@ class Backbone:
     def images(self, frames: Sequence[Tensor]) -> Tensor:
         """Unit embeddings `(N, D)` float64, on the CPU, of images `(3, H, W)` in [0, 1], of any sizes."""
         pixels = self.processor.image_processor(images=[to_bytes(f) for f in frames], return_tensors="pt").pixel_values
-        return self._seen(pixels)
+        return self.seen(pixels)
 
     def tensors(self, frames: Sequence[Tensor]) -> Tensor:
         """What `images` gives, up to the rounding of pixels to bytes, of images of one size, with their gradient."""
@@ -82,9 +82,10 @@ class Backbone:
         x = interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
         mean, std = (torch.tensor(own_).view(3, 1, 1).to(x) for own_ in (own.image_mean, own.image_std))
-        return self._seen((x[:, :, top : top + height, left : left + width] - mean) / std)
+        return self.seen((x[:, :, top : top + height, left : left + width] - mean) / std)
 
-    def _seen(self, pixels: Tensor) -> Tensor:
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings `(N, D)` float64, on the CPU, of normalised pixels `(N, 3, H, W)`."""
         moved = pixels.to(self.model.device, self.model.dtype)
         return _unit(self.model.visual_projection(self.model.vision_model(pixel_values=moved).pooler_output))
 
