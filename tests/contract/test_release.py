@@ -60,6 +60,14 @@ def test_relative_links_of_readmes_lead_to_files(package: Path) -> None:
         assert (package / link.partition("#")[0]).exists(), link
 
 
+@pytest.mark.parametrize("package", packages(), ids=lambda path: path.name)
+def test_examples_are_in_the_wheel_and_a_licence_too(package: Path) -> None:
+    assert (package / "LICENSE").resolve() == ROOT / "LICENSE"
+    if (package / "examples").is_dir():
+        (shipped,) = package.glob("src/*/examples")
+        assert shipped.resolve() == package / "examples"
+
+
 @pytest.mark.slow
 def test_what_would_be_released_is_whole(tmp_path: Path) -> None:
     """Also from its sources, which have no links out of them."""
