@@ -16,7 +16,6 @@ import pytest
 from flowfactory.cli.main import main
 from flowfactory.report.report import differences, facts
 from flowfactory.runs import history
-
 from runs import lay_run
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'

@@ -9,7 +9,6 @@ import pytest
 from flowfactory.errors import RunError
 from flowfactory.runs import history
 from flowfactory.runs.history import titles
-
 from runs import lay_run
 
 

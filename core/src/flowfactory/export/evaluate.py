@@ -16,11 +16,10 @@ from torch import Tensor
 from flowfactory.components.resolved import Components
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.errors import RunError
-from flowfactory.export import pair
+from flowfactory.export import comparison, pair
+from flowfactory.export.comparison import Compared
 from flowfactory.export.pair import Pair, Place
 from flowfactory.export.sample import BASE, SHEET, TRAINED
-from flowfactory.metrics import comparison
-from flowfactory.metrics.comparison import Compared
 from flowfactory.metrics.display import Display
 from flowfactory.policy.finite import check_samples
 from flowfactory.processes.distributed import DTYPES

@@ -88,15 +88,13 @@ def read_spec(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) 
 
 
 def load_rewards(path: Path, registry: Registry, sets: Sequence[str] = ()) -> tuple[RewardEntry, ...]:
-    """The `[[reward]]` tables of a file, structured and checked; whatever else a spec holds may be missing.
-
-    Args:
-        sets: `a.b=value` changes, as on the command line.
+    """The `[[reward]]` tables of a file, changed and checked as in a spec, of which all else may be missing.
 
     Raises:
         SpecError: with every problem found.
     """
-    return _Loader(path, layers.load(path, sets), registry).rewards()
+    with registry.blaming():
+        return _Loader(path, layers.load(path, sets), registry).rewards()
 
 
 class _Loader:

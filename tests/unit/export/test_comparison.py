@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from flowfactory.metrics import comparison
-from flowfactory.metrics.comparison import Compared, Mean, compared, markdown
+from flowfactory.export import comparison
+from flowfactory.export.comparison import Compared, Mean, compared, markdown
 
 
 def column(*values: float) -> comparison.Floats:
