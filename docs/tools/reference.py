@@ -11,6 +11,7 @@ from typing import Any
 import api
 import click
 import plugin_pages
+from flowfactory.cli.commands import KIND as COMMANDS
 from flowfactory.cli.main import cli
 from flowfactory.components.resolved import contributions
 from flowfactory.contracts import hooks
@@ -221,6 +222,8 @@ CLI_INTRODUCTION = """
 Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `export`, `sample`, `evaluate`,
 `bench` and `env --devices` import torch.
 
+`report` and `watch` come with the plugin `flowfactory-plugin-report`: see [Reports](reports.md).
+
 | exit code | meaning |
 |---|---|
 | 0 | done |
@@ -301,7 +304,8 @@ def plugins_page() -> str:
     """`docs/plugins.md`."""
     lines = ["# Plugin directory", PLUGINS_INTRODUCTION, "| distribution | names | what |", "|---|---|---|"]
     for listing in directory.listings():
-        named = [f"{KINDS[kind].name} `{name}`" for kind, names in listing.names.items() for name in names]
+        kinds = {COMMANDS: "command", **{kind: known.name for kind, known in KINDS.items()}}
+        named = [f"{kinds[kind]} `{name}`" for kind, names in listing.names.items() for name in names]
         link = f"[`{listing.distribution}`]({plugin_pages.path(listing.distribution)})"
         lines.append(row(link, ", ".join(named), listing.summary))
     return page([*lines, PLUGINS_CLOSING])

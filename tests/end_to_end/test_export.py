@@ -123,6 +123,9 @@ def test_low_precision(name: str, form: str, tuning: str, trained: Callable[...,
 def test_the_card_says_what_it_is_and_how_it_was_made(trained: Callable[..., Trained]) -> None:
     made = trained("sd3")
     (made.folder / "before-after.png").write_bytes(b"picture")
+    (made.folder / "report-curves").mkdir()
+    Image.new("RGB", (600, 400)).save(made.folder / "report-curves/reward.png")
+    (made.folder / "report-curves/held-out-evaluation.png").symlink_to(Path(__file__))
     exported = made.export()
     card = (exported.folder / "README.md").read_text()
     for line in (
@@ -141,6 +144,7 @@ def test_the_card_says_what_it_is_and_how_it_was_made(trained: Callable[..., Tra
         assert line in card, line
     assert (exported.folder / "before-after.png").read_bytes() == b"picture"
     assert Image.open(exported.folder / "reward.png").width > 400
+    assert not (exported.folder / "held-out-evaluation.png").exists()  # it leads out of the run's folder
 
 
 def test_no_file_of_an_export_says_where_this_machine_keeps_things(trained: Callable[..., Trained]) -> None:

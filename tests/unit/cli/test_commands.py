@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 from flowfactory.cli import commands
 from flowfactory.cli.commands import Commands
+from flowfactory.cli.main import cli
 from flowfactory.discovery.entries import Source
 from flowfactory.errors import PluginError
+from flowfactory.names import directory
 
 
 @click.command()
@@ -104,3 +106,19 @@ def test_a_broken_command_says_so_when_used_and_disturbs_no_other(
     assert isinstance(answer.exception, PluginError)
     with pytest.raises(PluginError, match=said):
         raise answer.exception
+
+
+@pytest.mark.parametrize("arguments", [["runs/first", "--out", "x.html"], [], ["--help"]])
+def test_a_command_of_the_directory_says_what_brings_it(installed: list[Point], arguments: list[str]) -> None:
+    said = run("report", *arguments)
+    if arguments == ["--help"]:
+        assert "is not installed; try: pip install flowfactory-plugin-report" in said.output
+        return
+    assert isinstance(said.exception, PluginError)
+    assert str(said.exception) == "command `report` is not installed; try: pip install flowfactory-plugin-report"
+
+
+def test_every_command_that_core_advises_is_its_own_or_known_to_the_directory() -> None:
+    """Of a command that is neither, nobody could say where it comes from."""
+    purposes = {name for names in cli.purposes.values() for name in names}
+    assert purposes - set(cli.commands) <= set(directory.names(commands.KIND))

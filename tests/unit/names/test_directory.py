@@ -13,6 +13,7 @@ from flowfactory.errors import PluginError
 from flowfactory.names import directory
 from packaging.requirements import Requirement
 
+KNOWN = {*KINDS, "commands"}
 PLUGINS = sorted((Path(__file__).parents[3] / "plugins").glob("*/pyproject.toml"))
 
 
@@ -21,16 +22,16 @@ def test_first_party_plugins_are_listed(path: Path) -> None:
     project = tomllib.loads(path.read_text())["project"]
     for group, points in project.get("entry-points", {}).items():  # the host of scorers is no plugin
         kind = group.removeprefix("flowfactory.")
-        if kind in KINDS:
+        if kind in KNOWN:
             for name in points:
                 assert directory.distribution_of(kind, name) == project["name"], f"{kind} {name}"
 
 
 def test_a_listing_is_sound() -> None:
     for listing in directory.listings():
-        assert listing.names.keys() <= KINDS.keys()
+        assert listing.names.keys() <= KNOWN
         assert listing.summary.endswith(".")
-    for kind in KINDS:
+    for kind in KNOWN:
         assert len(directory.names(kind)) == len(set(directory.names(kind)))
 
 

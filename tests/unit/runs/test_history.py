@@ -13,7 +13,7 @@ from runs import lay_run
 
 
 def read(folder: Path) -> history.History:
-    return history.read([folder])[0]
+    return history.read_runs([folder])[0]
 
 
 def test_a_run_is_read(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import click
 
 from flowfactory.calling import calling
 from flowfactory.discovery.entries import Source, installed_points
-from flowfactory.errors import Ended, Ending, PluginError, cause
+from flowfactory.errors import Ended, Ending, PluginError, cause, printable
+from flowfactory.names import directory
 from flowfactory.streams import unheard
 
-GROUP = "flowfactory.commands"
+KIND = "commands"
+GROUP = f"flowfactory.{KIND}"
 
 LONGEST = 200
 """Characters of a command's sentence that help shows; it is wrapped, not cut."""
@@ -68,11 +70,15 @@ class Commands(click.Group):
             raise Ended(str(error)) from error
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name. One that cannot be had says why when it is run, and disturbs no other."""
+        """The command of a name. One that cannot be had says why when it is run, and disturbs no other; so does one
+        that is not installed, but known to the directory of plugins."""
         own = super().get_command(ctx, cmd_name)
         points = [] if own is not None else [found for found in plugin_points() if found[0].name == cmd_name]
-        if own is not None or not points:
+        if own is not None:
             return own
+        if not points:
+            advice = directory.advice(KIND, cmd_name)
+            return _failing(cmd_name, "plugin-missing", _absent(cmd_name), advice) if advice else None
         names = " and ".join(sorted(str(source) for _, source in points))
         if len(points) > 1:
             return _failing(
@@ -90,6 +96,20 @@ class Commands(click.Group):
         return command
 
 
+def see(name: str) -> None:
+    """See that a plugin provides a command.
+
+    Raises:
+        PluginError: none does; the message says which would.
+    """
+    if name not in {point.name for point, _ in plugin_points()}:
+        raise PluginError("plugin-missing", _absent(name), directory.advice(KIND, name))
+
+
+def _absent(name: str) -> str:
+    return f"command `{name}` is not installed"
+
+
 def plugin_points() -> list[tuple[importlib.metadata.EntryPoint, Source]]:
     """The commands that plugins declare, and whose they are."""
     return [
@@ -104,6 +124,6 @@ def _failing(name: str, kind: str, what: str, hint: str) -> click.Command:
     def fail() -> None:
         raise PluginError(kind, what, hint)
 
-    return click.Command(
-        name, callback=fail, help="(cannot be used)", context_settings={"ignore_unknown_options": True}
-    )
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    said, listed = printable(f"{what}; {hint}"), "(cannot be used)"
+    return click.Command(name, callback=fail, help=said, short_help=listed, context_settings=settings)

@@ -75,7 +75,7 @@ def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     purposes={
         "Before a run": ("examples", "check", "plan", "bench"),
         "Train": ("run", "resume"),
-        "After a run": ("runs", "report", "sample", "evaluate", "export"),
+        "After a run": ("runs", "watch", "report", "sample", "evaluate", "export"),
         "Plugins": ("plugins", "new"),
         "Help": ("schema", "env"),
     },
@@ -89,7 +89,7 @@ def cli() -> None:
 
 for verb in (
     *(running.run, running.resume, results.export, results.sample, evaluating.evaluate, running.bench_spec),
-    *(looking.check, looking.plan, looking.schema, looking.env, looking.report_runs, results.runs),
+    *(looking.check, looking.plan, looking.schema, looking.env, results.runs),
     *(examples.examples, plugins.plugins, plugins.new),
 ):
     cli.add_command(verb)

@@ -14,27 +14,33 @@ from huggingface_hub import ModelCardData, hf_hub_download
 
 from flowfactory.export.words import base_id, base_name, task
 from flowfactory.plan.plan import SPEC_FILE
-from flowfactory.report.curves import HELD_OUT, REWARD, sections
-from flowfactory.report.plots import draw
-from flowfactory.runs.history import packages, read
+from flowfactory.runs.files import inside
+from flowfactory.runs.history import packages, read_runs
 from flowfactory.spec import toml
 from flowfactory.spec.tables import Full, Lora, Spec
 
 CARD = "README.md"
 SHEET = "before-after.png"
+DRAWN = "report-curves"
+"""Where a report on a run leaves its curves."""
+
+CURVES = {
+    "reward.png": ("Reward", "The mean over the training samples of each epoch, and one standard deviation of them."),
+    "held-out-evaluation.png": ("Held-out evaluation", "The same of held-out prompts, sampled without noise."),
+}
 
 
 def write_card(
     folder: Path, run: Path, spec: Spec, weights: str, epoch: int, loading: str, checked: str, edits: bool
 ) -> None:
-    """Write `folder/README.md`, and beside it the curves, and the sheet of samples if the run made one.
+    """Write `folder/README.md`, and beside it the curves if a report was made, and the run's sheet of samples, if any.
 
     Args:
         run: the run's folder. weights: in words, which were exported. epoch: from when they are.
         loading: Python that loads the export, if any does. checked: how it was compared with what was trained.
         edits: whether the model edits images.
     """
-    plan = read([run])[0].plan
+    plan = read_runs([run])[0].plan
     made = toml.dumps(portable(plan["spec"], run)).strip()
     parts = [
         _front(spec, edits),
@@ -131,7 +137,7 @@ def _rewards(spec: Spec) -> str:
 
 def _scores(run: Path, epoch: int) -> list[str]:
     """Every score's mean when training began and at the exported epoch."""
-    (past,) = read([run])
+    (past,) = read_runs([run])
     rows = []
     for name in sorted(name for name in past.names() if name.endswith("/mean")):
         values = {n: value for n, value in past.series(name) if n <= epoch and math.isfinite(value)}
@@ -142,9 +148,10 @@ def _scores(run: Path, epoch: int) -> list[str]:
 
 
 def _curves(folder: Path, run: Path) -> list[str]:
-    shown = [section for section in sections(read([run])) if section.name in (REWARD, HELD_OUT)]
-    pictures = [(section, file.name) for section, file in zip(shown, draw(shown, folder), strict=True)]
-    text = [f"{section.about}\n\n![{section.name}]({picture})\n" for section, picture in pictures]
+    drawn = [name for name in CURVES if inside(run, run / DRAWN / name)]
+    for name in drawn:
+        shutil.copyfile(run / DRAWN / name, folder / name)
+    text = [f"{CURVES[name][1]}\n\n![{CURVES[name][0]}]({name})\n" for name in drawn]
     return ["## Curves\n", *text] if text else []
 
 

@@ -37,7 +37,7 @@ def best_epoch(run: Path, spec: Spec) -> int:
     Raises:
         RunError: no checkpoint was evaluated, or the run's table says that none is to be the best.
     """
-    (past,) = history.read([run])
+    (past,) = history.read_runs([run])
     kept = {archive.epoch_of(path) for path in archive.checkpoints(run / archive.CHECKPOINTS)}
     best = merit.best(spec, [(epoch, line) for epoch, line in past.metrics.items() if epoch in kept])
     if best is None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from filelock import FileLock, Timeout
 
 from flowfactory.errors import RunError
 from flowfactory.plan.plan import PLAN_FILE
-from flowfactory.runs import files, history
-from flowfactory.runs.folder import LOCK
+from flowfactory.runs import history
 
 HEAD = ("run", "state", "epoch", "score", "time")
 
@@ -56,31 +54,17 @@ def folders(place: Path) -> Sequence[Path]:
 def of(run: Path) -> Overview:
     """What the files in a run's folder say of it."""
     try:
-        (past,) = history.read([run])
+        (past,) = history.read_runs([run])
         spec = past.plan["spec"]
         epochs = int(spec["run"]["epochs"])
     except (RunError, KeyError, TypeError, ValueError) as error:
         return Overview(run, f"cannot be read: {error}")
     scores = [value for _, value in past.series("eval/score") or past.series("reward/score")]
     epoch = max(past.metrics, default=0)
-    state = "running" if _owned(run) else "finished" if epoch >= epochs else "stopped"
+    state = "running" if past.going_on() else "finished" if epoch >= epochs else "stopped"
     seconds = math.fsum(v for line in past.metrics.values() for name, v in line.items() if name.startswith("time/"))
     first, last = (scores[0], scores[-1]) if scores else (None, None)
     return Overview(run, state, epoch, epochs, first, last, seconds)
-
-
-def _owned(run: Path) -> bool:
-    """Whether a process goes on with this run at the moment."""
-    if not (run / LOCK).is_file():
-        return False
-    lock = FileLock(run / LOCK, timeout=0, mode=files.mode(0o666))
-    with suppress(OSError):  # as where one may only read
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        lock.release()
-    return False
 
 
 def _changed(run: Path) -> float:

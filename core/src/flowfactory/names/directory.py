@@ -19,7 +19,7 @@ FILE = "directory.toml"
 
 @attrs.frozen
 class Listing:
-    """One plugin one can install. names: its public names by kind, `adapters`, `trainers`, …"""
+    """One plugin one can install. names: its public names by kind: `adapters`, `trainers`, …, `commands`."""
 
     distribution: str
     summary: str

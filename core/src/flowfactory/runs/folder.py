@@ -20,9 +20,9 @@ from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan
 from flowfactory.processes.stop import Stopped
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.files import writing
-from flowfactory.runs.history import ENVIRONMENT
+from flowfactory.runs.history import ENVIRONMENT, LOCK
 
-LOCK, LOG = ".lock", "log.txt"
+LOG = "log.txt"
 EXPORT = "export.json"
 """In the folder of an export: what it is, and which files belong to it."""
 START = {SPEC_FILE, PLAN_FILE, ENVIRONMENT, LOCK, LOG}

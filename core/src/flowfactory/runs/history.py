@@ -6,17 +6,22 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
+from filelock import FileLock, Timeout
+from PIL import Image
 
 from flowfactory.errors import RunError, shown
 from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.runs import files
 from flowfactory.runs.files import inside
+from flowfactory.runs.pictures import PictureError, opened
+from flowfactory.spec import toml
 
-METRICS, ENVIRONMENT, SAMPLES, TABLE = "metrics.jsonl", "env.json", "samples", "samples.jsonl"
+METRICS, ENVIRONMENT, SAMPLES, TABLE, LOCK = "metrics.jsonl", "env.json", "samples", "samples.jsonl", ".lock"
 
 
 PLAN = {
@@ -47,6 +52,13 @@ class Shot:
     scores: Mapping[str, float | None]
     words: Mapping[str, str] = attrs.field(factory=dict)
 
+    def picture(self) -> Image.Image | None:
+        """The picture, decoded; None where it is damaged, or not as runs write them."""
+        try:
+            return opened(self.file)
+        except PictureError:
+            return None
+
 
 @attrs.frozen(eq=False)
 class History:
@@ -61,6 +73,7 @@ class History:
     plan: Mapping[str, Any]
     packages: Mapping[str, str]
     metrics: Mapping[int, Mapping[str, float]]
+    _kept: dict[str, Mapping[int, Path]] = attrs.field(factory=dict, init=False, repr=False)
 
     def names(self) -> Sequence[str]:
         """Every metric, in the order of their first appearance."""
@@ -70,8 +83,21 @@ class History:
         """Epoch and value of one metric, where it has one."""
         return [(epoch, line[name]) for epoch, line in self.metrics.items() if name in line]
 
+    def spec_text(self) -> str:
+        """The spec that it was made by, as TOML."""
+        return toml.dumps(self.plan["spec"])
+
+    def going_on(self) -> bool:
+        """Whether a process goes on with this run at the moment."""
+        return _owned(self.folder)
+
     def kept(self, kind: str) -> Mapping[int, Path]:
-        """The folders of kept samples by epoch: of "eval", or of "epoch", which is training."""
+        """The folders of kept samples by epoch: of "eval", or of "epoch", which is training. Looked for once."""
+        if kind not in self._kept:
+            self._kept[kind] = self._look_for(kind)
+        return self._kept[kind]
+
+    def _look_for(self, kind: str) -> Mapping[int, Path]:
         found = {}
         for folder in (self.folder / SAMPLES).glob(f"{kind}-*"):
             if re.fullmatch(rf"{kind}-\d+", folder.name, re.ASCII) and inside(self.folder, folder / TABLE):
@@ -98,13 +124,26 @@ class History:
         return found
 
 
-def read(folders: Sequence[Path]) -> list[History]:
+def read_runs(folders: Sequence[Path]) -> list[History]:
     """The runs in these folders, titled by the shortest ends of their paths that tell them apart.
 
     Raises:
         RunError: a folder is not that of a run, or a file in it cannot be read.
     """
     return [_history(folder, title) for folder, title in zip(folders, titles(folders), strict=True)]
+
+
+def _owned(run: Path) -> bool:
+    if not (run / LOCK).is_file():
+        return False
+    lock = FileLock(run / LOCK, timeout=0, mode=files.mode(0o666))
+    with suppress(OSError):  # as where one may only read
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+    return False
 
 
 def titles(folders: Sequence[Path]) -> list[str]:
@@ -120,7 +159,8 @@ def titles(folders: Sequence[Path]) -> list[str]:
 
 def _history(folder: Path, title: str) -> History:
     if not (folder / PLAN_FILE).is_file():
-        raise RunError(f"{shown(folder)} is not the folder of a run: it has no {PLAN_FILE}")
+        why = f"it has no {PLAN_FILE}" if folder.is_dir() else "there is no such folder"
+        raise RunError(f"{shown(folder)} is not the folder of a run: {why}")
     plan = _json(folder, PLAN_FILE)
     if missing := min(lacking(plan), default=""):
         raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{missing}` as one has")

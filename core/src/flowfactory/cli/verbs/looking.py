@@ -1,4 +1,4 @@
-"""Verbs that look without computing: `check`, `plan`, `schema`, `env`, `report`. None imports torch unasked."""
+"""Verbs that look without computing: `check`, `plan`, `schema`, `env`. None imports torch unasked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import AnyPath, SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import BAD_SPEC, DONE, Problem, RunError, SpecError, shown
+from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
 from flowfactory.plan import disk, launch
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
@@ -122,21 +122,3 @@ def env(ui: Ui, devices: bool, as_json: bool) -> None:
     flat = [(n, v) for n, v in facts.items() if not isinstance(v, dict)]
     flat += [(n, v) for table in ("variables", "packages", "plugins") for n, v in facts[table].items()]
     ui.rows(("what", "value"), [(name, "not installed" if value is None else str(value)) for name, value in flat])
-
-
-@click.command("report")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=AnyPath(), shell_complete=completion.runs)
-@click.option("--out", type=AnyPath(), help="Where to write it.  [default: report.html in RUN, or here]")
-@click.pass_obj
-def report_runs(ui: Ui, runs: Sequence[Path], out: Path | None) -> int:
-    """Write one page about the run in folder RUN, or about several side by side, and the curves as PNG beside it."""
-    from flowfactory.report.report import PAGE  # matplotlib takes a second
-    from flowfactory.report.report import report as write
-
-    try:
-        written = write(runs, out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE)))
-    except RunError as error:
-        ui.error(str(error))
-        return BAD_SPEC
-    ui.say(f"the report is in {shown(written)}")
-    return DONE

@@ -7,12 +7,12 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import click
 
-from flowfactory.cli import completion, launcher
+from flowfactory.cli import commands, completion, launcher
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
     INTERRUPTED,
@@ -38,6 +38,11 @@ from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
 from flowfactory.streams import prints_to_stderr
 
+WATCH = "watch"
+"""The command that shows a run while it goes on."""
+LOADING = "600"
+"""Seconds it waits for the run to begin."""
+
 
 @click.command()
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
@@ -45,15 +50,25 @@ from flowfactory.streams import prints_to_stderr
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.option("--runs", type=AnyPath(), default="runs", show_default=True, help="Where runs are kept.")
 @click.option("--folder", type=AnyPath(), help="The run's own folder, instead of one in --runs.")
+@click.option("--watch", "watched", is_flag=True, help="Show it in a browser meanwhile, as `flowfactory watch` does.")
 @click.pass_obj
 def run(
-    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, runs: Path, folder: Path | None
+    ui: Ui,
+    spec: Path,
+    sets: Sequence[str],
+    unsets: Sequence[str],
+    processes: int,
+    runs: Path,
+    folder: Path | None,
+    watched: bool,
 ) -> int:
     """Train as SPEC says, into a new folder under --runs."""
     spec, runs = spec.absolute(), runs.absolute()  # plugins may go elsewhere
     folder = folder.absolute() if folder else None
-    with listening():
+    with listening(), ExitStack() as companions:
         world, main = launch.count(processes), launch.rank() == 0
+        if watched:
+            commands.see(WATCH)
         registry = new_registry(ui)
         loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
         plan = make_plan(loaded, registry.versions(), world)
@@ -62,6 +77,8 @@ def run(
             chosen = folders.new(runs, plan.spec.run.name)
         elif main:
             folders.vacant(chosen)
+        if watched and main:
+            companions.enter_context(launcher.beside([WATCH, "--wait", LOADING, "--", str(chosen)]))
         if world > (launch.world_size() or 1):
             options = [f"--set={text}" for text in sets] + [f"--unset={text}" for text in unsets]
             try:

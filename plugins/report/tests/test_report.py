@@ -1,8 +1,9 @@
-"""The page of a report, without a browser; `end_to_end/test_report.py` has one."""
+"""The page of a report, without a browser; `test_page.py` has one."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -13,12 +14,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from flowfactory.cli.main import main
-from flowfactory.report.report import differences, facts
-from flowfactory.runs import history
+from flowfactory import main, read_runs
+from flowfactory_plugin_report import drawing
+from flowfactory_plugin_report.tables import differences, facts, table_of_runs
 from runs import lay_run
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+def digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 class Tags(HTMLParser):
@@ -38,7 +43,7 @@ def test_a_report_lies_in_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder = lay_run(tmp_path / "run", epochs=1)
     assert main(["report", str(folder)]) == 0
     assert f"the report is in {folder / 'report.html'}" in capsys.readouterr().err
-    assert (folder / "report-curves" / "reward.png").is_file()
+    assert {path.suffix for path in (folder / "report-curves").glob("reward.*")} == {".png", ".pdf"}
 
 
 def test_words_beside_scores_are_text(tmp_path: Path) -> None:
@@ -48,7 +53,7 @@ def test_words_beside_scores_are_text(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace('"scores"', f'"words": {said}, "scores"'))
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    assert "<code>bright/why</code> &#34;&gt;&lt;script&gt;alert(1)" in page
+    assert r'"words": {"bright/why": "\"\u003e\u003cscript\u003ealert(1)' in page
     assert "<script>alert" not in page
 
 
@@ -106,14 +111,24 @@ def test_only_the_pages_own_script_and_style_are_allowed(tmp_path: Path) -> None
     folder = lay_run(tmp_path / "run", epochs=1)
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    for tag in ("script", "style"):
+    for tag, also in (("script", drawing.code()), ("style", "")):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in page
+        policy = re.search(rf"{tag}-src +((?:'sha256-[^']+' *)+);", page)
+        assert policy is not None
+        assert policy[1].split() == [f"'{digest(text)}'" for text in (content, also)]
+
+
+def test_the_library_that_draws_is_packed_and_admitted(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    (packed,) = re.findall(r'<script type="application/octet-stream" id="library">(.*?)</script>', page)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == drawing.code()
+    assert len(packed) < len(drawing.code()) / 2
 
 
 def test_specs_are_compared(tmp_path: Path) -> None:
-    runs = history.read([lay_run(tmp_path / "a"), lay_run(tmp_path / "b", epochs=8, frames=5)])
+    runs = read_runs([lay_run(tmp_path / "a"), lay_run(tmp_path / "b", epochs=8, frames=5)])
     rows = {row[0]: row[1:] for row in differences(runs).body}
     assert rows["run.epochs"] == ("6", "8")
     assert rows["sampling.size"] == ("[32, 32]", "[32, 48, 5]")
@@ -121,8 +136,27 @@ def test_specs_are_compared(tmp_path: Path) -> None:
     assert differences(runs[:1]).body == []
 
 
+def test_a_reward_that_one_run_has_alone_is_one_difference(tmp_path: Path) -> None:
+    one, two = lay_run(tmp_path / "one"), lay_run(tmp_path / "two")
+    plan = json.loads((two / "plan.json").read_text())
+    plan["spec"]["reward"] = plan["spec"]["reward"][:1]
+    (two / "plan.json").write_text(json.dumps(plan))
+    rows = {row[0]: row[1:] for row in differences(read_runs([one, two])).body}
+    assert {key: value for key, value in rows.items() if key.startswith("reward")} == {
+        "reward[1].name": ('"bright"', "")
+    }
+
+
+def test_the_table_of_runs_has_what_tells_them_apart(tmp_path: Path) -> None:
+    table = table_of_runs(read_runs([lay_run(tmp_path / "a"), lay_run(tmp_path / "b", epochs=8)]))
+    assert table.head == ("run", "state", "trainer", "epochs", "held-out bright", "best epoch", "time")
+    assert table.body[1][:6] == (
+        "b", "finished", "toy", "8 of 8", "0.500 (epoch 0) → 0.660 (epoch 8)", "8 (0.660)"
+    )  # fmt: skip
+
+
 def test_facts_say_what_became_of_a_run(tmp_path: Path) -> None:
-    (run,) = history.read([lay_run(tmp_path / "a")])
+    (run,) = read_runs([lay_run(tmp_path / "a")])
     told = dict(facts(run))
     assert told["held-out bright"] == "0.500 (epoch 0) → 0.620 (epoch 6)"
     assert told["epochs"] == "6 of 6"
@@ -131,7 +165,7 @@ def test_facts_say_what_became_of_a_run(tmp_path: Path) -> None:
 
 
 def test_reports_import_no_torch() -> None:
-    code = "import sys, flowfactory.report.report; assert 'torch' not in sys.modules"
+    code = "import sys; from flowfactory_plugin_report import report, server; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flowfactory.report import gallery
-from flowfactory.report.gallery import Gallery, galleries, spaced
-from flowfactory.runs import history, pictures
+from flowfactory import read_runs
+from flowfactory_plugin_report import gallery
+from flowfactory_plugin_report.gallery import Gallery, galleries, spaced
 from PIL import Image
 from runs import colour, lay_run
 
 
 def shown(*folders: Path) -> list[Gallery]:
-    return galleries(history.read(folders))
+    return galleries(read_runs(folders))
 
 
 def pixel(data: str, x: int = 0) -> tuple[int, ...]:
@@ -119,10 +119,12 @@ def test_only_pictures_as_runs_write_them_are_opened(tmp_path: Path, harm: Calla
     assert [pixel(tile.data) for tile in tiles] == [colour(0, 0, 0), (200, 200, 200), colour(0, 2, 0)]
 
 
-def test_more_pixels_than_memory_should_hold_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "PIXELS", 8 * 8)
-    Image.new("RGB", (8, 8)).save(tmp_path / "fits.png")
-    Image.new("RGB", (8, 9)).save(tmp_path / "large.png")
-    assert pictures.opened(tmp_path / "fits.png").size == (8, 8)
-    with pytest.raises(pictures.PictureError, match=r"large\.png is RGB of 8 x 9 pixels"):
-        pictures.opened(tmp_path / "large.png")
+def test_links_lead_from_the_page_to_the_files(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "a run #1", epochs=1)
+    (folder / "samples/eval-0000/0000.mp4").write_bytes(b"film")
+    tiles = [card.columns[0].tiles[0] for card in shown(folder)[0].cards]
+    assert tiles[0].links(folder) == {
+        "picture": "samples/eval-0000/0000.png",
+        "film": "samples/eval-0000/0000.mp4",
+    }
+    assert tiles[1].links(tmp_path) == {"picture": "a%20run%20%231/samples/eval-0000/0001.png"}

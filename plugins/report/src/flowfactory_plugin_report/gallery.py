@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 import attrs
+from flowfactory import History, Shot
 from PIL import Image
 
-from flowfactory.report.chart import number
-from flowfactory.runs.history import History, Shot
-from flowfactory.runs.pictures import PictureError, opened
+from flowfactory_plugin_report.numbers import number
 
 CARDS = 16
 """Most prompts (held-out) or samples (training) of a gallery."""
@@ -33,8 +35,9 @@ LOSSLESS = 32 << 10
 class Tile:
     """One picture.
 
-    data: a `data:` address. width, height: of one frame. scores: label, value and change since the first, in words.
-    words: what rewards said beside them, by name.
+    data: its address, a `data:` one in a page that needs nothing but itself. width, height: of one frame.
+    scores: label, value and change since the first, in words. values: the same values as numbers, and the changes.
+    file: the picture at its full size. words: what rewards said beside scores, by name.
     """
 
     epoch: int
@@ -44,7 +47,38 @@ class Tile:
     height: int
     frames: int
     scores: tuple[tuple[str, str, str], ...]
-    words: tuple[tuple[str, str], ...] = ()
+    values: tuple[tuple[float | None, float | None], ...]
+    file: Path
+    words: Mapping[str, str]
+
+    def links(self, page: Path) -> dict[str, str]:
+        """Addresses of the picture at its full size, and of the film if there is one, as seen from a page's folder."""
+        film = self.file.with_suffix(".mp4")
+        found = {"picture": self.file} | ({"film": film} if film.is_file() else {})
+        return {what: quote(os.path.relpath(file.absolute(), page.absolute())) for what, file in found.items()}
+
+
+@attrs.frozen
+class Picture:
+    """A sample's picture in a page. data: its address. width, height: of one of its frames, side by side."""
+
+    data: str
+    width: int
+    height: int
+    frames: int
+
+
+Embed = Callable[[Shot], Picture]
+"""How a sample becomes a picture of a page."""
+
+
+@attrs.frozen
+class Limits:
+    """How much a gallery holds. size: most bytes of all galleries' pictures, about."""
+
+    cards: int
+    epochs: int
+    size: int
 
 
 @attrs.frozen
@@ -76,21 +110,26 @@ class Gallery:
     left_out: str
 
 
-def galleries(runs: Sequence[History]) -> list[Gallery]:
+def galleries(runs: Sequence[History], embed: Embed | None = None, limits: Limits | None = None) -> list[Gallery]:
     """Held-out samples of all runs side by side, and the training samples of each; those without any are left out."""
+    embed, limits = embed or embedded, limits or Limits(CARDS, EPOCHS, LIMIT)
+    half = attrs.evolve(limits, size=limits.size // 2)
     made = [
-        _held_out(runs, LIMIT // 2),
-        *(_training(run, color, LIMIT // 2 // len(runs)) for color, run in enumerate(runs)),
+        _held_out(runs, embed, half),
+        *(
+            _training(run, color, embed, attrs.evolve(half, size=half.size // len(runs)))
+            for color, run in enumerate(runs)
+        ),
     ]
     return [gallery for gallery in made if gallery.cards]
 
 
-def _held_out(runs: Sequence[History], limit: int) -> Gallery:
+def _held_out(runs: Sequence[History], embed: Embed, limits: Limits) -> Gallery:
     """A card for each prompt, and for each time it occurs; in it a column for each run that has it."""
     columns: dict[tuple[str, int], list[Column]] = {}
     notes = []
     for color, run in enumerate(runs):
-        tiles, note = _tiles(run, "eval", limit // len(runs))
+        tiles, note = _tiles(run, "eval", embed, attrs.evolve(limits, size=limits.size // len(runs)))
         notes.append(note)
         seen = Counter[str]()
         for row in tiles:
@@ -101,8 +140,8 @@ def _held_out(runs: Sequence[History], limit: int) -> Gallery:
     return _gallery("Held-out samples", about, cards, notes)
 
 
-def _training(run: History, color: int, limit: int) -> Gallery:
-    rows, note = _tiles(run, "epoch", limit)
+def _training(run: History, color: int, embed: Embed, limits: Limits) -> Gallery:
+    rows, note = _tiles(run, "epoch", embed, limits)
     cards = [Card("", (Column(run.title, color, row),)) for row in rows]
     return _gallery(
         f"Training samples: {run.title}", "The first samples of each epoch, with their scores.", cards, [note]
@@ -116,21 +155,20 @@ def _gallery(title: str, about: str, cards: Sequence[Card], notes: Sequence[str]
     return Gallery(title, about, epochs, tuple(cards), any(tile.frames > 1 for tile in tiles), left_out)
 
 
-def _tiles(run: History, kind: str, limit: int) -> tuple[list[tuple[Tile, ...]], str]:
+def _tiles(run: History, kind: str, embed: Embed, limits: Limits) -> tuple[list[tuple[Tile, ...]], str]:
     """For each place its tiles by epoch, as many epochs as the limit admits; and in words what was left out."""
     epochs = list(run.kept(kind))
     if not epochs:
         return [], ""
-    first = run.shots(kind, epochs[0], CARDS)
-    pictures = [(epochs[0], shot, _embedded(shot)) for shot in first]
-    cost = sum(len(tile.data) for _, _, tile in pictures) or 1
-    chosen = spaced(epochs, max(1, min(EPOCHS, limit // cost)))
-    rows: list[list[Tile]] = [[attrs.evolve(tile, epoch=epochs[0])] for _, _, tile in pictures]
+    first = run.shots(kind, epochs[0], limits.cards)
+    rows = [[_tile(epochs[0], shot, embed)] for shot in first]
+    cost = sum(len(tile.data) for (tile,) in rows) or 1
+    chosen = spaced(epochs, max(1, min(limits.epochs, limits.size // cost)))
     for epoch in chosen[1:]:
-        for row, before, shot in zip(rows, first, run.shots(kind, epoch, CARDS), strict=False):
+        for row, before, shot in zip(rows, first, run.shots(kind, epoch, limits.cards), strict=False):
             # Only where the prompt is the same can scores be compared.
             scores = before.scores if kind == "eval" and shot.prompt == before.prompt else None
-            row.append(attrs.evolve(_embedded(shot, scores), epoch=epoch))
+            row.append(_tile(epoch, shot, embed, scores))
     return [tuple(row) for row in rows], _left_out(run, kind, epochs, chosen, len(first))
 
 
@@ -153,23 +191,30 @@ def spaced(items: Sequence[int], most: int) -> list[int]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _embedded(shot: Shot, before: Mapping[str, float | None] | None = None) -> Tile:
-    """A sample's picture, no larger than the limits, and its scores in words; grey where the picture is damaged."""
+def _tile(epoch: int, shot: Shot, embed: Embed, before: Mapping[str, float | None] | None = None) -> Tile:
+    """A sample's picture and its scores."""
     first = before or {}
     scores = tuple((label, _score(value), _change(value, first.get(label))) for label, value in shot.scores.items())
-    try:
-        picture = opened(shot.file)
-    except PictureError:
-        picture = Image.new("RGB", (SIDE // 4, SIDE // 4), MISSING)
+    values = tuple((value, _difference(value, first.get(label))) for label, value in shot.scores.items())
+    made = embed(shot)
+    return Tile(epoch, shot.prompt, made.data, made.width, made.height, made.frames, scores, values, shot.file, shot.words)
+
+
+def embedded(shot: Shot) -> Picture:
+    """A sample's picture as a `data:` address."""
+    small, frames = shrunk(shot)
+    form, content = encoded(small)
+    data = f"data:image/{form};base64,{base64.b64encode(content).decode()}"
+    return Picture(data, small.width // frames, small.height, frames)
+
+
+def shrunk(shot: Shot) -> tuple[Image.Image, int]:
+    """A sample's picture, no larger than the limits, and how many frames it has; grey where it is damaged."""
+    picture = shot.picture() or Image.new("RGB", (SIDE // 4, SIDE // 4), MISSING)
     frames = shot.frames if picture.width % shot.frames == 0 else 1
-    width, height = picture.width // frames, picture.height
-    if frames <= FRAMES and max(width, height) <= SIDE:
-        strip = picture
-    else:
-        strip, frames = _smaller(picture, frames)
-    return Tile(
-        0, shot.prompt, _encoded(strip), strip.width // frames, strip.height, frames, scores, tuple(shot.words.items())
-    )
+    if frames <= FRAMES and max(picture.width // frames, picture.height) <= SIDE:
+        return picture, frames
+    return _smaller(picture, frames)
 
 
 def _smaller(strip: Image.Image, frames: int) -> tuple[Image.Image, int]:
@@ -185,26 +230,27 @@ def _smaller(strip: Image.Image, frames: int) -> tuple[Image.Image, int]:
     return made, len(chosen)
 
 
-def _encoded(picture: Image.Image) -> str:
+def encoded(picture: Image.Image) -> tuple[str, bytes]:
+    """A picture as a file of a page: its format, and its content."""
     lossless, small = io.BytesIO(), io.BytesIO()
     picture.save(lossless, "png")
     if lossless.tell() <= LOSSLESS:
-        return _data("png", lossless.getvalue())
+        return "png", lossless.getvalue()
     picture.save(small, "jpeg", quality=88)
-    return _data("jpeg", small.getvalue())
-
-
-def _data(form: str, content: bytes) -> str:
-    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
+    return "jpeg", small.getvalue()
 
 
 def _score(value: float | None) -> str:
     return "none" if value is None else number(value)
 
 
+def _difference(value: float | None, before: float | None) -> float | None:
+    return None if value is None or before is None else value - before
+
+
 def _change(value: float | None, before: float | None) -> str:
-    if value is None or before is None:
+    difference = _difference(value, before)
+    if difference is None:
         return ""
-    difference = value - before
     sign = "+" if difference > 0 else "−" if difference < 0 else "±"
     return f"{sign}{number(abs(difference))}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
+from flowfactory import History
 
-from flowfactory.runs.history import History
+GIB = 1 << 30
+SCORE = "eval/score"
 
 MOST_POINTS = 400
 """A line with more points is drawn as the means of that many equal stretches."""
@@ -25,20 +28,34 @@ class Point:
 
 @attrs.frozen
 class Line:
-    """One metric of one run. color: a number from 0, the same for a run in every chart."""
+    """One metric of one run.
+
+    color: a number from 0, the same for a run in every chart. bounds: what its values are known to lie between.
+    """
 
     label: str
     color: int
     points: tuple[Point, ...]
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def band(self) -> list[tuple[float, float]]:
+        """One standard deviation to either side of each point, within the bounds; the point where there is none."""
+        low, high = self.bounds
+        ends = []
+        for value, spread in ((p.value, p.spread if math.isfinite(p.spread) else 0.0) for p in self.points):
+            known = math.isfinite(value)
+            ends.append((max(low, value - spread), min(high, value + spread)) if known else (math.nan, math.nan))
+        return ends
 
 
 @attrs.frozen
 class Panel:
-    """One chart. stacked: the lines are parts of a whole, drawn on top of each other."""
+    """One chart. stacked: the lines are parts of a whole, drawn on top of each other. unit: of its values, in words."""
 
     title: str
     lines: tuple[Line, ...]
     stacked: bool = False
+    unit: str = ""
 
 
 @attrs.frozen
@@ -54,6 +71,7 @@ class Section:
 def sections(runs: Sequence[History]) -> list[Section]:
     """Every metric of the runs, each in the first section that takes it; sections without any are left out."""
     left = list(dict.fromkeys(name for run in runs for name in run.names()))
+    left.sort(key=lambda metric: not metric.endswith("/score"))
     watched = set.intersection(*({*_watched(run)} for run in runs))
     made = []
     for name, about, takes in SECTIONS:
@@ -61,7 +79,7 @@ def sections(runs: Sequence[History]) -> list[Section]:
         left = [metric for metric in left if metric not in taken]
         shown = [metric for metric in taken if not metric.endswith("/std")]
         quiet = [metric for metric in shown if name in MAY_BE_QUIET and _is_zero(runs, metric)]
-        panels = tuple(_panel(runs, metric, watched) for metric in shown if metric not in quiet)
+        panels = tuple(panel for metric in shown if metric not in quiet for panel in _panels(runs, metric, watched))
         if name == TIME:
             panels = tuple(_stack(color, run, taken) for color, run in enumerate(runs) if len(run.metrics) > 1)
         if panels or quiet:
@@ -85,16 +103,20 @@ def _under(*groups: str) -> Callable[[str], bool]:
 
 
 REWARD, HELD_OUT, TIME = "Reward", "Held-out evaluation", "Time"
+LEADING = (REWARD, HELD_OUT)
+"""The sections that are shown at once, and large."""
+
 SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     (
         REWARD,
         "Mean over the samples of each epoch; the band is one standard deviation of them to either side. The score is "
-        "the sum of the means, each times its weight.",
+        "the sum of the means, each times its weight: the total that is optimised.",
         _mean_of("reward"),
     ),
     (
         HELD_OUT,
-        "Fixed prompts and noise, deterministic sampling, averaged weights; bands as above.",
+        "Fixed prompts and noise, deterministic sampling, averaged weights; bands as above. A star marks the "
+        "best epoch.",
         _mean_of("eval"),
     ),
     (
@@ -112,7 +134,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ),
     (
         "Memory",
-        "Bytes at the peak of each phase, on the main process: of tensors on the GPU; without one, of what is resident "
+        "GiB at the peak of each phase, on the main process: of tensors on the GPU; without one, of what is resident "
         "beyond what there was before the model was loaded.",
         _under("memory"),
     ),
@@ -128,20 +150,60 @@ def _is_zero(runs: Sequence[History], metric: str) -> bool:
 def _watched(run: History) -> Iterator[str]:
     """The rewards that count for nothing, as the metrics name them."""
     spec = run.plan["spec"]
-    tables = {"reward": spec.get("reward", []), "eval": spec.get("eval", {}).get("reward") or spec.get("reward", [])}
+    tables = {"reward": spec.get("reward", []), "eval": _evaluated(spec)}
     for prefix, entries in tables.items():
         yield from (f"{prefix}/{e.get('label', e['name'])}" for e in entries if e.get("weight", 1.0) == 0)
 
 
-def _panel(runs: Sequence[History], metric: str, watched: Collection[str]) -> Panel:
-    lines = []
-    for color, run in enumerate(runs):
-        spread = dict(run.series(f"{metric.removesuffix('/mean')}/std")) if metric.endswith("/mean") else {}
-        points = [Point(epoch, value, spread.get(epoch, math.nan)) for epoch, value in run.series(metric)]
-        if points:
-            lines.append(Line(run.title, color, thinned(points)))
+def _panels(runs: Sequence[History], metric: str, watched: Collection[str]) -> Iterator[Panel]:
+    """The chart of a metric; of a loss one for each algorithm, since those of two cannot be compared."""
     title = metric.removesuffix("/mean")
-    return Panel(f"{title} (watched only)" if title in watched else title, tuple(lines))
+    title += " (watched only)" if title in watched else ""
+    trainers = list(dict.fromkeys(_trainer(run) for run in runs if metric in run.names()))
+    apart = trainers if metric.startswith("loss/") and len(trainers) > 1 else [""]
+    for trainer in apart:
+        own = [(color, run) for color, run in enumerate(runs) if trainer in ("", _trainer(run))]
+        lines = [line for color, run in own if (line := _line(color, run, metric)).points]
+        gib = metric.startswith("memory/")
+        yield Panel(f"{title} ({trainer})" if trainer else title, tuple(lines), unit="GiB" if gib else "")
+
+
+def _trainer(run: History) -> str:
+    return str(run.plan["spec"]["trainer"]["name"])
+
+
+def _line(color: int, run: History, metric: str) -> Line:
+    spread = dict(run.series(f"{metric.removesuffix('/mean')}/std")) if metric.endswith("/mean") else {}
+    scale = 1 / GIB if metric.startswith("memory/") else 1.0
+    points = [Point(epoch, value * scale, spread.get(epoch, math.nan)) for epoch, value in run.series(metric)]
+    return Line(run.title, color, thinned(points), (0.0, 1.0) if _zero_or_one(points) else (-math.inf, math.inf))
+
+
+def _zero_or_one(points: Sequence[Point]) -> bool:
+    """Whether these are means of zeros and ones: then, and only then, is the variance of each m (1 - m)."""
+    known = [(p.value, p.spread) for p in points if math.isfinite(p.value) and math.isfinite(p.spread)]
+    alike = (math.isclose(spread**2, mean * (1 - mean), rel_tol=1e-4, abs_tol=1e-6) for mean, spread in known)
+    return any(spread > 0 for _, spread in known) and all(alike)
+
+
+def best_epoch(run: History) -> tuple[int, float] | None:
+    """The epoch of the best evaluation after training began, as `[checkpoint] best` judges, and what it is judged by.
+
+    The earliest of equal ones; None where nothing is held out.
+    """
+    spec = run.plan["spec"]
+    wanted = spec.get("checkpoint", {}).get("best") or SCORE
+    held_out = [name for name in run.names() if name.startswith("eval/") and name.endswith("/mean")]
+    name = wanted if run.series(wanted) else held_out[0] if len(held_out) == 1 else SCORE
+    weights = {f"eval/{e.get('label', e['name'])}/mean": e.get("weight", 1.0) for e in _evaluated(spec)}
+    sign = math.copysign(1.0, weights.get(name, 1.0))
+    found = [(epoch, value) for epoch, value in run.series(name) if epoch > 0 and math.isfinite(value)]
+    return max(found, key=lambda point: (sign * point[1], -point[0]), default=None)
+
+
+def _evaluated(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found: Sequence[Mapping[str, Any]] = spec.get("eval", {}).get("reward") or spec.get("reward", [])
+    return found
 
 
 def _stack(color: int, run: History, metrics: Sequence[str]) -> Panel:
