@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from axe_core_python.selenium import Axe
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -66,9 +67,10 @@ def resize(driver: webdriver.Chrome, width: int, height: int = 900) -> None:
 # --- pages of reports ----------------------------------------------------------------------------------------------
 
 
-def until(driver: webdriver.Chrome, holds: Callable[[], bool], seconds: float = 20) -> None:
+def until(driver: webdriver.Chrome, holds: Callable[[], object], seconds: float = 20) -> None:
     """Wait until something holds."""
-    WebDriverWait(driver, seconds, 0.05).until(lambda _: holds())
+    gone = [NoSuchElementException, StaleElementReferenceException]  # while a page is loaded anew
+    WebDriverWait(driver, seconds, 0.05, gone).until(lambda _: holds())
 
 
 def drawn(driver: webdriver.Chrome, section: str) -> WebElement:

@@ -127,10 +127,10 @@ def galleries(runs: Sequence[History], embed: Embed | None = None, limits: Limit
 def _held_out(runs: Sequence[History], embed: Embed, limits: Limits) -> Gallery:
     """A card for each prompt, and for each time it occurs; in it a column for each run that has it."""
     columns: dict[tuple[str, int], list[Column]] = {}
-    notes = []
+    notes = {}
     for color, run in enumerate(runs):
         tiles, note = _tiles(run, "eval", embed, attrs.evolve(limits, size=limits.size // len(runs)))
-        notes.append(note)
+        notes[run.title] = note
         seen = Counter[str]()
         for row in tiles:
             seen[row[0].prompt] += 1
@@ -144,14 +144,21 @@ def _training(run: History, color: int, embed: Embed, limits: Limits) -> Gallery
     rows, note = _tiles(run, "epoch", embed, limits)
     cards = [Card("", (Column(run.title, color, row),)) for row in rows]
     return _gallery(
-        f"Training samples: {run.title}", "The first samples of each epoch, with their scores.", cards, [note]
+        f"Training samples: {run.title}",
+        "The first samples of each epoch, with their scores.",
+        cards,
+        {run.title: note},
     )
 
 
-def _gallery(title: str, about: str, cards: Sequence[Card], notes: Sequence[str]) -> Gallery:
+def _gallery(title: str, about: str, cards: Sequence[Card], notes: Mapping[str, str]) -> Gallery:
     tiles = [tile for card in cards for column in card.columns for tile in column.tiles]
     epochs = tuple(sorted({tile.epoch for tile in tiles}))
-    left_out = "; ".join(note for note in notes if note)
+    titles: dict[str, list[str]] = {}
+    for run, note in notes.items():
+        titles.setdefault(note, []).append(run)
+    told = [f"{', '.join(runs)}: {note}" for note, runs in titles.items() if note]
+    left_out = f"{'; '.join(told)} are in this page, the rest in the run's folder" if told else ""
     return Gallery(title, about, epochs, tuple(cards), any(tile.frames > 1 for tile in tiles), left_out)
 
 
@@ -179,7 +186,7 @@ def _left_out(run: History, kind: str, epochs: Sequence[int], chosen: Sequence[i
         said.append(f"{cards} of {total} kept samples")
     if len(chosen) < len(epochs):
         said.append(f"{len(chosen)} of {len(epochs)} epochs")
-    return f"{run.title}: {' and '.join(said)} are in this page, the rest in the run's folder" if said else ""
+    return " and ".join(said)
 
 
 def spaced(items: Sequence[int], most: int) -> list[int]:

@@ -78,7 +78,7 @@ function tracesOf(panel) {
     if (!seen(panel, line)) return;
     const color = css(`--c${line.color % 8}`);
     const dim = !panel.stacked && view.pointed !== null && view.pointed !== line.color;
-    const style = { color, width: 2, dash: line.color > 7 ? "dash" : "solid" };
+    const style = { color, width: line.x.length <= 100 ? 2 : 1.5, dash: line.color > 7 ? "dash" : "solid" };
     const y = panel.stacked ? line.y : smoothed(line.y, view.smooth);
     const common = { x: line.x, hoverinfo: "none", opacity: dim ? 0.2 : 1 };
     if (panel.stacked) {
@@ -99,7 +99,18 @@ function tracesOf(panel) {
   return [...bands, ...lines];
 }
 
+/* The range of lines that are all at one value, which would be drawn from -1 to 1 whatever it is. */
+function flatRange(panel) {
+  const values = panel.stacked ? [] : panel.lines.filter((line) => seen(panel, line)).flatMap((line) => (line.band ? line.band.flat() : line.y));
+  const known = values.filter((value) => value !== null);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  if (!known.length || view.log || high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high))) return null;
+  const around = Math.abs(high) / 2 || 0.5;
+  return [low - around, high + around];
+}
+
 function layoutOf(panel, large) {
+  const flat = flatRange(panel);
   const axis = { gridcolor: css("--rule"), linecolor: css("--faint"), zeroline: false, tickcolor: css("--rule"), fixedrange: false };
   const spike = { showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "dot", spikecolor: css("--faint"), spikesnap: "hovered data" };
   const exponents = { exponentformat: "e", minexponent: 4, automargin: true };
@@ -116,7 +127,7 @@ function layoutOf(panel, large) {
     dragmode: coarse.matches ? (large ? "pan" : false) : "zoom",
     uirevision: view.log ? "log" : "linear",
     xaxis: { ...axis, ...spike, title: { text: "epoch", standoff: 4 }, tickformat: ",~r" },
-    yaxis: { ...axis, ...exponents, title: panel.unit ? { text: panel.unit } : undefined, type: view.log ? "log" : "linear", rangemode: panel.stacked ? "tozero" : "normal" },
+    yaxis: { ...axis, ...exponents, title: panel.unit ? { text: panel.unit } : undefined, type: view.log ? "log" : "linear", rangemode: panel.stacked ? "tozero" : "normal", ...(flat ? { range: flat } : { autorange: true }) },
   };
 }
 
@@ -195,7 +206,8 @@ function chartOf(panel, large = false) {
   const element = made("figure", { className: large ? "chart large" : "chart" }, caption, made("div", { className: "place" }, plot, told), keys);
   const figure = { panel, plot, told, reset, keys, element, large, stale: true, at: null };
   reset.addEventListener("click", () => {
-    library.relayout(plot, { "xaxis.autorange": true, "yaxis.autorange": true });
+    const flat = flatRange(figure.panel);
+    library.relayout(plot, { "xaxis.autorange": true, ...(flat ? { "yaxis.range": flat } : { "yaxis.autorange": true }) });
     reset.hidden = true;
   });
   enlarge.addEventListener("click", () => enlargeChart(figure));
@@ -346,6 +358,8 @@ function showBar() {
   spread.addEventListener("change", () => ((view.spread = spread.checked), redrawAll()));
   query.addEventListener("input", () => ((view.query = query.value), search()));
   const keys = made("span", { className: "barkeys" }, ...(data.runs.length < 2 ? [] : data.runs.map(keyOfRun)));
+  const under = () => document.documentElement.style.setProperty("--under", `${bar.offsetHeight + 14}px`);
+  new ResizeObserver(under).observe(bar);
   bar.append(keys, labelled("smoothing", smooth), labelled("log scale", log), labelled("spread", spread), labelled("find a chart", query));
 }
 

@@ -89,7 +89,7 @@ class Gallery {
     const filters = [labelled("find", this.query), labelled("reward", this.score), labelled("order", this.order), labelled("at least", this.least)];
     const steps = made("label", {}, made("span", { text: "epoch" }), this.slider, this.output);
     const films = made("span", { className: "films" }, this.film, labelled("frame", this.frames));
-    bar.append(steps, this.play, labelled("beside the first", this.beside), films, ...filters);
+    bar.append(steps, this.play, labelled("beside the first", this.beside), films, made("span", { className: "filters" }, ...filters));
     this.slider.addEventListener("input", () => this.step(Number(this.slider.value)));
     this.beside.addEventListener("change", () => this.show());
     this.play.addEventListener("click", () => this.playEpochs());
