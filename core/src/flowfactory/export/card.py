@@ -63,7 +63,7 @@ def write_card(
 
 def write_spec(folder: Path, run: Path, spec: Spec, base: str) -> None:
     """Write `folder/spec.toml`, what was run, for those who compute with the export. base: where its base model is."""
-    made = portable(read([run])[0].plan["spec"], run)
+    made = portable(read_runs([run])[0].plan["spec"], run)
     made["model"] |= {"path": base}
     made["run"] |= {"precision": spec.run.precision}
     (folder / SPEC_FILE).write_text(toml.dumps(made), encoding="utf-8")

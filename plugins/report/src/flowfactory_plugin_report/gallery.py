@@ -204,7 +204,9 @@ def _tile(epoch: int, shot: Shot, embed: Embed, before: Mapping[str, float | Non
     scores = tuple((label, _score(value), _change(value, first.get(label))) for label, value in shot.scores.items())
     values = tuple((value, _difference(value, first.get(label))) for label, value in shot.scores.items())
     made = embed(shot)
-    return Tile(epoch, shot.prompt, made.data, made.width, made.height, made.frames, scores, values, shot.file, shot.words)
+    return Tile(
+        epoch, shot.prompt, made.data, made.width, made.height, made.frames, scores, values, shot.file, shot.words
+    )
 
 
 def embedded(shot: Shot) -> Picture:

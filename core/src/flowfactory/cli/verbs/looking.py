@@ -9,7 +9,7 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import AnyPath, SpecFile, as_json, new_registry, report, with_changes
+from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown

@@ -3,6 +3,12 @@
 const sign = (change) => (change.startsWith("+") ? "up" : change.startsWith("−") ? "down" : "");
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
+/* What rewards said beside scores, folded. */
+function inWords(tile) {
+  const said = Object.entries(tile.words).map(([name, text]) => made("p", {}, made("code", { text: name }), ` ${text}`));
+  return said.length ? [made("details", { className: "words" }, made("summary", { text: "in words" }), ...said)] : [];
+}
+
 /* The tile of a column to be seen at an epoch: the latest that is not after it, or the first. */
 function tileAt(column, epoch) {
   const past = column.tiles.filter((tile) => tile.epoch <= epoch);
@@ -30,7 +36,7 @@ function showTile(node, tile, frame, named) {
     const scores = Object.entries(tile.scores).map(([label, [value, change]]) =>
       made("span", { className: "score" }, made("span", { text: label }), " ", made("b", { text: value }), ...(change ? [" ", made("i", { className: sign(change), text: change })] : [])),
     );
-    caption.replaceChildren(made("span", { className: "epoch", text: `epoch ${tile.epoch}` }), ...scores);
+    caption.replaceChildren(made("span", { className: "epoch", text: `epoch ${tile.epoch}` }), ...scores, ...inWords(tile));
     node.prompt.textContent = tile.prompt;
     node.prompt.hidden = named;
   }
@@ -284,6 +290,7 @@ class Viewer {
     this.scores.replaceChildren(
       ...Object.entries(tile.scores).map(([label, [value, change]]) => made("span", { className: "score" }, made("span", { text: label }), " ", made("b", { text: value }), ...(change ? [" ", made("i", { className: sign(change), text: change })] : []))),
     );
+    this.scores.append(...inWords(tile));
     const names = { picture: "the picture at its full size", film: "the film" };
     this.links.replaceChildren(...Object.entries(tile.links).flatMap(([what, href]) => [made("a", { href, text: names[what], target: "_blank", rel: "noopener noreferrer" }), " "]));
     this.playing();
