@@ -127,3 +127,23 @@ def test_a_run_that_is_a_link_itself_is_read(tmp_path: Path) -> None:
     lay_run(tmp_path / "run", epochs=1)
     (tmp_path / "link").symlink_to(tmp_path / "run")
     assert len(read(tmp_path / "link").shots("eval", 0, 9)) == 3
+
+
+@pytest.mark.parametrize("address", [("run", "epochs"), ("optimizer", "betas"), ("sampling",)])
+def test_a_plan_with_nothing_in_the_place_of_a_value_is_told(tmp_path: Path, address: tuple[str, ...]) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    plan = json.loads((folder / "plan.json").read_text())
+    table = plan["spec"]
+    for name in address[:-1]:
+        table = table[name]
+    table[address[-1]] = [None] if address[-1] == "betas" else None
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RunError, match=rf"it has no `spec.{'.'.join(address)}"):
+        read(folder)
+
+
+def test_a_picture_whose_name_is_too_long_is_none(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "run", epochs=1)
+    line = {"file": "x" * 300 + ".png", "prompt": "p", "scores": {}}
+    (folder / "samples/epoch-0001/samples.jsonl").write_text(json.dumps(line) + "\n")
+    assert read(folder).shots("epoch", 1, 2) == []

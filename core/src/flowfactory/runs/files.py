@@ -118,7 +118,10 @@ def mode(wanted: int) -> int:
 
 def inside(folder: Path, file: Path) -> bool:
     """Whether there is such a file in a folder, and no link leads out of it."""
-    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
+    try:
+        return file.is_file() and file.resolve().is_relative_to(folder.resolve())
+    except OSError:  # its name is longer than names are
+        return False
 
 
 @contextmanager

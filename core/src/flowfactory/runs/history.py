@@ -162,7 +162,7 @@ def _history(folder: Path, title: str) -> History:
         why = f"it has no {PLAN_FILE}" if folder.is_dir() else "there is no such folder"
         raise RunError(f"{shown(folder)} is not the folder of a run: {why}")
     plan = _json(folder, PLAN_FILE)
-    if missing := min(lacking(plan), default=""):
+    if missing := min([*lacking(plan), *_holes(plan.get("spec"), "spec")], default=""):
         raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{missing}` as one has")
     table = _own(folder, METRICS)
     return History(folder, title, plan, packages(folder), dict(_epochs(table)) if table.is_file() else {})
@@ -190,6 +190,15 @@ def lacking(found: Any, wanted: Any = PLAN, at: str = "") -> Iterator[str]:
             yield from lacking(entry, wanted[0], f"{at}[{number}]")
     elif not (isinstance(wanted, type) and isinstance(found, wanted)):
         yield at
+
+
+def _holes(value: Any, at: str) -> Iterator[str]:
+    """Where there is nothing, which no spec can say."""
+    if value is None:
+        yield at
+    elif isinstance(value, dict | list):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _holes(below, f"{at}.{key}" if isinstance(value, dict) else f"{at}[{key}]")
 
 
 def _own(folder: Path, name: str) -> Path:
