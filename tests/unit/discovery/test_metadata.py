@@ -28,6 +28,7 @@ def lay(folder: Path, **files: str | bytes) -> None:
         ({"entry_points_txt": POINTS}, "has no METADATA"),
         ({"entry_points_txt": POINTS, "METADATA": ""}, "has no METADATA"),
         ({"entry_points_txt": POINTS, "METADATA": "Name: odd\n"}, "has no METADATA"),
+        ({"entry_points_txt": POINTS, "METADATA": SOUND.encode("utf-16")}, "has no METADATA"),
         (
             {"entry_points_txt": POINTS, "METADATA": SOUND + "Requires-Dist: flowfactory (>=0.1,\n"},
             "malformed requirement",
@@ -38,7 +39,7 @@ def lay(folder: Path, **files: str | bytes) -> None:
     ],
 )
 def test_damage_is_told_of_the_entry_and_of_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str | bytes], said: str
 ) -> None:
     before = installed_entries()
     lay(tmp_path, **files)

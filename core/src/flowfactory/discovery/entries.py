@@ -179,7 +179,10 @@ def _points(text: str) -> Iterator[Point]:
 
 def _origin(distribution: importlib.metadata.Distribution) -> tuple[Source, tuple[str, ...], str]:
     """A distribution's name, version and sound requirements, and what is wrong with its metadata, if anything is."""
-    metadata: Any = distribution.metadata or {}
+    try:
+        metadata: Any = distribution.metadata or {}
+    except (OSError, ValueError):  # it is no text
+        metadata = {}
     folder = vars(distribution).get("_path", "")  # there is no public way to say where it lies
     name, version = (*str(folder).rpartition("/")[2].rpartition(".")[0].split("-", 1), "", "")[:2]
     requires = tuple(metadata.get_all("Requires-Dist") or ()) if metadata else ()
