@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flowfactory_scorer
 import numpy as np
 import pytest
-
-import flowfactory_scorer
 from flowfactory_scorer.function import WrongAnswer, load, scorer
 from flowfactory_scorer.wire import Record
 
