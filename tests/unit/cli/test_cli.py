@@ -19,7 +19,7 @@ import flowfactory.training as training
 import pytest
 from flowfactory.cli import launcher
 from flowfactory.cli.main import main
-from flowfactory.cli.verbs import looking, plugins, results, running
+from flowfactory.cli.verbs import evaluating, looking, plugins, results, running
 from flowfactory.plan import launch
 from specs import DISTRIBUTIONS, SPEC, TOY, edited
 
@@ -396,7 +396,7 @@ def test_places_that_cannot_be_written_are_told_before_torch_is_loaded(
     Path("own").mkdir()
     for name in ("mine.txt", "shapes-grpo.toml", "report.html", "flowfactory-plugin-x"):
         Path("own", name).write_text("mine")
-    for module in (results, running, plugins):
+    for module in (results, running, plugins, evaluating):
         monkeypatch.setattr(module, "load_libraries", lambda: pytest.fail("torch was loaded"))
     capsys.readouterr()
     page = f"{place}/report.html" if place == "own" else place
@@ -405,6 +405,7 @@ def test_places_that_cannot_be_written_are_told_before_torch_is_loaded(
         *([["run", "spec.toml", "--runs", place]] if place != "own" else []),
         ["export", run, "--to", place],
         ["sample", run, "a dog", "--to", place],
+        ["evaluate", run, "--rewards", "bright", "--to", place],
         ["report", run, "--out", page],
         ["examples", "copy", "shapes-grpo", "--to", place],
         ["new", "reward", "x", "--into", place],

@@ -77,18 +77,18 @@ def evaluate(
     rows = _rows(spec, file)
     entries = _entries(wanted, spec, (home or run) / SPEC_FILE, registry)
     names = spec.model.name, spec.scheduler.name, spec.trainer.name
-    parts = components(registry, *names, [entry.name for entry in entries])
-    saved = None if exported else choosing.weights(run, spec, epoch, weights)
     if to is not None:
         folders.vacant(to, "--to")
-    with ui.phase("loading torch"):
-        load_libraries()
-        from flowfactory.export import pair
-        from flowfactory.export.evaluate import Asked, evaluate
     folder = to or folders.new(home or run.parent, "evaluated")
-    asked = Asked(rows, count, seed, steps, spec.run.save_samples, _which(run, exported, epoch, weights))
-    trained = pair.of_export(run, spec) if saved is None else pair.of_run(saved, spec)
     try:
+        saved = None if exported else choosing.weights(run, spec, epoch, weights)
+        with ui.phase("loading torch"):
+            load_libraries()
+            from flowfactory.export import pair
+            from flowfactory.export.evaluate import Asked, evaluate
+        parts = components(registry, *names, [entry.name for entry in entries])
+        asked = Asked(rows, count, seed, steps, spec.run.save_samples, _which(run, exported, epoch, weights))
+        trained = pair.of_export(run, spec) if saved is None else pair.of_run(saved, spec)
         with prints_to_stderr(), pair.told(run), trained as place:
             done = evaluate(place, spec, parts, entries, ui, asked, folder)
     finally:
