@@ -48,6 +48,8 @@ def test_a_listing_is_sound() -> None:
         ("rewards", "hpsv2", "here it is called `hps`"),
         ("rewards", "sandbox", "a reward of your own is a file (`flowfactory new reward`)"),
         ("rewards", "zebra", "no plugin of that name is known; see: flowfactory plugins list"),
+        ("trainers", "dapo", "here it is called `grpo`; its filter is [sampling] refill"),
+        ("trainers", "dance_grpo", "here it is called `grpo`; its noise is that of scheduler `dance-sde`"),
         ("rewards", "zebra; rm -r ~", "no plugin of that name is known; see: flowfactory plugins list"),
     ],
 )
