@@ -102,6 +102,13 @@ def test_the_band_of_zeros_and_ones_ends_at_them(
     assert panel.lines[0].band()[0] == pytest.approx(band)
 
 
+def test_a_total_that_is_one_reward_has_no_chart_of_its_own(tmp_path: Path) -> None:
+    same, other = {"reward/a/mean": 0.5, "reward/score": 0.5}, {"reward/a/mean": 0.5, "reward/score": 0.25}
+    for place, (metrics, charts) in enumerate(((same, ["a", "bright"]), (other, ["score", "a", "bright"]))):
+        (section, *_) = sections(read_runs([lay_run(tmp_path / str(place), metrics=metrics)]))
+        assert sorted(panel.title for panel in section.panels) == sorted(f"reward/{chart}" for chart in charts)
+
+
 def test_memory_is_in_gib_whatever_the_metrics_count_in(tmp_path: Path) -> None:
     (panel,) = shown(tmp_path, memory__sample=3 * 2**29)["Memory"].panels
     assert (panel.unit, panel.lines[0].points[0].value) == ("GiB", 1.5)

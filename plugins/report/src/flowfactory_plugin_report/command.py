@@ -60,7 +60,7 @@ def watch(ui: Display, run: Path, port: int | None, wait: int) -> int:
     except RunError as error:
         raise Refused(str(error)) from error
     with server:
-        ui.say(f"watch it at {server.address}, until Ctrl-C")
+        ui.say(f"watch it at {server.address} until Ctrl-C")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -71,6 +71,7 @@ class Section:
 def sections(runs: Sequence[History]) -> list[Section]:
     """Every metric of the runs, each in the first section that takes it; sections without any are left out."""
     left = list(dict.fromkeys(name for run in runs for name in run.names()))
+    left = [metric for metric in left if not _is_said_by_its_only_reward(runs, metric)]
     left.sort(key=lambda metric: not metric.endswith("/score"))
     watched = set.intersection(*({*_watched(run)} for run in runs))
     made = []
@@ -145,6 +146,15 @@ MAY_BE_QUIET = ("Groups and samples", "Loss and updates")
 
 def _is_zero(runs: Sequence[History], metric: str) -> bool:
     return all(value == 0 for run in runs for _, value in run.series(metric))
+
+
+def _is_said_by_its_only_reward(runs: Sequence[History], metric: str) -> bool:
+    """Whether a total is the mean of one reward, in every run, so that its chart would be there twice."""
+    group, _, name = metric.rpartition("/")
+    means = {
+        other for run in runs for other in run.names() if other.startswith(f"{group}/") and other.endswith("/mean")
+    }
+    return name == "score" and any(all(run.series(metric) == run.series(mean) for run in runs) for mean in means)
 
 
 def _watched(run: History) -> Iterator[str]:
