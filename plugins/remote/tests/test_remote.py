@@ -172,6 +172,7 @@ def test_parts_of_scores_travel(start: Start) -> None:
 
 
 def test_condition_images_travel_once_and_arrive_as_files(start: Start, tmp_path: Path) -> None:
+    assert "images" in Remote.reads & RemoteGroup.reads
     Image.new("RGB", (4, 2), (255, 0, 0)).save(tmp_path / "red.png")
     Image.new("RGB", (4, 2), (0, 0, 255)).save(tmp_path / "blue.webp", lossless=True)
     seen: list[Path] = []
