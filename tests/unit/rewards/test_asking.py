@@ -87,6 +87,15 @@ def test_only_retry_asks_again_and_a_failure_leaves_no_score(on_error: str, call
     assert answer.failures[-1] == "reward 'r' failed: OSError: try later"
 
 
+def test_the_public_error_of_rewards_is_a_failure_like_any_other() -> None:
+    def absent(batch: Sequence[Sample]) -> Sequence[Score]:
+        raise RewardError("nobody is there")
+
+    answer = asked(absent, on_error="drop-group").ask(samples())
+    assert (answer.failed, answer.fatal) == (True, False)
+    assert list(answer.failures) == ["reward 'r' failed: RewardError: nobody is there"]
+
+
 def test_scores_may_be_anything_that_is_one_finite_number() -> None:
     given = [1, 2.5, torch.tensor(3.0), torch.tensor([4.0])]
     assert list(asked(lambda batch: given).ask(samples()).scores) == [1, 2.5, 3, 4]

@@ -170,7 +170,7 @@ class Asked:
     def _work(self, samples: Sequence[Sample], replies: Queue[Reply], place: object) -> None:
         try:
             reply: list[float] | RewardError = self._answer(samples)
-        except RewardError as error:
+        except Failed as error:
             reply = error
         except Meddled as error:
             reply = Untrusted(f"{error}: what was computed meanwhile may be wrong; have it leave that alone")
