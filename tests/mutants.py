@@ -172,6 +172,12 @@ SCHEDULERS = (
         "samples_do_not_mix", "depends on its batch",
     ),
     Mutant(
+        "more calls than it says", "scheduler", "scheduler.py", "    def moments(",
+        "    def look(self, field, x, sigma, sigma_next):\n"
+        "        return (field(x, sigma) + field(x, sigma)) / 2\n\n    def moments(",
+        "calls_are_as_said", "its spec says 10 calls of the last 10 steps, and it makes 20",
+    ),
+    Mutant(
         "no noise at the end", "scheduler", "scheduler.py", "self.spec.eta * sigma",
         "self.spec.eta * (sigma - 0.5).clamp(min=0)",
         "moments_are_sound", "standard deviations",

@@ -24,6 +24,8 @@ DENSITY = {
     "ode": "none",
     "dpm-solver": "none",
     "unipc": "none",
+    "heun": "none",
+    "sa-solver": "none",
 }
 ACCEPTS = {
     "grpo": {"gaussian", "squared-error"},

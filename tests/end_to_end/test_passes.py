@@ -124,6 +124,9 @@ CASES = (
     case("tempflow-kl", "tempflow", 1, [*FAN, "sampling.group=1", "trainer.kl_beta=0.1"], 4 * 17 + 4 * 6, 4 * 3 * 2),
     # Trees that part at steps 0 and 2: one state, then two, two, and four; branches at each but the last step.
     case("branchgrpo", "branchgrpo", 1, TREE, 4 * (1 + 2 + 2 + 4), 4 * (2 + 2 + 4)),
+    # Heun's method looks twice at each step but the last; of what a gradient goes through, too.
+    case("heun", "draft", 1, [BLUE, "scheduler={name='heun'}", "trainer.steps=2"], 7 * SAMPLES, 3 * SAMPLES),
+    case("sa-solver", "draft", 1, [BLUE, "scheduler={name='sa-solver'}", "trainer.steps=2"], FIRST, 2 * SAMPLES),
     # The reference and the average are asked once each for each noise level.
     case("awm-kl", "awm", 1, [TWICE], FIRST + 4 * SAMPLES, 2 * SAMPLES),
 )
@@ -145,6 +148,9 @@ def test_passes_of_an_epoch(
     assert planned.get("look_passes", 0) == (forward - FIRST if "stepgrpo" in str(changes) else 0)
     assert ("gradient_passes" in planned) == (BLUE in changes)
     assert planned.get("gradient_passes", trained) == trained
+    if "sampling_batches" in planned:
+        each = 7 if "scheduler={name='heun'}" in changes else STEPS
+        assert planned["sampling_calls"] == planned["sampling_batches"] * each
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[bool, int]:

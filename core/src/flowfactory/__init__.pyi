@@ -21,7 +21,9 @@ from .models.tap import IMAGE as IMAGE
 # Schedulers: a sampling dynamics.
 from .contracts.key import Density as Density
 from .contracts.scheduler import (
+    Field as Field,
     Moments as Moments,
+    NoisyScheduler as NoisyScheduler,
     Scheduler as Scheduler,
     State as State,
     StochasticScheduler as StochasticScheduler,
@@ -42,7 +44,7 @@ from .contracts.specs import (
     Times as Times,
     TrainerSpec as TrainerSpec,
 )
-from .contracts.trainer import Policy as Policy, Trainer as Trainer
+from .contracts.trainer import Policy as Policy, Trainer as Trainer, field_of as field_of
 from .rewards.advantages import Scores as Scores
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
 from .losses.clipping import (

@@ -117,6 +117,27 @@ class UniPCSpec(SchedulerSpec):
 
 
 @attrs.frozen(kw_only=True)
+class HeunSpec(SchedulerSpec):
+    """Heun's method: second order, two network calls per step but for the last."""
+
+    def calls(self, steps: int) -> int:
+        return max(0, 2 * steps - 1)
+
+
+@attrs.frozen(kw_only=True)
+class SASolverSpec(StochasticSpec):
+    """SA-Solver: second order with noise of no known density, one network call per step."""
+
+    density: ClassVar[Density] = "none"
+
+    tau: float = key(
+        "Noise of the stochastic steps: that of the reverse SDE at 1; AWM's 0.4 for SD3.5, at levels from 0.9 to 0.3.",
+        default=0.4,
+        ge=0,
+    )
+
+
+@attrs.frozen(kw_only=True)
 class JpegSpec:
     """Sizes of JPEG files."""
 
@@ -140,6 +161,9 @@ def flowfactory_schedulers() -> Iterable[Provides]:
     yield Provides("ode", ODESpec, f"{home}.ode:ODE", "Euler steps: deterministic, for decoupled trainers.")
     yield Provides("dpm-solver", DPMSolverSpec, f"{home}.dpm_solver:DPMSolver", "DPM-Solver++(2M); deterministic.")
     yield Provides("unipc", UniPCSpec, f"{home}.unipc:UniPC", "UniPC of second order; deterministic.")
+    yield Provides("heun", HeunSpec, f"{home}.heun:Heun", "Heun's second order, by two calls; deterministic.")
+    adams = "SA-Solver, AWM's: second order, with noise."
+    yield Provides("sa-solver", SASolverSpec, f"{home}.sa_solver:SASolver", adams)
 
 
 @hookimpl

@@ -8,16 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from flowfactory.builtin import DPMSolverSpec, ODESpec, UniPCSpec
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.schedulers import scheduling_sasolver
+from flowfactory.builtin import DPMSolverSpec, HeunSpec, ODESpec, SASolverSpec, UniPCSpec
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.schedulers.dpm_solver import DPMSolver, Previous
+from flowfactory.schedulers.heun import Heun
 from flowfactory.schedulers.ode import ODE
+from flowfactory.schedulers.sa_solver import SASolver
 from flowfactory.schedulers.unipc import UniPC
 from support import GRID, Case, close, each
 from torch import Tensor
 
 EULER, DPM, UNIPC = ODE(ODESpec()), DPMSolver(DPMSolverSpec()), UniPC(UniPCSpec())
+HEUN, SA = Heun(HeunSpec()), SASolver(SASolverSpec())
+SECOND = pytest.mark.parametrize("scheduler", [DPM, UNIPC, SA], ids=["dpm-solver", "unipc", "sa-solver"])
 MEAN, SPREAD = 0.3, 0.6
 START = torch.randn(3, 8, generator=torch.Generator().manual_seed(4))
 
@@ -32,8 +42,9 @@ def solve(scheduler: Scheduler[Any], sigmas: Tensor, x: Tensor, spread: float = 
     """Every state of a trajectory from `x`."""
     state, states = scheduler.start(), [x]
     for sigma, sigma_next in pairwise(sigmas):
-        v = field(x.double(), sigma.double(), spread).float()
-        x, state = scheduler.advance(state, v, x, sigma.expand(len(x)), sigma_next.expand(len(x)))
+        here = sigma.expand(len(x)), sigma_next.expand(len(x))
+        v = scheduler.look(lambda at, s: field(at.double(), s.double()[:, None], spread).float(), x, *here)
+        x, state = scheduler.advance(state, v, x, *here)
         states.append(x)
     return states
 
@@ -82,6 +93,49 @@ def test_solvers_equal_diffusers(ours: Scheduler[Any], shift: float, steps: int)
         close(a, b, 2e-5)
 
 
+@pytest.mark.parametrize("steps", [3, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_heun_equals_diffusers(shift: float, steps: int) -> None:
+    theirs = FlowMatchHeunDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(steps)
+    x = START
+    for t in theirs.timesteps:
+        x = theirs.step(field(x, t / 1000), t, x).prev_sample
+    levels = torch.cat([theirs.sigmas[:1], theirs.sigmas[1::2]])
+    close(solve(HEUN, levels, START)[-1], x, 2e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("tau", [0.0, 0.4, 1.0])
+def test_sa_solver_equals_diffusers(monkeypatch: pytest.MonkeyPatch, tau: float, shift: float) -> None:
+    """All but the last step, which diffusers does not lead to 0; and the first, which AWM's authors do not correct."""
+    theirs = SASolverScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift, tau_func=lambda t: tau
+    )
+    theirs.set_timesteps(8)
+    noises = torch.randn(8, *START.shape, generator=torch.Generator().manual_seed(5))
+    drawn = iter(noises)
+    monkeypatch.setattr(scheduling_sasolver, "randn_tensor", lambda *_, **__: next(drawn))
+    ours, x, y, state = SASolver(SASolverSpec(tau=tau)), START, START, None
+    for i, t in enumerate(theirs.timesteps[:7]):
+        sigma, sigma_next = theirs.sigmas[i], theirs.sigmas[i + 1]
+        here = sigma.expand(len(x)), sigma_next.expand(len(x))
+        if i == 1:
+            theirs.last_sample = None
+        x = theirs.step(field(x.double(), sigma.double()).float(), t, x).prev_sample
+        y, state = ours.diffuse(state, field(y.double(), sigma.double()).float(), y, *here, noises[i])
+        close(y, x, 5e-5)
+
+
+def test_without_noise_sa_solvers_stochastic_steps_are_its_deterministic_ones() -> None:
+    quiet, x, states = SASolver(SASolverSpec(tau=0.0)), START, solve(SA, GRID, START)
+    state = None
+    for i in range(9):
+        here = GRID[i].expand(3), GRID[i + 1].expand(3)
+        x, state = quiet.diffuse(state, field(x.double(), GRID[i].double()).float(), x, *here, torch.ones_like(x))
+        assert torch.equal(x, states[i + 1])
+
+
 # --- order and limits ----------------------------------------------------------------------------------------------
 
 
@@ -93,17 +147,28 @@ def error(scheduler: Scheduler[Any], steps: int, spread: float = 1.5) -> float:
     return (solve(scheduler, levels.float(), start.float(), spread)[-1] - end).abs().max().item()
 
 
-@pytest.mark.parametrize(("scheduler", "order"), [(EULER, 1), (DPM, 2), (UNIPC, 3)], ids=["ode", "dpm-solver", "unipc"])
+@pytest.mark.parametrize(
+    ("scheduler", "order"),
+    [(EULER, 1), (DPM, 2), (HEUN, 2), (UNIPC, 3)],
+    ids=["ode", "dpm-solver", "heun", "unipc"],
+)
 def test_order(scheduler: Scheduler[Any], order: int) -> None:
     """UniPC's second-order predictor gains an order from its corrector."""
     assert math.log2(error(scheduler, 16) / error(scheduler, 32)) == pytest.approx(order, abs=0.3)
+
+
+def test_sa_solver_is_of_second_order_at_least() -> None:
+    """Its corrector gains an order on the way there; where float32 ends it is as exact as the others."""
+    errors = [error(SA, steps) for steps in (8, 16, 32)]
+    assert all(math.log2(few / many) > 2 for few, many in pairwise(errors))
+    assert errors[-1] < error(DPM, 32)
 
 
 def test_higher_order_pays() -> None:
     assert error(UNIPC, 16) < error(DPM, 16) < error(EULER, 16) / 10
 
 
-@pytest.mark.parametrize("scheduler", [DPM, UNIPC], ids=["dpm-solver", "unipc"])
+@SECOND
 def test_the_first_step_is_euler_and_the_last_lands_on_the_data_estimate(scheduler: Scheduler[Any]) -> None:
     """From sigma 1, where the log-SNR is infinite, to sigma 0, where it is again; nothing is NaN in between."""
     states = solve(scheduler, GRID, START)
@@ -113,7 +178,7 @@ def test_the_first_step_is_euler_and_the_last_lands_on_the_data_estimate(schedul
     close(states[-1], last, 5e-6)
 
 
-@pytest.mark.parametrize("scheduler", [DPM, UNIPC], ids=["dpm-solver", "unipc"])
+@SECOND
 def test_batches_do_not_meet(scheduler: Scheduler[Any]) -> None:
     """Interleaved trajectories give what each gives alone: all memory is in the state that is passed along."""
     alone = [solve(scheduler, GRID, START[i : i + 1])[-1] for i in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 import attrs
@@ -14,6 +15,9 @@ from flowfactory.contracts.specs import SchedulerSpec, StochasticSpec
 
 SpecT = TypeVar("SpecT", bound=SchedulerSpec)
 StochasticSpecT = TypeVar("StochasticSpecT", bound=StochasticSpec)
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""The velocity `(B, …)` at latents `(B, …)` and noise levels `(B,)`; each question is a call of the network."""
 
 State = Any
 """What a multistep solver carries from step to step; `None` for one-step dynamics. Passed in and out, never kept."""
@@ -40,7 +44,13 @@ class Step:
 
 
 class Scheduler(ABC, Generic[SpecT]):
-    """A deterministic dynamics. `sigma` and `sigma_next` are `(B,)`, float32; arithmetic is float32."""
+    """A deterministic dynamics. `sigma` and `sigma_next` are `(B,)`, float32; arithmetic is float32.
+
+    keeps_marginals: of a stochastic one, whether, as steps get small, samples at every noise level have the
+        distribution the ODE gives them. The conformance kit holds those who claim it to it.
+    """
+
+    keeps_marginals: ClassVar[bool] = False
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
@@ -48,6 +58,13 @@ class Scheduler(ABC, Generic[SpecT]):
     def start(self) -> State:
         """The state before the first step of a trajectory."""
         return None
+
+    def look(self, field: Field, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """The velocity `(B, …)` to step by: that where the step begins.
+
+        Who asks the field at further points makes one of theirs, and says in its spec how many it `calls`.
+        """
+        return field(x, sigma)
 
     @abstractmethod
     def advance(self, state: State, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, State]:
@@ -58,12 +75,7 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
     """A stochastic dynamics: give the `moments` of a step, and sampling and log-probabilities follow.
 
     Steps outside the window are Euler steps of the probability-flow ODE.
-
-    keeps_marginals: whether, as steps get small, samples at every noise level have the distribution the ODE gives
-        them. The conformance kit holds those who claim it to it.
     """
-
-    keeps_marginals: ClassVar[bool] = False
 
     @final
     def advance(self, state: State, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, State]:
@@ -106,6 +118,16 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
     def moments_of(self, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, ceiling: float) -> Moments:
         """`moments` for tensors of any dtype and noise levels `(B,)`."""
         return self.moments(v.float(), x.float(), like_latents(sigma, x), like_latents(sigma_next, x), ceiling)
+
+
+class NoisyScheduler(Scheduler[StochasticSpecT]):
+    """A stochastic dynamics without log-probabilities, which may carry a state; for trainers that ask for none."""
+
+    @abstractmethod
+    def diffuse(
+        self, state: State, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor
+    ) -> tuple[Tensor, State]:
+        """One stochastic step by standard normal `noise` `(B, …)`, float32, and the next state; else `advance`."""
 
 
 def euler(v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

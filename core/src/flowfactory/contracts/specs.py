@@ -256,7 +256,7 @@ class SchedulerSpec:
 
 @attrs.frozen(kw_only=True)
 class StochasticSpec(SchedulerSpec):
-    """Keys every stochastic `[scheduler]` table takes."""
+    """Keys every stochastic `[scheduler]` table takes. Without a `density` it is a `NoisyScheduler`'s."""
 
     density: ClassVar[Density] = "gaussian"
 
@@ -266,6 +266,10 @@ class StochasticSpec(SchedulerSpec):
 @attrs.frozen(kw_only=True)
 class DifferentiableSpec:
     """Base of the `[[reward]]` tables whose reward is a `DifferentiableReward`."""
+
+    def calls(self, steps: int) -> int:
+        """For how many velocities the last `steps` steps of a trajectory ask; see `Scheduler.look`."""
+        return steps
 
 
 @attrs.frozen

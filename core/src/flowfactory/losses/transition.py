@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.contracts.scheduler import Moments, StochasticScheduler
-from flowfactory.contracts.trainer import Policy
+from flowfactory.contracts.trainer import Policy, field_of
 from flowfactory.contracts.types import Batch
 
 
@@ -43,8 +43,8 @@ class Transition:
         return cls(x, rollout.latents[step + 1], sigma, sigma_next, rollout.ceiling, rollout.logprobs[step], scheduler)
 
     def velocity(self, policy: Policy, batch: Batch) -> Tensor:
-        """The policy's velocity `(B, …)` where this step starts."""
-        return policy.velocity(self.x, self.sigma, batch.conditions)
+        """The policy's velocity `(B, …)` that this step is taken by."""
+        return self.scheduler.look(field_of(policy, batch.conditions), self.x, self.sigma, self.sigma_next)
 
     def score(self, v: Tensor) -> Tensor:
         """Log-probability `(B,)` of this step under velocity `v`."""

@@ -137,7 +137,9 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         yield Number("media", used * spec.group, how)
         return
     each = "at most, since groups have steps of their own" if apart else "rounded up"
-    calls, how = batches * s.steps, f"{batches} batches x {s.steps} steps"
+    each_takes: int = spec.scheduler.spec.calls(s.steps)
+    calls, how = batches * each_takes, f"{batches} batches x {s.steps} steps"
+    how += "" if each_takes == s.steps else f", which take {each_takes} calls"
     if growth is None:
         made = f"per process: {own} samples / micro-batches of {s.micro_batch}, {each}"
         yield Number("sampling_batches", batches, made)
@@ -176,7 +178,7 @@ def _looks(spec: Spec) -> Iterator[Number]:
         most = "" if window.fixed(spec.scheduler.spec, steps) else ", at most"
         how = f"scored besides, per epoch{most}: {samples} samples x {_count(len(looks), 'state')} on the way"
         yield Number("looks", samples * len(looks), f"{how}, {needs.looks}")
-        rest = sum(steps - 1 - step for step in looks) if needs.looks == "completed" else 0
+        rest = sum(spec.scheduler.spec.calls(steps - 1 - step) for step in looks) if needs.looks == "completed" else 0
         yield Number("look_passes", samples * rest, f"of samples, per epoch{most}: {samples} x {rest} further steps")
 
 
@@ -216,9 +218,13 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
     yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
     yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
     yield Number("accumulation", accumulation, held)
-    if reach := min(spec.trainer.spec.needs.gradient, s.steps):
+    if reach := spec.scheduler.spec.calls(min(spec.trainer.spec.needs.gradient, s.steps)):
         why = f"of samples, per epoch: {s.prompts * size} x {_count(reach, 'step')} that rewards' gradients go through"
         yield Number("gradient_passes", s.prompts * size * reach, why)
+    for name, role in spec.trainer.spec.needs.roles.items():
+        made = batch * o.updates * role.steps * role.velocities
+        why = f"{_count(o.updates, 'update')} of {_count(role.steps, 'step')}, {role.velocities} with gradient in each"
+        yield Number(f"{name}_passes", made, f"of samples, per epoch, by role `{name}`: {batch} x {why}")
 
 
 def _run(spec: Spec) -> Iterator[Number]:

@@ -137,7 +137,7 @@ def _estimated(spec: Spec, at: Geometry, world: int) -> Iterator[Need]:
 
 def _chained(spec: Spec) -> int:
     """How many velocities, one after the other, a gradient goes back through."""
-    return max(1, min(int(spec.trainer.spec.needs.gradient), spec.sampling.steps))
+    return max(1, int(spec.scheduler.spec.calls(min(spec.trainer.spec.needs.gradient, spec.sampling.steps))))
 
 
 def _samples(spec: Spec, world: int) -> int:

@@ -200,7 +200,7 @@ def branch(
     levels, grown_at, device = sigmas.to(x.device)[:, None], list[Rollout](), x.device
     for i, rows in enumerate(zip(growth.keep, growth.split, strict=True)):
         keep, split = (torch.tensor(own, dtype=torch.long, device=device) for own in rows)
-        v = velocities(policy, x, levels[i], conditions, together)
+        v = velocities(policy, scheduler, x, levels[i : i + 2], conditions, together)
         going, parting = x[:, keep].flatten(0, 1), x[:, split].flatten(0, 1)
         sigma, sigma_next = levels[i : i + 2].expand(-1, len(going))
         moved, state = scheduler.advance(state, v[:, keep].flatten(0, 1), going, sigma, sigma_next)
@@ -215,11 +215,17 @@ def branch(
     return grown_at, x
 
 
-def velocities(policy: Policy, x: Tensor, sigma: Tensor, conditions: Conditions, together: int) -> Tensor:
-    """The velocities `(B, rows, …)` of latents at one level, `together` of them at a time."""
+def velocities(
+    policy: Policy, scheduler: Scheduler[Any], x: Tensor, levels: Tensor, conditions: Conditions, together: int
+) -> Tensor:
+    """The velocities `(B, rows, …)` of latents to step by, from one level to the next; `together` of them at a time."""
     flat, owners = x.flatten(0, 1), torch.arange(len(x), device=x.device).repeat_interleave(x.shape[1])
     found = [
-        policy.velocity(piece, sigma.expand(len(piece)), {name: tensor[own] for name, tensor in conditions.items()})
+        scheduler.look(
+            field_of(policy, {name: tensor[own] for name, tensor in conditions.items()}),
+            piece,
+            *levels.expand(-1, len(piece)),
+        )
         for piece, own in zip(torch.split(flat, together), torch.split(owners, together), strict=True)
     ]
     return apart(torch.cat(found), *x.shape[:2])

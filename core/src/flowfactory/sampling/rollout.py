@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, to_storage
+from flowfactory.contracts.scheduler import NoisyScheduler, Scheduler, StochasticScheduler, to_storage
 from flowfactory.contracts.seeds import Draws, Key
-from flowfactory.contracts.trainer import Policy
+from flowfactory.contracts.trainer import Policy, field_of
 from flowfactory.contracts.types import Conditions, Rollout
 
 
@@ -77,7 +77,8 @@ def rollout(
         told: hears of each step's number, latents and velocity.
     """
     x = to_storage(noise.start, storage)
-    device, branching = x.device, min(steps, default=0) if trunks else 0
+    noisy = isinstance(scheduler, NoisyScheduler)  # its state would have to branch as well
+    device, branching = x.device, min(steps, default=0) if trunks and not noisy else 0
     levels = sigmas.to(device)[:, None]
     trunk_conditions = conditions
     if trunks and branching:
@@ -90,13 +91,17 @@ def rollout(
         if trunks and i == branching > 0:
             x = x[trunks.of.to(device)]
         sigma, sigma_next = levels[i : i + 2].expand(-1, len(x))
-        v = policy.velocity(x, sigma, trunk_conditions if i < branching else conditions)
+        v = scheduler.look(field_of(policy, trunk_conditions if i < branching else conditions), x, sigma, sigma_next)
         if told:
             told(i, x, v)
         if trajectory == "states":
             latents[i] = x[trunks.of.to(device)] if trunks and i < branching else x
         if i not in steps:
             moved, state = scheduler.advance(state, v, x, sigma, sigma_next)
+            x = to_storage(moved, storage)
+            continue
+        if isinstance(scheduler, NoisyScheduler):
+            moved, state = scheduler.diffuse(state, v, x, sigma, sigma_next, noise.steps[:, steps.index(i)].float())
             x = to_storage(moved, storage)
             continue
         if not isinstance(scheduler, StochasticScheduler):
@@ -107,7 +112,7 @@ def rollout(
             logprobs[i] = step.logprob
         x = step.x
     latents[len(sigmas) - 1] = x
-    return Rollout(sigmas, () if trajectory == "final" else steps, latents, logprobs)
+    return Rollout(sigmas, () if trajectory == "final" or noisy else steps, latents, logprobs)
 
 
 @torch.no_grad()
@@ -124,7 +129,7 @@ def complete(
     levels, state = sigmas.to(x.device)[:, None], scheduler.start()
     for i in range(first, len(sigmas) - 1):
         sigma, sigma_next = levels[i : i + 2].expand(-1, len(x))
-        v = policy.velocity(x, sigma, conditions)
+        v = scheduler.look(field_of(policy, conditions), x, sigma, sigma_next)
         moved, state = scheduler.advance(state, v, x, sigma, sigma_next)
         x = to_storage(moved, storage)
     return x

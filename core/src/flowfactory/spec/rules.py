@@ -115,7 +115,8 @@ def _density(where: Where, trainer: Component, scheduler: Component) -> Iterator
         for c in where.registry.loaded("schedulers")
         if issubclass(c.provides.spec, SchedulerSpec) and c.provides.spec.density in accepted
     ]
-    has = "is deterministic" if density == "none" else f"has only a surrogate for it ({density})"
+    none = "knows none of its noise" if isinstance(scheduler.spec, StochasticSpec) else "is deterministic"
+    has = none if density == "none" else f"has only a surrogate for it ({density})"
     wants = "a Gaussian probability" if needs.density == "gaussian" else "a probability"
     what = f"trainer `{trainer.name}` needs {wants} of each step, but scheduler `{scheduler.name}` {has}"
     yield Problem(

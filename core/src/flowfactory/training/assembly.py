@@ -185,7 +185,7 @@ def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
     sigmas, where = adapter.sigmas(steps, size), "[scheduler] window"
     if isinstance(spec.trainer.spec, DecoupledSpec):
         levels, where = possible(spec.trainer.spec.times, sigmas), "[trainer] times"
-    elif isinstance(spec.scheduler.spec, StochasticSpec):
+    elif isinstance(spec.scheduler.spec, StochasticSpec) and spec.scheduler.spec.density != "none":
         levels = sigmas[list(candidates(spec.scheduler.spec.window, steps))]
     else:
         levels = sigmas[:-1]

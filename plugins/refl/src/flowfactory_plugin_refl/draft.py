@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowfactory import Batch, Draws, Loss, Policy, Trainer
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, field_of
 from torch import Tensor
 
 from flowfactory_plugin_refl import DraftSpec
@@ -29,9 +29,9 @@ class Draft(Trainer[DraftSpec]):
 def sampled(policy: Policy, batch: Batch, first: int) -> Tensor:
     """The samples `(B, …)` float32, made again from step `first` on, with a gradient."""
     rollout, scheduler = batch.rollout, batch.scheduler
-    x, state = rollout.latents[first].float(), scheduler.start()
+    x, state, field = rollout.latents[first].float(), scheduler.start(), field_of(policy, batch.conditions)
     levels = rollout.sigmas.to(x.device)[:, None].expand(-1, len(x))
     for step in range(first, len(levels) - 1):
-        v = policy.velocity(x, levels[step], batch.conditions)
+        v = scheduler.look(field, x, levels[step], levels[step + 1])
         x, state = scheduler.advance(state, v, x, levels[step], levels[step + 1])
     return x
