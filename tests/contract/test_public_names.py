@@ -51,6 +51,7 @@ PUBLIC = [
     "Provides",
     "Reward",
     "RewardError",
+    "Role",
     "Rollout",
     "Row",
     "Run",

@@ -41,6 +41,7 @@ from .contracts.specs import (
     Decay as Decay,
     DecoupledSpec as DecoupledSpec,
     Needs as Needs,
+    Role as Role,
     Times as Times,
     TrainerSpec as TrainerSpec,
 )

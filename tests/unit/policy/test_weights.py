@@ -103,6 +103,37 @@ def test_a_set_cannot_move_while_another_is_in_use() -> None:
     w.move("ema", 0.5)
 
 
+def test_sets_can_be_used_within_each_other() -> None:
+    """As a loss does in the turn of a role: each name has its own values, wherever they lie meanwhile."""
+    _, w = weights(FULL, ["fake", "old"])
+    values = {}
+    for number, name in enumerate(("fake", "old"), 1):
+        with w.using(name):
+            shift(w, number)
+            values[name] = next(iter(w.parameters.values())).detach().clone()
+    values["current"] = next(iter(w.parameters.values())).detach().clone()
+
+    def check(name: str) -> None:
+        assert torch.equal(next(iter(w.parameters.values())), values[name])
+
+    with w.using("fake"):
+        check("fake")
+        with w.using("current"):
+            check("current")
+            with w.using("fake"):
+                check("fake")
+        with w.using("old"):
+            check("old")
+            for name in ("fake", "current", "old"):
+                with w.using(name):
+                    check(name)
+            check("old")
+        with w.using("fake"):
+            check("fake")
+    check("current")
+    assert w.active == "current"
+
+
 def test_an_unknown_set_is_named_with_those_there_are() -> None:
     _, w = weights(FULL, ["ema"])
     with pytest.raises(KeyError, match="no weight set 'old'; there are current, ema"), w.using("old"):

@@ -62,6 +62,20 @@ class Branches:
 
 
 @attrs.frozen(kw_only=True)
+class Role:
+    """A copy of the trained weights that is trained too, by an optimizer of its own, as `[optimizer]` says.
+
+    steps: its optimizer steps in an update, each on all samples, before the trained weights take theirs.
+    velocities: for how many velocities of a sample each of them asks with a gradient.
+    lr: its learning rate, as a multiple of the trained weights'.
+    """
+
+    steps: int = 1
+    velocities: int = 1
+    lr: float = 1.0
+
+
+@attrs.frozen(kw_only=True)
 class Needs:
     """What a trainer asks of core.
 
@@ -81,6 +95,8 @@ class Needs:
     draws: whose streams the trainer draws from: each "sample" has its own, or all samples of a "group" the same one.
     reference: whether `Policy.using("reference")` will be asked for.
     sets: further weight sets to keep in float32, moved only by the trainer itself.
+    roles: further weights to train, by name. Every update is a turn of each, in order, and then of "current": whose it
+        is says `Batch.role`; `terms` and `loss` are asked for each step, and compute with the weights of the role.
     loaded: weight sets read from elsewhere, by name: a LoRA or a checkpoint of the model. They never move.
     columns: columns read of each row, and the words known there, one or a list; its source's name where it has none.
     """
@@ -97,6 +113,7 @@ class Needs:
     draws: Literal["sample", "group"] = "sample"
     reference: bool = False
     sets: frozenset[str] = frozenset()
+    roles: Mapping[str, Role] = attrs.field(factory=dict)
     loaded: Mapping[str, Location] = attrs.field(factory=dict)
     columns: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
 
@@ -253,6 +270,10 @@ class SchedulerSpec:
 
     density: ClassVar[Density] = "none"
 
+    def calls(self, steps: int) -> int:
+        """For how many velocities the last `steps` steps of a trajectory ask; see `Scheduler.look`."""
+        return steps
+
 
 @attrs.frozen(kw_only=True)
 class StochasticSpec(SchedulerSpec):
@@ -266,10 +287,6 @@ class StochasticSpec(SchedulerSpec):
 @attrs.frozen(kw_only=True)
 class DifferentiableSpec:
     """Base of the `[[reward]]` tables whose reward is a `DifferentiableReward`."""
-
-    def calls(self, steps: int) -> int:
-        """For how many velocities the last `steps` steps of a trajectory ask; see `Scheduler.look`."""
-        return steps
 
 
 @attrs.frozen

@@ -37,7 +37,7 @@ class Policy(Protocol):
         ...
 
     def using(self, weights: str) -> AbstractContextManager[None]:
-        """Compute with "current", "reference" or "ema" weights, or with one of `Needs.sets` or `Needs.loaded`."""
+        """Compute with "current", "reference" or "ema" weights, or with one of `Needs.sets`, `roles` or `loaded`."""
         ...
 
     def move(self, weights: str, decay: float) -> None:
@@ -103,13 +103,13 @@ class Trainer(ABC, Generic[SpecT]):
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:
         """What to train on: one frozen value per loss evaluation, made once, without gradients, before any update.
 
-        The current weights are the rollout's. Choose times and noise here (from `draws`, one stream per sample; see
+        "current" are the rollout's weights. Choose times and noise here (from `draws`, one stream per sample; see
         `Needs.draws`), and keep whatever must not change while the weights do: old predictions, reference predictions.
         """
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch, term: Any) -> Loss:
-        """The loss of one term under the current weights, averaged over the batch: its samples, or its groups."""
+        """The loss of one term under the weights of `batch.role`, averaged over the batch's samples, or its groups."""
 
     def after_update(self, policy: Policy, update: Update) -> None:
         """Called after each optimizer step, e.g. to move the old policy."""

@@ -153,6 +153,7 @@ class Batch:
     groups: `(B,)` which of the epoch's groups each belongs to; members lie side by side.
     rows: of each, its line of the data. scores: of each, by the label of the reward, `(B,)` float64.
     epoch: counted from 1.
+    role: whose turn it is: "current", or one of `Needs.roles`.
     shares: by stochastic step, its share of all that the update trains at, on all processes.
     branches: of each, its number among the branches of its group. parents: and that of the one it goes on from, -1:
         none. Both `(B,)`; `None` where nothing branches.
@@ -167,6 +168,7 @@ class Batch:
     rows: Sequence[Row] = ()
     scores: Mapping[str, Tensor] = attrs.field(factory=dict)
     epoch: int = 1
+    role: str = "current"
     shares: Mapping[int, float] = attrs.field()
     branches: Tensor | None = None
     parents: Tensor | None = None

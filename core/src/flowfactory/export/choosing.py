@@ -57,7 +57,7 @@ def _find(run: Path, epoch: int | None, weights: str) -> Path:
         others = [other for other in found if other != name and not archive.damage(found[other])]
         rest = f"--epoch takes another ({', '.join(others)})" if others else "no other one is intact"
         raise RunError(f"{damage}: this checkpoint is damaged; {rest}")
-    sets = {path.stem: path for path in sorted(found[name].glob("*.safetensors")) if path.stem != "optimizer"}
+    sets = {path.stem: path for path in sorted(found[name].glob("*.safetensors")) if archive.is_set(path.stem)}
     if weights not in sets:
         raise RunError(f"{found[name]} has no weights {weights!r}; there are {', '.join(sets)}")
     return sets[weights]

@@ -138,8 +138,10 @@ def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
     divided = f" / {share} processes" if share > 1 else ""
     yield Need("trained", count * 4 // share, f"{count_of(count)} parameters x 4 bytes{divided}: {how}")
     yield Need("gradients", count * 4 // share, f"{count_of(count)} x 4 bytes{divided}")
-    moments = spec.optimizer.bits // 4
-    yield Need("moments", count * moments // share, f"AdamW's two, of {spec.optimizer.bits} bits each{divided}")
+    roles = spec.trainer.spec.needs.roles
+    moments, each = spec.optimizer.bits // 4 * (1 + len(roles)), ", ".join(["the trained weights", *roles])
+    why = f"AdamW's two, of {spec.optimizer.bits} bits each{divided}" + (f", of {each}" if roles else "")
+    yield Need("moments", count * moments // share, why)
     sets = _sets(spec)
     why = f"{len(sets)} further float32 sets{divided}" + (f": {', '.join(sets)}" if sets else "")
     yield Need("sets", count * 4 * len(sets) // share, why)
@@ -188,7 +190,7 @@ def _sets(spec: Spec) -> list[str]:
     needs = spec.trainer.spec.needs
     apart = isinstance(spec.tuning, Full) or (spec.tuning.from_ is not None and spec.tuning.reference != "base")
     copied = ["reference"] if needs.reference and apart else []
-    return [*(["ema"] if spec.optimizer.ema else []), *sorted(needs.sets), *copied]
+    return [*(["ema"] if spec.optimizer.ema else []), *sorted(needs.sets), *needs.roles, *copied]
 
 
 # --- read from elsewhere: counted ----------------------------------------------------------------------------------

@@ -131,15 +131,15 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
         yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
         rows = [len(load(source.prompts)) for source in spec.data.sources]
-        asked = drawn(_parts(spec), range(1, max(1, spec.run.epochs) + 1), s.prompts)
+        shares = tuple(source.share for source in spec.data.sources)
+        asked = drawn(shares, range(1, max(1, spec.run.epochs) + 1), s.prompts)
         used = sum(map(min, rows, asked))
         how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"
         yield Number("media", used * spec.group, how)
         return
     each = "at most, since groups have steps of their own" if apart else "rounded up"
-    each_takes: int = spec.scheduler.spec.calls(s.steps)
-    calls, how = batches * each_takes, f"{batches} batches x {s.steps} steps"
-    how += "" if each_takes == s.steps else f", which take {each_takes} calls"
+    calls = batches * spec.scheduler.spec.calls(s.steps)
+    how = f"{batches} batches x {s.steps} steps" + ("" if calls == batches * s.steps else f", {calls} calls in all")
     if growth is None:
         made = f"per process: {own} samples / micro-batches of {s.micro_batch}, {each}"
         yield Number("sampling_batches", batches, made)
@@ -148,9 +148,8 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         how = f"{growth.together(s.micro_batch)} starts side by side, {s.micro_batch} rows at a time, at most"
     yield Number("sampling_calls", calls, f"of the network, per process: {how}")
     if s.refill:
-        yield Number(
-            "refill_calls", s.refill * calls, f"at most, per process: {s.refill} further rounds of every group"
-        )
+        how = f"at most, per process: {s.refill} further rounds of every group"
+        yield Number("refill_calls", s.refill * calls, how)
     if isinstance(scheduler := spec.scheduler.spec, StochasticSpec):
         steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
         how = f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
@@ -182,13 +181,9 @@ def _looks(spec: Spec) -> Iterator[Number]:
         yield Number("look_passes", samples * rest, f"of samples, per epoch{most}: {samples} x {rest} further steps")
 
 
-def _parts(spec: Spec) -> tuple[int, ...]:
-    return tuple(source.share for source in spec.data.sources)
-
-
 def _shares(spec: Spec) -> Iterator[Number]:
     """How many prompts of an epoch come from each source, where they have names."""
-    parts, prompts = _parts(spec), spec.sampling.prompts
+    parts, prompts = tuple(source.share for source in spec.data.sources), spec.sampling.prompts
     for source, count in zip(spec.data.source or (), drawn(parts, range(1, 2), prompts), strict=False):
         how = f"of an epoch's {prompts}: share {source.share} of {sum(parts)}"
         whole = prompts * source.share % sum(parts) == 0

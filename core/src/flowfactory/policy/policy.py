@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -46,7 +47,7 @@ class ModelPolicy:
         self._adapter, self._weights, self._processes = adapter, weights, processes
         self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
         self._recompute, self._rewarded = recompute, rewarded
-        self._passed = {FORWARD: 0, TRAINED: 0}
+        self._passed = Counter[str]()
 
     def at(self, size: Size) -> ModelPolicy:
         """The same policy for samples of another size."""
@@ -57,14 +58,20 @@ class ModelPolicy:
         """The velocity `(B, …)` at `x` `(B, …)` and levels `sigma` `(B,)`, with the spec's guidance or another."""
         guidance = self._guidance if guidance is None else guidance
         self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
+        if torch.is_grad_enabled():
+            self._passed[f"{TRAINED}/{self._weights.active}"] += len(x)
         with self._processes.autocast(), together():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, guidance, self._size)
 
     def read_counts(self) -> dict[str, float]:
-        """Samples that passed the network since the last reading: without, and with a backward pass to follow."""
-        counts = {name: float(self._processes.sum(count)) for name, count in self._passed.items()}
-        self._passed = dict.fromkeys(self._passed, 0)
-        return counts
+        """Samples that passed the network since the last reading: without, and with a backward pass to follow.
+
+        Of the latter those of each role also apart.
+        """
+        roles = [f"{TRAINED}/{name}" for name in self._weights.sets]
+        counts = {name: float(self._processes.sum(self._passed[name])) for name in (FORWARD, TRAINED, *roles)}
+        self._passed.clear()
+        return {name: count for name, count in counts.items() if count or name not in roles}
 
     def sigmas(self, steps: int) -> Tensor:
         """Noise levels `(steps+1,)` of the model's own schedule."""

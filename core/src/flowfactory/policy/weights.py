@@ -93,6 +93,7 @@ class Weights:
             self._overwrite(start)
         self.sets |= {name: self._copy() for name in sorted({*sets} - referred | later)}
         self._frozen = loaded.frozen(networks, others)
+        self.active, self._lies = "current", {name: name for name in self.sets}
         self._exchanges = 0
 
     @contextmanager
@@ -103,7 +104,7 @@ class Weights:
         Raises:
             KeyError: there is no such set.
         """
-        if name == "current":
+        if name == self.active:
             yield
         elif name == "reference" and self._lora_layers and name not in self.sets:
             with self._without_lora():
@@ -116,15 +117,18 @@ class Weights:
             finally:
                 self._exchanges -= 1
         else:
-            if name not in self.sets:
+            if name not in self._lies:
                 there = ", ".join(["current", *self.sets, *self._frozen])
                 raise KeyError(f"no weight set {name!r}; there are {there}")
-            self._exchange(name)
+            before, place = self.active, self._lies[name]
+            self._exchange(place)
+            self.active, self._lies[before] = name, place  # what was active lies there meanwhile
             self._exchanges += 1
             try:
                 yield
             finally:
-                self._exchange(name)
+                self._exchange(place)
+                self.active, self._lies[name] = before, place
                 self._exchanges -= 1
 
     @torch.no_grad()

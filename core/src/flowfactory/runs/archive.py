@@ -25,6 +25,8 @@ from flowfactory.errors import RunError, shown
 from flowfactory.runs.files import PARTIAL, crc32
 
 CHECKPOINTS, STATE, BEST = "checkpoints", "state.json", "best"
+OPTIMIZER, TRAINER = "optimizer", "trainer"
+"""Of a checkpoint's files, those that hold no weights; a role's optimizer is in `optimizer.<role>.safetensors`."""
 
 
 @attrs.frozen
@@ -65,6 +67,11 @@ def name(epoch: int) -> str:
 def epoch_of(path: Path) -> int:
     """The epoch after which a checkpoint was written."""
     return int(path.name.removeprefix("epoch-"))
+
+
+def is_set(stem: str) -> bool:
+    """Whether a file of a checkpoint, by its name without ending, holds a set of weights."""
+    return stem.partition(".")[0] not in (OPTIMIZER, TRAINER)
 
 
 def checkpoints(folder: Path) -> list[Path]:

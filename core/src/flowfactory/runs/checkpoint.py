@@ -28,10 +28,8 @@ from flowfactory.policy.loras import ALPHAS
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.sharding import gathered, like
 from flowfactory.runs import archive
-from flowfactory.runs.archive import Origin
+from flowfactory.runs.archive import OPTIMIZER, TRAINER, Origin, is_set
 from flowfactory.runs.files import PARTIAL, flush, settle, writing
-
-OPTIMIZER, TRAINER = "optimizer", "trainer"
 
 
 @attrs.frozen
@@ -46,7 +44,7 @@ def save(
     folder: Path,
     progress: Progress,
     weights: Weights,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, torch.optim.Optimizer],
     trainer: Trainer[Any],
     origin: Origin,
     write: bool = True,
@@ -60,7 +58,7 @@ def save(
         RunError: the disk is full or cannot be written; nothing is left of the attempt.
     """
     final = folder / archive.name(progress.epoch)
-    contents = _contents(weights, optimizer, trainer, keep=write)
+    contents = _contents(weights, optimizers, trainer, keep=write)
     if not write:
         deque(contents, maxlen=0)
         return final
@@ -71,7 +69,7 @@ def save(
             partial.mkdir(parents=True)
             said = {ALPHAS: json.dumps(weights.alphas)} if weights.alphas else None
             for stem, tensors in contents:
-                _write(partial / f"{stem}.safetensors", tensors, None if stem in (OPTIMIZER, TRAINER) else said)
+                _write(partial / f"{stem}.safetensors", tensors, said if is_set(stem) else None)
             archive.seal(partial, progress.epoch, progress.step, origin)
             settle(partial)
             partial.rename(final)
@@ -82,8 +80,10 @@ def save(
     return final
 
 
-def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, trainer: Trainer[Any]) -> Progress:
-    """Restore weights, their sets, the optimizer and the trainer in place; returns how far the run had come.
+def load(
+    path: Path, weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer], trainer: Trainer[Any]
+) -> Progress:
+    """Restore weights, their sets, the optimizers and the trainer in place; returns how far the run had come.
 
     The checkpoint is taken to be intact (see `archive.damage`).
 
@@ -93,16 +93,21 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, trainer
     """
     state = archive.read(path)
     sets = {kept: path / f"{kept}.safetensors" for kept in ["current", *weights.sets]}
-    saved = {Path(file).stem for file in state.files} - {OPTIMIZER, TRAINER}
+    saved = {stem for file in state.files if is_set(stem := Path(file).stem)}
     if saved != sets.keys():
         raise RunError(f"{shown(path)} has the weights {listed(sorted(saved))}; this run keeps {listed(sorted(sets))}")
     for kept, file in sets.items():
         weights.restore(kept, _fitting(file, all_finite(load_file(file), file), weights.tensors(kept)))
-    moments = path / f"{OPTIMIZER}.safetensors"
-    _restore_optimizer(weights, optimizer, all_finite(load_file(moments), moments))
+    for role, optimizer in optimizers.items():
+        moments = path / f"{_moments(role)}.safetensors"
+        _restore_optimizer(weights, optimizer, all_finite(load_file(moments), moments))
     if (remembered := path / f"{TRAINER}.safetensors").name in state.files:
         trainer.restore(load_file(remembered))
     return Progress(state.epoch, state.step)
+
+
+def _moments(role: str) -> str:
+    return OPTIMIZER if role == "current" else f"{OPTIMIZER}.{role}"
 
 
 def _fitting(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -117,12 +122,13 @@ def _fitting(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, T
 
 
 def _contents(
-    weights: Weights, optimizer: torch.optim.Optimizer, trainer: Trainer[Any], keep: bool
+    weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer], trainer: Trainer[Any], keep: bool
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What the files hold, whole, by their stems; one at a time is in memory, and none where it is not to be kept."""
     for kept in ["current", *weights.sets]:
         yield kept, gathered(weights.tensors(kept), keep)
-    yield OPTIMIZER, gathered(_optimizer_tensors(weights, optimizer), keep)
+    for role, optimizer in optimizers.items():
+        yield _moments(role), gathered(_optimizer_tensors(weights, optimizer), keep)
     if remembered := trainer.state():
         yield TRAINER, {name: tensor.detach().contiguous() for name, tensor in remembered.items()}
 

@@ -148,7 +148,7 @@ def loaded_problems(where: Callable[..., Place], trainer: Component, model: Comp
     """What is wrong with the weights a trainer reads from elsewhere."""
     needs = trainer.spec.needs
     quantized = isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None
-    taken = {"current", "reference", "ema", "default", *needs.sets}
+    taken = {"current", "reference", "ema", "default", *needs.sets, *needs.roles}
     for name, location in needs.loaded.items():
         written = _address(trainer.spec, location) or ("name",)
 

@@ -63,11 +63,12 @@ def problems(
         (("model", "tuning"), holdings.quantize_problems),
         (("tuning",), holdings.start_problems),
         (("trainer", "model"), holdings.loaded_problems),
+        (("trainer", "run"), window.role_problems),
         (("memory", "run", "optimizer", "model"), _shard),
         (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
         (("trainer", "rewards"), _rewards),
         (("trainer", "sampling"), _group),
-        (("eval",), _eval_rewards),
+        (("eval",), lambda where, table: _labels(where, table.rewards, ("eval", "reward"))),
         (("data",), sources.problems),
         (("trainer", "data", "rewards", "eval"), sources.reward_problems),
         (("data", "eval"), _evaluation),
@@ -106,7 +107,7 @@ def _density(where: Where, trainer: Component, scheduler: Component) -> Iterator
     own: TrainerSpec = trainer.spec
     needs, density = own.needs, scheduler.spec.density
     accepted = ACCEPTED.get(needs.density, ("gaussian", "squared-error", "none"))
-    if needs.trajectory == "steps" and not isinstance(scheduler.spec, StochasticSpec):
+    if needs.trajectory == "steps":
         accepted = tuple(d for d in accepted if d != "none")
     if density in accepted:
         return
@@ -262,10 +263,6 @@ def _rewards(where: Where, trainer: Component, rewards: tuple[RewardEntry, ...])
             what = f"trainer `{trainer.name}` follows the gradient of rewards, and reward `{entry.name}` has none"
             hint = f"set its weight to 0, or take one that has (there is: {listed(sorted(able))})"
             yield Problem("no-gradient", what, where("reward", i, "name"), hint)
-
-
-def _eval_rewards(where: Where, table: Eval) -> Iterator[Problem]:
-    yield from _labels(where, table.rewards, ("eval", "reward"))
 
 
 def _labels(where: Where, rewards: tuple[RewardEntry, ...], at: tuple[str, ...]) -> Iterator[Problem]:

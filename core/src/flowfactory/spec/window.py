@@ -20,8 +20,8 @@ import attrs
 
 from flowfactory.contracts.digest import seed_of
 from flowfactory.contracts.specs import Branches, Decay, SchedulerSpec, StochasticSpec, Times, Window
-from flowfactory.errors import Place, Problem
-from flowfactory.spec.tables import Component, Memory, Optimizer, Sampling
+from flowfactory.errors import Place, Problem, listed
+from flowfactory.spec.tables import Component, Memory, Optimizer, RunTable, Sampling
 
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
 _MOVES = {"every", "stride", "restart", "pace"}
@@ -280,3 +280,16 @@ def learning_rate(table: Optimizer, step: int, epochs: int) -> float:
     done = (step - 1 - table.warmup) / max(1, epochs * table.updates - table.warmup)
     shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return table.lr * shapes[table.lr_schedule]
+
+
+def role_problems(where: Callable[..., Place], trainer: Component, run: RunTable) -> Iterator[Problem]:
+    """What does not go together with several trained roles."""
+    needs = trainer.spec.needs
+    taken = {"current", "reference", "ema", "default", "optimizer", "trainer", *needs.sets}
+    for name, role in needs.roles.items():
+        if not name.isidentifier() or name in taken or role.steps < 1:
+            what = f"trainer `{trainer.name}`, role `{name}`: it has no step, or its name is no word, or another set's"
+            yield Problem("role", what, where("trainer", "name"), "its author could say it otherwise")
+    if needs.roles and run.precision == "fp16":
+        what = f"trainer `{trainer.name}` trains {listed(needs.roles)} too, and fp16 scales the losses of one optimizer"
+        yield Problem("role", what, where("run", "precision"), 'set it to "bf16" or "fp32"')

@@ -1,4 +1,4 @@
-"""What trainers owe that learn from groups, single steps, data, teachers or rewards' gradients; see `problem`."""
+"""What trainers owe that learn from groups, steps, data, teachers, roles or rewards' gradients; see `problem`."""
 
 from __future__ import annotations
 
@@ -144,6 +144,42 @@ def steps_have_their_own_advantages(subject: Subject) -> None:
         alike = float(torch.cosine_similarity(move, own, dim=0))
         said = f"the advantage of sample {sample} at step {step} moves the weights elsewhere"
         expect(alike > 0.99, f"{said}: a cosine of {alike:.2f}")
+
+
+def each_role_trains_its_own_weights(subject: Subject) -> None:
+    """In every turn the loss asks no other weights with gradients, and a role's as often as its trainer's needs say."""
+    problem = Problem(subject.make())
+    if not problem.needs.roles:
+        raise NotOwed("it has no roles")
+    problem.nudge(0.1)
+    made, judged = problem.sample(SAMPLES), problem.judged(SAMPLES)
+    for turn in problem.turns:
+        batch, seen = problem.batch(made, judged, role=turn), Watched(problem.policy)
+        terms, before = problem.terms(batch, SAMPLES), problem.policy.trained
+        gradient = problem.gradient(problem.total(problem.losses(batch, terms, seen)))
+        bare = sorted(seen.with_gradient - {turn})
+        expect(not bare, f"in the turn of {turn!r} it asks {bare} with gradients, which reach what is trained")
+        expect(gradient.norm() > 0, f"in the turn of {turn!r} its loss has no gradient")
+        asked, role = (problem.policy.trained - before) / len(batch.advantages), problem.needs.roles.get(turn)
+        said = f"its needs say {role.velocities if role else 0} velocities of {turn!r}, and it asks for {asked:g}"
+        expect(role is None or asked == role.velocities, f"{said}: `plan` would be wrong")
+
+
+def students_are_brought_back(subject: Subject) -> None:
+    """With roles, a reference and no scores: weights that have been moved away come to sample as the reference does."""
+    problem = Problem(subject.make())
+    needs = problem.needs
+    if not needs.roles or not needs.reference or needs.scores or needs.gradient or needs.source != "rollouts":
+        raise NotOwed("it does not learn to sample as its reference does")
+    with torch.no_grad():
+        problem.policy.parameters[0].add_(1.0)
+    before = problem.policy.parameters[0].detach().square().mean()
+    problem.learn(epochs=60, groups=4, group=8, lr=0.05)
+    after = problem.policy.parameters[0].detach().square().mean()
+    said = (
+        f"after 60 updates, squared distances from the reference are {float(after):.3f}, and were {float(before):.3f}"
+    )
+    expect(after < 0.3 * before, said)
 
 
 class Watched:

@@ -63,7 +63,7 @@ class MeanPolicy:
 
     def __init__(self, needs: Needs) -> None:
         self.network = Mean()
-        sets = {*needs.sets, *({"reference"} if needs.reference else ())}
+        sets = {*needs.sets, *needs.roles, *({"reference"} if needs.reference else ())}
         others = {
             name: Given(name, whole={"mean.mean": torch.full(SHAPE, number / 2)})
             for number, name in enumerate(sorted(needs.loaded), 1)

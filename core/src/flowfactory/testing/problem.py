@@ -12,7 +12,7 @@ from torch import Tensor
 from flowfactory.builtin import FlowSDESpec, ODESpec
 from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, per_sample_mean
 from flowfactory.contracts.seeds import Draws
-from flowfactory.contracts.trainer import Trainer
+from flowfactory.contracts.trainer import Policy, Trainer
 from flowfactory.contracts.types import Batch, Conditions, Loss, Rollout, Update
 from flowfactory.losses.times import noised
 from flowfactory.rewards.advantages import Scores
@@ -53,6 +53,11 @@ class Problem:
         stochastic = self.needs.trajectory == "steps" or self.needs.density != "none"
         self.scheduler: Scheduler[Any] = FlowSDE(FlowSDESpec()) if stochastic else ODE(ODESpec())
         self.steps = tuple(range(STEPS - 1)) if stochastic else ()
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """Whose turns an update is, each once: every role's, and then the trained weights'."""
+        return (*self.needs.roles, "current")
 
     @property
     def on_policy(self) -> bool:
@@ -109,13 +114,18 @@ class Problem:
         return Rollout(schedule(STEPS), (), {STEPS: centres + spread}, {})
 
     def batch(
-        self, made: Made, advantages: Tensor, chosen: slice | Tensor = slice(None), on_policy: bool | None = None
+        self,
+        made: Made,
+        advantages: Tensor,
+        chosen: slice | Tensor = slice(None),
+        on_policy: bool | None = None,
+        role: str = "current",
     ) -> Batch:
         """Some of the samples as a micro-batch."""
         conditions = {name: tensor[chosen] for name, tensor in made.conditions.items()}
         fresh = self.on_policy if on_policy is None else on_policy
         own = advantages[chosen].double().nan_to_num(0.0)
-        return Batch(made.rollout[chosen], conditions, own, fresh, self.scheduler, made.groups[chosen])
+        return Batch(made.rollout[chosen], conditions, own, fresh, self.scheduler, made.groups[chosen], role=role)
 
     def units(self, batch: Batch) -> int:
         """How many of what the loss is a mean of a batch has: samples, or groups."""
@@ -125,11 +135,13 @@ class Problem:
     def terms(self, batch: Batch, samples: Sequence[int], epoch: int = 0) -> Sequence[Any]:
         """What the trainer wants to train on."""
         owners = batch.groups.tolist() if self.needs.draws == "group" else samples
-        return self.trainer.terms(self.policy, batch, Draws([(0, "conformance-terms", epoch, i) for i in owners]))
+        own = () if batch.role == "current" else (batch.role,)
+        return self.trainer.terms(self.policy, batch, Draws([(0, "conformance-terms", epoch, i, *own) for i in owners]))
 
-    def losses(self, batch: Batch, terms: Sequence[Any]) -> list[Loss]:
-        """The loss of each term."""
-        return [self.trainer.loss(self.policy, batch, term) for term in terms]
+    def losses(self, batch: Batch, terms: Sequence[Any], policy: Policy | None = None) -> list[Loss]:
+        """The loss of each term under the weights of its role, by another policy than the problem's where given."""
+        with self.policy.using(batch.role):
+            return [self.trainer.loss(policy or self.policy, batch, term) for term in terms]
 
     def gradient(self, value: Tensor) -> Tensor:
         """The gradient `(P,)` float64 of a scalar, zero where it has none."""
@@ -150,11 +162,13 @@ class Problem:
         with self.policy.using(weights):
             return self.policy.velocity(x, torch.linspace(0.9, 0.1, 8), {"shift": torch.zeros(8, *SHAPE)}).clone()
 
+    @torch.no_grad()
     def nudge(self, size: float) -> None:
-        """Move the current weights a little, as an update would."""
-        with torch.no_grad():
-            for parameter in self.policy.parameters:
-                parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        """Move the current weights a little, as an update would, and those of roles elsewhere."""
+        for seed, role in enumerate(("current", *self.needs.roles), 1):
+            with self.policy.using(role):
+                for parameter in self.policy.parameters:
+                    parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
 
     def likelihood(self, made: Made, sample: int) -> Tensor:
         """How likely the current weights are to make a sample, up to a constant and a positive factor.
@@ -183,7 +197,10 @@ class Problem:
 
     def learn(self, epochs: int, groups: int, group: int, lr: float) -> tuple[float, float]:
         """Train, and return how far samples lie from the target, squared, before and after."""
-        optimizer = torch.optim.Adam(self.policy.parameters, lr=lr)
+        roles, parameters = self.needs.roles, self.policy.parameters
+        turns = [*(name for name, role in roles.items() for _ in range(role.steps)), "current"]
+        rates = {"current": lr, **{name: lr * role.lr for name, role in roles.items()}}
+        optimizers = {name: torch.optim.Adam(parameters, lr=rate) for name, rate in rates.items()}
         samples = range(groups * group)
         slots = torch.arange(len(samples)) // (2 if self.needs.source == "pairs" else group)
         distances = []
@@ -193,13 +210,18 @@ class Problem:
             if not batches:
                 continue  # as in a run: NaN takes no part
             units = sum(self.units(batch) for batch, _ in batches)
-            losses = [
-                self.units(batch) / units * self.total(self.losses(batch, self.terms(batch, numbers, epoch)))
-                for batch, numbers in batches
-            ]
-            optimizer.zero_grad()
-            torch.autograd.backward(torch.stack(losses).sum())
-            optimizer.step()
+            # Each turn draws anew, by an epoch number of its own.
+            asked = [
+                [(own := attrs.evolve(batch, role=turn), self.terms(own, numbers, len(turns) * epoch + i))
+                 for batch, numbers in batches]
+                for i, turn in enumerate(turns)
+            ]  # fmt: skip
+            for turn, lessons in zip(turns, asked, strict=True):
+                losses = [self.units(own) / units * self.total(self.losses(own, terms)) for own, terms in lessons]
+                optimizers[turn].zero_grad()
+                torch.autograd.backward(torch.stack(losses).sum())
+                with self.policy.using(turn):
+                    optimizers[turn].step()
             self.trainer.after_update(self.policy, Update(epoch, 0, epoch + 1, last=True))
         return distances[0], distances[-1]
 

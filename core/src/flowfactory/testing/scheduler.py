@@ -1,4 +1,4 @@
-"""What every scheduler owes: the densities it says it has, the noise it adds, and its deterministic steps, which are in `mean`."""
+"""What every scheduler owes: the densities it says it has, the noise it adds, and steps that are in `mean`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.distributions import Normal
 from flowfactory.contracts.scheduler import Moments, NoisyScheduler, StochasticScheduler, euler, to_storage
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.testing.mean import (
-    MIDDLE,
     LATENTS,
-    WIDTH,
+    MIDDLE,
     STEPS,
+    WIDTH,
     batch_independence,
     calls_are_as_said,
     gaussian_velocity,

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from flowfactory.testing.grouped import (
+    each_role_trains_its_own_weights,
     gradients_go_as_far_as_said,
     groups_of_one_are_no_fault,
     groups_prefer_their_best,
     groups_share_their_draws,
     scores_of,
     steps_have_their_own_advantages,
+    students_are_brought_back,
     targets_get_likelier,
     teachers_are_approached,
     teachers_take_no_gradient,
@@ -50,7 +52,9 @@ def needs_are_sound(subject: TrainerSubject) -> None:
         expect(not all(ways), "it looks at what is on the way of branches: leave out `looks` or `branches`")
         owed = needs.source == "rollouts" and needs.scores and needs.trajectory == "steps"
         expect(owed, 'single steps are compared where samples are made and scored: say `trajectory="steps"`')
-    expect(not needs.sets & {"current", "reference", "ema"}, f"`sets` {set(needs.sets)} name weights core keeps itself")
+    named = {*needs.sets, *needs.roles}
+    expect(not named & {"current", "reference", "ema"}, f"`sets` or `roles`, {named}, name weights core keeps itself")
+    expect(not needs.sets & needs.roles.keys(), f"`sets` and `roles` share a name: {named}")
     if needs.source != "rollouts":
         expect(not needs.gradient, "it learns from the data, which nobody scores: leave out `gradient`")
         expect(not needs.scores, f"it learns from {needs.source} of the data, which nobody scores: say `scores=False`")
@@ -112,13 +116,15 @@ def terms_leave_no_trace(subject: TrainerSubject) -> None:
 def same_seed_same_terms(subject: TrainerSubject) -> None:
     """The same seed has the same losses, bit for bit, whatever was drawn elsewhere meanwhile."""
     problem = subject.problem()
-    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
+    made, A = problem.sample(SAMPLES), problem.judged(SAMPLES)
     problem.nudge(1e-3)
     found = []
     for elsewhere in (1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(elsewhere)
-            found.append(parts_of(problem.losses(batch, problem.terms(batch, SAMPLES))))
+            batches = [problem.batch(made, A, role=turn) for turn in problem.turns]
+            asked = [problem.losses(batch, problem.terms(batch, SAMPLES)) for batch in batches]
+            found.append(parts_of([loss for losses in asked for loss in losses]))
     for name, value in found[0].items():
         expect(torch.equal(value, found[1][name]), f"`{name}` is {value} and then {found[1][name]}")
 
@@ -139,11 +145,12 @@ def parts_are_numbers(subject: TrainerSubject) -> None:
 def every_part_carries_a_gradient(subject: TrainerSubject) -> None:
     """Every loss part moves the weights, in the first update or after it."""
     problem = subject.problem()
-    batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
-    terms, sizes = problem.terms(batch, SAMPLES), dict[str, float]()
+    made, sizes = problem.sample(SAMPLES), dict[str, float]()
+    batches = [problem.batch(made, problem.judged(SAMPLES), role=turn) for turn in problem.turns]
+    asked = [(batch, problem.terms(batch, SAMPLES)) for batch in batches]
     for step in (0.0, 1e-5, 1e-2):
         problem.nudge(step)
-        for name, value in parts_of(problem.losses(batch, terms)).items():
+        for name, value in (part for of in asked for part in parts_of(problem.losses(*of)).items()):
             sizes[name] = max(sizes.get(name, 0.0), float(problem.gradient(value).norm()))
     lost = [name for name, size in sizes.items() if not size > 0]
     expect(not lost, f"no gradient comes from {', '.join(lost)}")
@@ -187,20 +194,21 @@ def advantage_raises_likelihood(subject: TrainerSubject) -> None:
 
 def microbatch_invariance(subject: TrainerSubject) -> None:
     """The loss of a batch, and its gradient, are the means of those of its parts, over their samples or groups."""
-    problem = subject.problem()
-    made, A = problem.sample(SAMPLES), problem.judged(SAMPLES)
-    first = int((made.groups == made.groups[0]).sum())
-    whole = problem.batch(made, A)
-    terms, parts = problem.terms(whole, SAMPLES), []
-    for chosen in (slice(0, first), slice(first, 8)):
-        batch = problem.batch(made, A, chosen)
-        parts.append((batch, problem.terms(batch, SAMPLES[chosen]), problem.units(batch) / problem.units(whole)))
-    for step in (1e-5, 1e-2):
-        problem.nudge(step)
-        expected = problem.total(problem.losses(whole, terms))
-        both = torch.stack([share * problem.total(problem.losses(batch, own)) for batch, own, share in parts]).sum()
-        _near(expected, both, "the loss")
-        _near(problem.gradient(expected), problem.gradient(both), "its gradient")
+    for turn in subject.problem().turns:
+        problem = subject.problem()
+        made, A = problem.sample(SAMPLES), problem.judged(SAMPLES)
+        first = int((made.groups == made.groups[0]).sum())
+        whole = problem.batch(made, A, role=turn)
+        terms, parts = problem.terms(whole, SAMPLES), []
+        for chosen in (slice(0, first), slice(first, 8)):
+            batch = problem.batch(made, A, chosen, role=turn)
+            parts.append((batch, problem.terms(batch, SAMPLES[chosen]), problem.units(batch) / problem.units(whole)))
+        for step in (1e-5, 1e-2):
+            problem.nudge(step)
+            expected = problem.total(problem.losses(whole, terms))
+            both = torch.stack([share * problem.total(problem.losses(batch, own)) for batch, own, share in parts]).sum()
+            _near(expected, both, "the loss")
+            _near(problem.gradient(expected), problem.gradient(both), "its gradient")
 
 
 def order_does_not_matter(subject: TrainerSubject) -> None:
@@ -258,6 +266,8 @@ CHECKS = (
     teachers_are_approached,
     gradients_go_as_far_as_said,
     steps_have_their_own_advantages,
+    each_role_trains_its_own_weights,
+    students_are_brought_back,
     microbatch_invariance,
     order_does_not_matter,
     terms_keep_the_past,

@@ -50,7 +50,7 @@ from flowfactory.spec.tables import Full, Memory, RewardEntry, Spec
 from flowfactory.spec.window import candidates
 from flowfactory.training.encoding import load_media, load_model, stoppable
 from flowfactory.training.evaluate import Evaluator, say_left_out
-from flowfactory.training.optimise import Learner
+from flowfactory.training.optimise import CURRENT, Learner
 
 
 @attrs.frozen(eq=False)
@@ -121,7 +121,8 @@ def assemble(
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
     policy = _policy(spec, adapter, weights, processes, judge)
-    optimizer = processes.prepare(adamw(weights.parameters.values(), spec.optimizer))
+    made = {role: adamw(weights.parameters.values(), spec.optimizer) for role in (CURRENT, *trainer.needs.roles)}
+    optimizers = {role: processes.prepare(optimizer) for role, optimizer in made.items()}
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
     conditions = ConditionStore(source, rows, adapter.collate)
     held_out, seen = ConditionStore(source, held_out_rows, adapter.collate), policy.at(_eval_size(spec))
@@ -136,7 +137,7 @@ def assemble(
         )
         if media is None
         else Stored(spec, processes, rows, CachedTargets(media, rows), policy),
-        Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizer),
+        Learner(spec, processes, instruments, conditions, policy, scheduler, trainer, weights, optimizers),
         Evaluator(spec, run, processes, instruments, held_out, seen, scheduler, weights, held_out_judge)
         if held_out_rows
         else None,
@@ -230,7 +231,7 @@ def _weights(
     others: Mapping[str, Given],
 ) -> Weights:
     needs, networks = trainer.needs, adapter.networks()
-    if processes.sharded and len(networks) > 1 and (needs.trajectory == "final" or needs.gradient):
+    if processes.sharded and len(networks) > 1 and (needs.trajectory == "final" or needs.gradient or needs.roles):
         why = f"trainer `{spec.trainer.name}` draws its own noise levels, so that each process would call another of"
         what = f"{' and '.join(networks)} at a time, and divided ones are called together"
         processes.refuse(f"[memory] shard: {why} {what}; set it to false, or train the sampled steps")
@@ -242,9 +243,9 @@ def _weights(
             processes.refuse(str(error))
         processes.divide(network, masters)
 
-    sets = [*needs.sets, *(["reference"] if needs.reference else []), *(["ema"] if spec.optimizer.ema else [])]
-    targets = lora_targets(spec, adapter)
-    return Weights(networks, spec.tuning, targets, sets, spec.run.seed, settle, start, others)
+    kept = [("reference", needs.reference), ("ema", spec.optimizer.ema)]
+    sets = [*needs.sets, *needs.roles, *(name for name, wanted in kept if wanted)]
+    return Weights(networks, spec.tuning, lora_targets(spec, adapter), sets, spec.run.seed, settle, start, others)
 
 
 def _see_attention(memory: Memory) -> None:

@@ -36,7 +36,7 @@ def measure(learner: Learner) -> Flops | None:
     with torch.no_grad():
         forward = _count(learner)
     trained = _count(learner) - (forward if learner.spec.memory.gradient_checkpointing else 0)
-    learner.optimizer.zero_grad()
+    learner.optimizers["current"].zero_grad()
     learner.policy.read_counts()
     learner.instruments.stopwatch.read()
     return Flops(forward, trained, ceiling(learner.processes.device, DTYPES[learner.spec.run.precision]))

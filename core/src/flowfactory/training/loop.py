@@ -83,7 +83,7 @@ def train(parts: Parts, stop: StopRequest, saved: Sequence[Path], trackers: list
     spec, processes = learner.spec, parts.processes
     if saved:
         with said_once():
-            progress = checkpoint.load(saved[-1], learner.weights, learner.optimizer, learner.trainer)
+            progress = checkpoint.load(saved[-1], learner.weights, learner.optimizers, learner.trainer)
     with said_once():
         file = MetricsFile(run.folder / METRICS, progress.epoch, write=processes.main)
         best = best_saved(parts, file, saved)
@@ -211,7 +211,7 @@ def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
     lies_there = archive.name(progress.epoch) in [c.name for c in archive.checkpoints(folder)]
     if parts.processes.any(main and not lies_there):
         with parts.instruments.clock("checkpoint"):
-            kept = learner.weights, learner.optimizer, learner.trainer
+            kept = learner.weights, learner.optimizers, learner.trainer
             path = checkpoint.save(folder, progress, *kept, parts.origin, write=main)
         if main:
             parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)

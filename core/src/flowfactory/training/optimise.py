@@ -13,6 +13,7 @@ import torch
 from flowfactory.conditions.cache import ConditionStore
 from flowfactory.contracts.scheduler import Scheduler
 from flowfactory.contracts.seeds import Draws, Key
+from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.trainer import Trainer
 from flowfactory.contracts.types import Batch, Update
 from flowfactory.metrics.instruments import Instruments
@@ -30,7 +31,7 @@ from flowfactory.spec.tables import Spec
 
 @attrs.frozen(eq=False)
 class Learner:
-    """What the second half of an epoch is made with."""
+    """What the second half of an epoch is made with; optimizers are by role."""
 
     spec: Spec
     processes: Processes
@@ -40,21 +41,42 @@ class Learner:
     scheduler: Scheduler[Any]
     trainer: Trainer[Any]
     weights: Weights
-    optimizer: torch.optim.Optimizer
+    optimizers: Mapping[str, torch.optim.Optimizer]
 
 
 NORM = "train/gradient_norm"
+CURRENT = "current"
+
+
+@attrs.frozen
+class Turn:
+    """A step of an update: the trained weights' one, or a role's, counted from 0."""
+
+    role: str = CURRENT
+    number: int = 0
+
+    @property
+    def key(self) -> Key:
+        """What tells its random streams from those of other turns."""
+        return () if self.role == CURRENT else (self.role, self.number)
+
+
+def turns(needs: Needs) -> list[Turn]:
+    """Those of an update, in order; one where there are no roles."""
+    return [*(Turn(name, i) for name, role in needs.roles.items() for i in range(role.steps)), Turn()]
 
 
 @attrs.frozen(eq=False)
 class MicroBatch:
     """The numbers of some of a process's samples, and what their trainer wants to train on.
 
+    role: whose turn it is.
     units: how many samples it counts for, or groups where the loss is theirs; 0 if it only keeps this process in step
         with others that have more.
     shares: those of its update; see `shares_of`.
     """
 
+    role: str
     samples: Sequence[int]
     units: int
     on_policy: bool
@@ -65,29 +87,32 @@ class MicroBatch:
 def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) -> tuple[Progress, dict[str, float]]:
     """The optimizer steps of an epoch; returns how far the run has come, and the metrics of training.
 
-    All terms are made before the first step, under the weights that sampled.
+    All terms are made before the first step, under the weights that sampled. An update is a turn of each role.
     """
-    spec, means, step = learner.spec, Means(), progress.step
+    spec, means, step, order = learner.spec, Means(), progress.step, turns(learner.trainer.needs)
     with learner.instruments.clock("terms"), torch.no_grad():
-        updates = [prepare(learner, epoch, made, index) for index in range(spec.optimizer.updates)]
+        updates = [[prepare(learner, epoch, made, u, turn) for turn in order] for u in range(spec.optimizer.updates)]
     with (
         learner.instruments.display.phase(
-            f"epoch {epoch}/{spec.run.epochs}: training", len(made.members), "samples"
+            f"epoch {epoch}/{spec.run.epochs}: training", len(made.members) * len(order), "samples"
         ) as bar,
         learner.instruments.clock("update"),
     ):
-        for index, batches in enumerate(updates):
+        for index, parts in enumerate(updates):
             step += 1
-            if accumulate(learner, made, batches, means, bar.advance):
-                take_step(learner, f"epoch {epoch}, update {index + 1} of {len(updates)}", step, means)
+            for turn, batches in zip(order, parts, strict=True):
+                with learner.weights.using(turn.role):
+                    if accumulate(learner, made, batches, means, bar.advance):
+                        where = f"epoch {epoch}, update {index + 1} of {len(updates)}"
+                        take_step(learner, turn.role, where, step, means)
             learner.trainer.after_update(learner.policy, Update(epoch, index, step, last=index == len(updates) - 1))
     metrics = merge(learner.processes.gather_objects([means.totals()]))
     learner.trainer.after_epoch(made.metrics | metrics)
     return Progress(epoch, step), metrics | learner.policy.read_counts() | {"lr": learning_rate(spec, step)}
 
 
-def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[MicroBatch]:
-    """The micro-batches of one update. Samples without an advantage are left out.
+def prepare(learner: Learner, epoch: int, made: Collected, update: int, turn: Turn) -> list[MicroBatch]:
+    """The micro-batches of one turn of an update. Samples without an advantage are left out.
 
     Where weights are divided there are as many on every process: what is missing is made up for by the first one again.
     """
@@ -101,9 +126,10 @@ def prepare(learner: Learner, epoch: int, made: Collected, update: int) -> list[
     pieces += [[*whole, [update * size]][:1]] * (learner.processes.most(own) - own)
     for number, piece in enumerate(pieces):
         chunk = [i for unit in piece for i in unit]
-        draws = Draws([draws_key(learner, epoch, made.members[i]) for i in chunk])
-        terms = learner.trainer.terms(learner.policy, batch_of(learner, made, chunk, on_policy, shares), draws)
-        batches.append(MicroBatch(chunk, len(piece) if number < own else 0, on_policy, shares, terms))
+        draws = Draws([(*draws_key(learner, epoch, made.members[i]), *turn.key) for i in chunk])
+        batch = batch_of(learner, made, turn.role, chunk, on_policy, shares)
+        terms = learner.trainer.terms(learner.policy, batch, draws)
+        batches.append(MicroBatch(turn.role, chunk, len(piece) if number < own else 0, on_policy, shares, terms))
     return batches
 
 
@@ -134,7 +160,7 @@ def draws_key(learner: Learner, epoch: int, member: Member) -> Key:
 
 
 def batch_of(
-    learner: Learner, made: Collected, samples: Sequence[int], on_policy: bool, shares: Mapping[int, float]
+    learner: Learner, made: Collected, role: str, samples: Sequence[int], on_policy: bool, shares: Mapping[int, float]
 ) -> Batch:
     """What the trainer sees of some samples; made anew when needed, since conditions are large.
 
@@ -151,6 +177,7 @@ def batch_of(
         [learner.conditions.rows[made.members[i].group.row] for i in samples],
         {label: column[chosen].to(device) for label, column in made.scores.items()},
         made.epoch,
+        role,
         shares,
         *((None, None) if made.parents is None else lineage(made, samples, device)),
     )
@@ -174,16 +201,16 @@ def shares_of(spec: Spec, epoch: int, update: int) -> dict[int, float]:
 def accumulate(
     learner: Learner, made: Collected, batches: Sequence[MicroBatch], means: Means, advance: Callable[[int], None]
 ) -> bool:
-    """Gradients of one update: the mean over all its samples or groups, on all processes, and over each one's terms.
+    """Gradients of one turn: the mean over all its samples or groups, on all processes, and over each one's terms.
 
     Terms of noise levels at which no trained network answers have no gradient, as an average over all levels has it.
 
     Returns whether there was anything to learn from.
     """
-    learner.optimizer.zero_grad()
+    learner.optimizers[CURRENT].zero_grad()  # roles have the same parameters, with other values in them
     total = learner.processes.sum(sum(micro.units for micro in batches))
     for micro in batches:
-        batch = batch_of(learner, made, micro.samples, micro.on_policy, micro.shares)
+        batch = batch_of(learner, made, micro.role, micro.samples, micro.on_policy, micro.shares)
         weight = micro.units / total / len(micro.terms)
         for term in micro.terms:
             loss = learner.trainer.loss(learner.policy, batch, term)
@@ -199,19 +226,23 @@ def accumulate(
     return total > 0 and any(p.grad is not None for p in learner.weights.parameters.values())
 
 
-def take_step(learner: Learner, where: str, step: int, means: Means) -> None:
-    """One optimizer step, and the average after it. A number that is not finite ends the run, and `where` is said."""
+def take_step(learner: Learner, role: str, where: str, step: int, means: Means) -> None:
+    """One optimizer step of a role, and the average after the trained weights'.
+
+    A number that is not finite ends the run, and `where` is said.
+    """
+    own, optimizer = learner.trainer.needs.roles.get(role), learner.optimizers[role]
     norm = learner.processes.clip(learner.weights.parameters.values(), learner.spec.optimizer.clip_norm)
     skipped = learner.processes.rescaling and not bool(norm.isfinite())
     if not skipped:
-        means.add({NORM: norm}, 1.0)
+        means.add({f"{NORM}/{role}" if own else NORM: norm}, 1.0)
     totals = {name: total for name, (total, _) in means.totals().items() if name.startswith(("loss/", NORM))}
     finite.check_step(learner.processes, where, totals)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(learner.spec, step)
-    learner.optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(learner.spec, step) * (own.lr if own else 1.0)
+    optimizer.step()
     finite.check_weights(learner.processes, where, learner.weights)
-    if learner.spec.optimizer.ema:
+    if learner.spec.optimizer.ema and not own:
         learner.weights.move("ema", ema_decay(learner.spec.optimizer.ema, step))
 
 
