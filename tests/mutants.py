@@ -411,6 +411,37 @@ FAULTS = (
         "targets_get_likelier", "less likely",
     ),
     Fault("not learning", "sft", "term.noise - x0)", "term.noise + x0)", "learns", "squared distances"),
+    *(
+        Fault(
+            "away from the teacher", entry, "pulled(x, ", "pulled(-x, ",
+            "students_are_brought_back", "squared distances from the reference",
+        )
+        for entry in ("dmd", "tdm")
+    ),
+    Fault(
+        "a fake network that learns nothing", "dmd", "per_sample_mean((v - (term.noise - x)) ** 2)",
+        "per_sample_mean((v.detach() - (term.noise - x)) ** 2)",
+        "each_role_trains_its_own_weights", "in the turn of 'fake' its loss has no gradient",
+    ),
+    Fault(
+        "a fake network asked twice", "dmd", "        error = per_sample",
+        "        v = (v + policy.velocity(term.noise, term.level, batch.conditions)) / 2\n        error = per_sample",
+        "each_role_trains_its_own_weights", "its needs say 1 velocities of 'fake', and it asks for 2",
+    ),
+    Fault(
+        "other weights with a gradient", "dmd", "        teacher, fake = judged(",
+        "        with policy.using('fake'):\n            policy.velocity(x, term.level, batch.conditions)\n"
+        "        teacher, fake = judged(",
+        "each_role_trains_its_own_weights", "in the turn of 'current' it asks ['fake'] with gradients",
+    ),
+    Fault(
+        "a sum for a mean", "tdm", "(weight * error).mean()", "(weight * error).sum()",
+        "microbatch_invariance", "differs",
+    ),
+    Fault(
+        "a mean over elements only", "dmd", "gradient / gradient.numel()", "gradient / gradient[0].numel()",
+        "microbatch_invariance", "differs",
+    ),
     Fault(
         "away from the reward", "draft", "-reward.mean()", "reward.mean()", "learns", "squared distances",
     ),

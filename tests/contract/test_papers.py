@@ -20,6 +20,7 @@ PLUGINS = (
     "dppo",
     "dgpo",
     "crd",
+    "dmd",
     "dpo",
     "refl",
     "sft",

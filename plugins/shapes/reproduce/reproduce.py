@@ -30,13 +30,17 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 SAMPLING = ("grpo", "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo", "opd")
 STORED = ("diffusion-dpo", "sft")
-ALGORITHMS = (*SAMPLING, *STORED)
-REWARD, CORRECT = "eval/shapes/mean", "eval/shapes-correct/mean"
+GRADIENTS = ("nft-colours", "draft", "refl")
+STUDENTS = ("dmd", "tdm", "dmd-nft")
+ALGORITHMS = (*SAMPLING, *STORED, *GRADIENTS, *STUDENTS)
+BEGINS = {"dmd-nft": "dmd"}
+"""Who goes on from the run of whom, with the same seed."""
+REWARD, CORRECT, COLOURS = (f"eval/{name}/mean" for name in ("shapes", "shapes-correct", "shapes-colours"))
 
 
 @attrs.frozen
 class Point:
-    """An evaluation: what had been spent by then, and the held-out rewards.
+    """An evaluation: what had been spent by then, and the held-out rewards; that of colours where it was asked.
 
     examples: pictures of the data, or samples made.
     """
@@ -46,6 +50,7 @@ class Point:
     minutes: float
     reward: float
     correct: float
+    colours: float | None
 
 
 @attrs.frozen
@@ -78,7 +83,9 @@ def main(to: Path, runs: Path, budget: int, examples: int, seeds: int, jobs: int
     with ThreadPoolExecutor(jobs) as pool:
         lengths = dict(zip(ALGORITHMS, pool.map(lambda a: length(a, budget, examples), ALGORITHMS), strict=True))
         wanted = [(a, seed) for seed in range(seeds) for a in ALGORITHMS]
-        list(pool.map(lambda w: train(runs, *w, lengths[w[0]].epochs), wanted))
+        for later in (False, True):
+            now = [(a, seed) for a, seed in wanted if (a in BEGINS) == later]
+            list(pool.map(lambda w: train(runs, *w, lengths[w[0]].epochs), now))
     curves = [Curve(a, seed, list(points(runs / f"{a}-{seed}", lengths[a]))) for a, seed in wanted]
     to.mkdir(parents=True, exist_ok=True)
     draw(curves, to / "curves.png")
@@ -104,6 +111,8 @@ def train(runs: Path, algorithm: str, seed: int, epochs: int) -> None:
         flowfactory("resume", str(folder))
     else:
         changes = [f"--set=run.seed={seed}", f"--set=run.epochs={epochs}", "--folder", str(folder)]
+        if algorithm in BEGINS:
+            changes.append(f"--set=full.from={(runs / f'{BEGINS[algorithm]}-{seed}').resolve()}")
         flowfactory("run", str(HERE / f"{algorithm}.toml"), *changes)
     click.echo(f"{algorithm}, seed {seed}: done")
 
@@ -131,13 +140,15 @@ def points(folder: Path, length: Length) -> Iterator[Point]:
         if line["epoch"]:
             seconds += sum(v for k, v in line.items() if k.startswith("time/") and k != "time/evaluate")
         if REWARD in line:
-            yield Point(line["epoch"] * length.examples, calls, seconds / 60, line[REWARD], line[CORRECT])
+            yield Point(
+                line["epoch"] * length.examples, calls, seconds / 60, line[REWARD], line[CORRECT], line.get(COLOURS)
+            )
 
 
 PANELS = {
-    "calls": ("transformer calls", SAMPLING),
+    "calls": ("transformer calls", (*SAMPLING, *GRADIENTS)),
     "examples": ("examples seen", STORED),
-    "minutes": ("minutes of training, one thread", ALGORITHMS),
+    "minutes": ("minutes of training, one thread", (*SAMPLING, *STORED, *GRADIENTS)),
 }
 """What the held-out reward is drawn against, in which words, and for whom."""
 
@@ -165,7 +176,7 @@ def draw(curves: Sequence[Curve], file: Path) -> None:
 
 def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, examples: int) -> str:
     """The tables, and the pictures below them."""
-    seeds = 1 + max(curve.seed for curve in curves)
+    seeds, first = 1 + max(curve.seed for curve in curves), curves[0].points[0]
     text = [
         "# Results",
         "",
@@ -181,6 +192,16 @@ def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, ex
         f"About {examples} examples each, pictures of the data, of which a pair has two; nothing is sampled:",
         "",
         *table(curves, lengths, STORED),
+        "",
+        f"The gradient of a reward beside comparisons by it: about {budget} calls each, rewarded for the amounts of",
+        "colour only. A call counts as one whether it has a gradient or not; what that takes, minutes tell.",
+        "",
+        *table(curves, lengths, GRADIENTS),
+        "",
+        f"Students of two steps, about {budget} calls each. Before, they are the base in two steps; in eight steps it",
+        f"has {first.reward:.3f} and {first.correct:.1%}. `dmd-nft` is DiffusionNFT on the student that `dmd` made.",
+        "",
+        *table(curves, lengths, STUDENTS),
     ]
     text += ["", "![Curves](curves.png)", "", "The same held-out prompts and noise, before and after, seed 0:", ""]
     for algorithm in ALGORITHMS:
@@ -191,20 +212,20 @@ def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, ex
 def table(curves: Sequence[Curve], lengths: Mapping[str, Length], algorithms: Sequence[str]) -> Iterator[str]:
     """What was spent and what came of it, a line for each algorithm."""
     graded, correct = ("graded before", "graded after"), ("correct before", "correct after")
-    heads = ("algorithm", "epochs", "calls", "examples", *graded, *correct, "minutes")
+    colours = ("colours before", "colours after") if algorithms == GRADIENTS else ()
+    heads = ("algorithm", "epochs", "calls", "examples", *graded, *correct, *colours, "minutes")
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     for algorithm in algorithms:
         own = [curve.points for curve in curves if curve.algorithm == algorithm]
-        before, last = own[0][0], [points[-1] for points in own]
+        first, last, mean = [points[0] for points in own], [points[-1] for points in own], statistics.fmean
         after = [p.reward for p in last]
         spread = statistics.stdev(after) if len(after) > 1 else 0.0
-        right, minutes = statistics.fmean(p.correct for p in last), statistics.fmean(p.minutes for p in last)
-        yield (
-            f"| {algorithm} | {lengths[algorithm].epochs} | {last[0].calls:.0f} | {last[0].examples:.0f} "
-            f"| {before.reward:.3f} | {statistics.fmean(after):.3f} ± {spread:.3f} "
-            f"| {before.correct:.1%} | {right:.1%} | {minutes:.1f} |"
-        )
+        cells = [algorithm, str(lengths[algorithm].epochs), f"{last[0].calls:.0f}", f"{last[0].examples:.0f}"]
+        cells += [f"{mean(p.reward for p in first):.3f}", f"{mean(after):.3f} ± {spread:.3f}"]
+        cells += [f"{mean(p.correct for p in ends):.1%}" for ends in (first, last)]
+        cells += [f"{mean(p.colours or 0.0 for p in ends):.3f}" for ends in (first, last) if colours]
+        yield f"| {' | '.join([*cells, f'{mean(p.minutes for p in last):.1f}'])} |"
 
 
 if __name__ == "__main__":
