@@ -132,5 +132,5 @@ def test_half_precision_with_scaled_losses_is_refused(spec: Path, capsys: pytest
 
 def test_a_role_can_be_exported(run: Run, tmp_path: Path) -> None:
     folder = run("a", *TDM, *QUIET, *LORA, "run.epochs=1")
-    assert main(["export", str(folder), "--weights", "fake", "--out", str(tmp_path / "fake")]) == 0
+    assert main(["export", str(folder), "--weights", "fake", "--to", str(tmp_path / "fake")]) == 0
     assert list((tmp_path / "fake").rglob("*.safetensors"))
