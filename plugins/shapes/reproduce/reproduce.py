@@ -199,8 +199,8 @@ def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, ex
         "",
         *table(curves, lengths, GRADIENTS),
         "",
-        f"Students of two steps, about {budget // 3} calls each. Before, they are the base in two steps; in eight it has",
-        f"{first.reward:.3f} and {first.correct:.1%}. `dmd-nft` is DiffusionNFT on the student that `dmd` made.",
+        f"Students of two steps, about {budget // 3} calls each. Before, they are the base in two steps; in eight it",
+        f"has {first.reward:.3f} and {first.correct:.1%}. `dmd-nft` is DiffusionNFT on the student that `dmd` made.",
         "",
         *table(curves, lengths, STUDENTS),
     ]
