@@ -28,7 +28,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-SAMPLING = ("grpo", "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo", "opd")
+CREDIT = ("stepgrpo", "stepgrpo-estimated", "tempflow", "branchgrpo")
+SAMPLING = ("grpo", *CREDIT, "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo", "opd")
 STORED = ("diffusion-dpo", "sft")
 GRADIENTS = ("nft-colours", "draft", "refl")
 STUDENTS = ("dmd", "tdm", "dmd-nft")

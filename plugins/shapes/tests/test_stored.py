@@ -66,7 +66,7 @@ ALGORITHMS = sorted({path.stem for path in SPECS.glob("*.toml")} - {"base", "sto
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_is_reproduced_is_sound(name: str) -> None:
     spec = load_spec(SPECS / f"{name}.toml", Registry(installed_entries()), also=disk.RULES)
-    assert name in (spec.trainer.name, "flow-grpo-fast")
+    assert name in (spec.trainer.name, "flow-grpo-fast", f"{spec.trainer.name}-estimated")
     assert (spec.trainer.spec.needs.source == "rollouts") == (name not in ("sft", "diffusion-dpo"))
 
 
@@ -78,5 +78,5 @@ def test_the_other_specs_are_sound(name: str, trainer: str) -> None:
 
 def test_every_spec_there_is_reproduced() -> None:
     text = (SPECS / "reproduce.py").read_text()
-    lists = text[text.index("SAMPLING = ") : text.index("REWARD, CORRECT")]
+    lists = text[text.index("CREDIT = ") : text.index("REWARD, CORRECT")]
     assert [name for name in (*ALGORITHMS, *OTHERS) if f'"{name}"' not in lists] == ["teacher"]
