@@ -37,7 +37,6 @@ from .contracts.specs import SchedulerSpec as SchedulerSpec, StochasticSpec as S
 from .contracts.seeds import Draws as Draws
 from .contracts.specs import (
     Branches as Branches,
-    ClippedSpec as ClippedSpec,
     Decay as Decay,
     DecoupledSpec as DecoupledSpec,
     Needs as Needs,
@@ -45,7 +44,7 @@ from .contracts.specs import (
     Times as Times,
     TrainerSpec as TrainerSpec,
 )
-from .contracts.trainer import Policy as Policy, Trainer as Trainer, field_of as field_of
+from .contracts.trainer import Policy as Policy, Trainer as Trainer
 from .rewards.advantages import Scores as Scores
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
 from .losses.clipping import (
@@ -57,9 +56,10 @@ from .losses.clipping import (
     ratio_metrics as ratio_metrics,
     reference_velocity as reference_velocity,
 )
+from .losses.specs import ClippedSpec as ClippedSpec
 from .losses.groups import averaging as averaging, over_groups as over_groups
 from .losses.times import noise_levels as noise_levels, noised as noised
-from .losses.transition import Transition as Transition
+from .losses.transition import Transition as Transition, field_of as field_of
 
 # Rewards: a number for a sample.
 from .contracts.reward import (

@@ -243,28 +243,6 @@ class DecoupledSpec(TrainerSpec):
 
 
 @attrs.frozen(kw_only=True)
-class ClippedSpec(TrainerSpec):
-    """Keys of the trainers that clip probability ratios."""
-
-    even_calls: ClassVar[bool] = True
-
-    clip_low: float = key("The ratio is clipped below 1 - clip_low.", default=1e-4, gt=0, le=1)
-    clip_high: float = key("The ratio is clipped above 1 + clip_high.", default=1e-4, gt=0)
-    adv_clip: float = key("Advantages are clipped to this size.", default=5.0, gt=0)
-    kl_beta: float = key("Weight of the divergence from the reference weights; 0 turns it off.", default=0.0, ge=0)
-    kl: Literal["exact", "x", "v"] = key(
-        "Divergence: `exact` between the Gaussians of a step, or the squared difference of their means (`x`) "
-        "or of the velocities (`v`).",
-        default="exact",
-    )
-
-    @property
-    def needs(self) -> Needs:
-        exact = self.kl_beta > 0 and self.kl == "exact"
-        return Needs(trajectory="steps", density="gaussian" if exact else "any", reference=self.kl_beta > 0)
-
-
-@attrs.frozen(kw_only=True)
 class SchedulerSpec:
     """Base of every `[scheduler]` table: a deterministic dynamics, which has no log-probability."""
 

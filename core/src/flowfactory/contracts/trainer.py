@@ -9,7 +9,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from flowfactory.contracts.scheduler import Field
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Needs, TrainerSpec
 from flowfactory.contracts.types import Batch, Conditions, Lineage, Loss, Row, Update
@@ -43,11 +42,6 @@ class Policy(Protocol):
     def move(self, weights: str, decay: float) -> None:
         """`set <- decay * set + (1 - decay) * current` for one of the trainer's own `Needs.sets`."""
         ...
-
-
-def field_of(policy: Policy, conditions: Conditions) -> Field:
-    """The policy's velocity under some conditions."""
-    return lambda x, sigma: policy.velocity(x, sigma, conditions)
 
 
 class Scores(Protocol):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from flowfactory.contracts.scheduler import per_sample_mean
-from flowfactory.contracts.specs import ClippedSpec
 from flowfactory.contracts.trainer import Policy
 from flowfactory.contracts.types import Batch, Loss
+from flowfactory.losses.specs import ClippedSpec
 from flowfactory.losses.transition import Transition
 
 

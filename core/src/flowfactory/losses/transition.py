@@ -8,9 +8,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from flowfactory.contracts.scheduler import Moments, StochasticScheduler
-from flowfactory.contracts.trainer import Policy, field_of
-from flowfactory.contracts.types import Batch
+from flowfactory.contracts.scheduler import Field, Moments, StochasticScheduler
+from flowfactory.contracts.trainer import Policy
+from flowfactory.contracts.types import Batch, Conditions
 
 
 @attrs.frozen(eq=False)
@@ -57,3 +57,8 @@ class Transition:
     def std(self) -> Tensor:
         """Total standard deviation `(B,)` of this step's noise."""
         return self.moments(torch.zeros_like(self.x)).std.flatten()
+
+
+def field_of(policy: Policy, conditions: Conditions) -> Field:
+    """The policy's velocity under some conditions."""
+    return lambda x, sigma: policy.velocity(x, sigma, conditions)

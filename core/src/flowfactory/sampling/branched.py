@@ -16,8 +16,9 @@ from torch import Tensor
 
 from flowfactory.contracts.scheduler import Scheduler, StochasticScheduler, to_storage
 from flowfactory.contracts.specs import Branches
-from flowfactory.contracts.trainer import Policy, field_of
+from flowfactory.contracts.trainer import Policy
 from flowfactory.contracts.types import Conditions, Lineage, Rollout, Sample
+from flowfactory.losses.transition import field_of
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.rewards.advantages import Scores
 from flowfactory.rewards.session import Scored

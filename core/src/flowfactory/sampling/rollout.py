@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flowfactory.contracts.scheduler import NoisyScheduler, Scheduler, StochasticScheduler, to_storage
 from flowfactory.contracts.seeds import Draws, Key
-from flowfactory.contracts.trainer import Policy, field_of
+from flowfactory.contracts.trainer import Policy
 from flowfactory.contracts.types import Conditions, Rollout
+from flowfactory.losses.transition import field_of
 
 
 @attrs.frozen(eq=False)
