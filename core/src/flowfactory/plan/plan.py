@@ -152,8 +152,8 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         yield Number("refill_calls", s.refill * calls, how)
     if isinstance(scheduler := spec.scheduler.spec, StochasticSpec):
         steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
-        how = f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
-        yield Number("stochastic_steps", steps, how)
+        why = f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
+        yield Number("stochastic_steps", steps, why)
     else:
         yield Number("stochastic_steps", 0, f"scheduler `{spec.scheduler.name}` is deterministic")
 
@@ -217,9 +217,8 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
         why = f"of samples, per epoch: {s.prompts * size} x {_count(reach, 'step')} that rewards' gradients go through"
         yield Number("gradient_passes", s.prompts * size * reach, why)
     for name, role in spec.trainer.spec.needs.roles.items():
-        made = batch * o.updates * role.steps * role.velocities
-        why = f"{_count(o.updates, 'update')} of {_count(role.steps, 'step')}, {role.velocities} with gradient in each"
-        yield Number(f"{name}_passes", made, f"of samples, per epoch, by role `{name}`: {batch} x {why}")
+        why = f"by role `{name}`, an epoch: {batch} x {_count(o.updates, 'update')} x {_count(role.steps, 'step')}"
+        yield Number(f"{name}_passes", batch * o.updates * role.steps * role.velocities, why)
 
 
 def _run(spec: Spec) -> Iterator[Number]:
