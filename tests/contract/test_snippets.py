@@ -114,7 +114,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def shell(block: Block, folder: Path) -> None:
-    for line in block.text.splitlines():
+    for line in block.text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line, comments=True) or [""]
         if program == "make":
             assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), block
