@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import browser, needs_chromium
+from browser import browser, needs_chromium, prefer, serious
 from flowfactory import RewardError, Score
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.discovery.registry import Registry
@@ -161,6 +161,22 @@ def test_hostile_prompts_and_questions_are_text(person: Any, made: Any, asking: 
     press(person, "5")
     assert found.result(10) == [1.0]
     assert [line for line in person.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("cls", [Human, HumanGroup])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_read_it(person: Any, made: Any, asking: Any, cls: Any, scheme: str) -> None:
+    reward = made(cls)
+    prefer(person, scheme)
+    found = asking(reward, samples(0.2, 0.8))
+    person.get(reward.page.server.url)
+    shown(person, "a bright room")
+    assert serious(person) == []
+    for _ in range(2 if cls is Human else 1):
+        task, _ = reward.page.desk.next(person.execute_script("return sessionStorage.getItem('page')"), 5)
+        assert reward.page.desk.answer(task.name, None)
+    assert found.result(10) == [None, None]
 
 
 @needs_chromium

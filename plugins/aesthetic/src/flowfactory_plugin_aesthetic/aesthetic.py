@@ -62,7 +62,7 @@ class Aesthetic(DifferentiableReward):
             return torch.zeros(0, dtype=torch.float64)
         frames = [some_frames(one, self.spec.frames) for one in media]
         each = self.head(embed(list(chain(*frames)))) / self.spec.divide
-        return torch.stack([_POOLS[self.spec.pool](some) for some in each.split([len(some) for some in frames])])
+        return torch.stack([_POOLS[self.spec.pool](some) for some in torch.split(each, [len(some) for some in frames])])
 
     @classmethod
     def tiny(cls, folder: Path) -> Mapping[str, Any]:
