@@ -363,6 +363,9 @@ def test_whatever_a_plugin_raises_at_check_is_told_of_it(
         ["check", "spec.toml", "--set=memory.cache=/PATH"],
         ["check", "package:PATH"],
         ["sample", "PATH", "a dog"],
+        ["evaluate", "PATH"],
+        ["watch", "PATH"],
+        ["rewards", "build", "PATH"],
     ],
 )
 def test_paths_that_nobody_can_have_are_told(spec: Path, arguments: list[str], capsys: Capture) -> None:
@@ -384,7 +387,7 @@ def begun(loop: Callable[..., None]) -> str:
     [
         ("spec.toml", "spec.toml"),
         ("spec.toml/below", "Not a directory"),
-        ("x" * 300, "the name is longer than file systems allow"),
+        ("x" * 300, " long"),
         ("/proc/nowhere/x", "cannot be written: No such file or directory"),
         ("own", "own"),
     ],

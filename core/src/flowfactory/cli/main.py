@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 bad usage or spec; 3 plugin missing, con
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import io
 import traceback
@@ -20,7 +21,7 @@ from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs import evaluating, examples, looking, plugins, results, running
 from flowfactory.cli.verbs.options import INTERRUPTED, report
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, meant
+from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, meant, shortened
 from flowfactory.plan import launch
 from flowfactory.processes.stop import AtOnce, Stopped, listening
 from flowfactory.streams import speaking
@@ -64,7 +65,11 @@ def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     except (click.Abort, AtOnce):
         return INTERRUPTED
     except Exception as error:
-        ui.error(f"{''.join(traceback.format_exception(meant(error)))}{BUG}")
+        real = meant(error)
+        if isinstance(real, OSError) and real.errno == errno.ENAMETOOLONG:  # a plugin's command was given it
+            ui.error(f"{shortened(str(real.filename))}: {real.strerror}")
+            return BAD_SPEC
+        ui.error(f"{''.join(traceback.format_exception(real))}{BUG}")
         return FAILED
     return int(code or DONE)
 
