@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,6 +94,30 @@ def test_a_second_start_encodes_nothing(tmp_path: Path) -> None:
     new(tmp_path, rows)[0].fill(words, ignore)
     new(tmp_path, rows)[0].fill(refuse, ignore)
     new(tmp_path, rows[3:5])[0].fill(refuse, ignore)
+
+
+def calls(work: Callable[[], None]) -> int:
+    """How many calls some work makes, of Python's functions and of others."""
+    count = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_filling_takes_as_much_for_each_row_however_many_there_are(tmp_path: Path) -> None:
+    few, many = (
+        calls(lambda count=count: new(tmp_path / str(count), made_rows(count))[0].fill(words, ignore))  # type: ignore[misc]
+        for count in (40, 200)
+    )
+    assert many < 5 * few * 1.2
 
 
 def test_each_distinct_row_is_encoded_once_and_by_itself(tmp_path: Path) -> None:
