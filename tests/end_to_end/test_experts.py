@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from end_to_end.conftest import metrics
+from flowfactory.runs import archive
+from flowfactory_plugin_wan import EXPERTS
+from flowfactory_plugin_wan.checkpoint import tiny_wan
 from flowfactory_plugin_wan.wan import Wan
+from PIL import Image
+from safetensors import safe_open
 
-TRAINERS = ("grpo", "grpo-guard", "nft", "awm")
+pytestmark = pytest.mark.slow
+
+STEPWISE = "scheduler={name='flow-sde'}"
+ANYWHERE = ("scheduler={name='ode'}", "trainer.times={rule='subset'}")
+BY_REWARD = ("scheduler={name='ode'}", "reward=[{name='blueness'}]")
+OF_DATA = ("-reward", "-sampling.group", "sampling.size=[32, 32]")
+
+TRAINERS: dict[str, tuple[str, ...]] = {
+    "grpo": (STEPWISE,),
+    "grpo-guard": (STEPWISE,),
+    "dppo": (STEPWISE,),
+    "nft": ("scheduler={name='ode'}",),
+    "awm": ("scheduler={name='ode'}",),
+    "crd": ANYWHERE,
+    "dgpo": ANYWHERE,
+    "dpo": ANYWHERE,
+    "sft": (*ANYWHERE, *OF_DATA, "data.prompts=OTHER/media.jsonl"),
+    "diffusion-dpo": (*ANYWHERE, *OF_DATA, "data.prompts=OTHER/pairs.jsonl"),
+    "draft": (*BY_REWARD, "trainer.steps=6"),
+    "refl": (*BY_REWARD, "trainer.fraction=1.0", "trainer.scale=1.0"),
+    "opd": ("scheduler={name='ode'}", "-reward", "trainer.teachers=[{from='OTHER/checkpoint'}]"),
+}
+"""What each is given beside its name, so that it may learn at all noise levels. `OTHER`: see `other`."""
+
 SMALL = (
     "sampling.size=[32, 32, 5]",
     "sampling.prompts=2",
     "sampling.steps=6",
     "optimizer.updates=1",
     "run.epochs=1",
+    "run.save_samples=0",
     "-full",
     "lora.rank=2",
     "-eval",
@@ -29,46 +59,60 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Wan.tiny(tmp_path_factory.mktemp("wan") / "checkpoint", experts=2)
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint to learn from, and rows of media."""
+    folder = tmp_path_factory.mktemp("wan")
+    tiny_wan(experts=2, seed=1).save_pretrained(folder / "checkpoint")
+    for name in ("a", "b"):
+        Image.linear_gradient("L").convert("RGB").rotate(90 * (name == "b")).resize((32, 32)).save(
+            folder / f"{name}.png"
+        )
+    for name, shown in {"media": {"media": "a.png"}, "pairs": {"chosen": "a.png", "rejected": "b.png"}}.items():
+        rows = [json.dumps({"prompt": text, **shown}) for text in ("sky", "sea")]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    return folder
+
+
 def model(checkpoint: Path, experts: str) -> str:
     return f'model={{name="wan", path="{checkpoint}", experts="{experts}", max_sequence_length=32}}'
 
 
 @pytest.mark.parametrize("experts", ["high", "low", "both"])
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_every_trainer_trains_it(run: Callable[..., Path], checkpoint: Path, trainer: str, experts: str) -> None:
-    scheduler = "ode" if trainer in ("nft", "awm") else "flow-sde"
-    line = metrics(
-        run(
-            "a",
-            model(checkpoint, experts),
-            f'trainer={{name="{trainer}"}}',
-            f'scheduler={{name="{scheduler}"}}',
-            *SMALL,
-        )
-    )[-1]
-    assert 0 < line["train/gradient_norm"] < float("inf")
-
-
-@pytest.mark.parametrize(
-    ("experts", "trainer", "scheduler", "key"),
-    [
-        ("high", "grpo", '{name="flow-sde", window={rule="list", steps=[4]}}', "[scheduler] window"),
-        ("low", "grpo", '{name="flow-sde", window={rule="list", steps=[0]}}', "[scheduler] window"),
-        ("low", "nft", '{name="ode"}', "[trainer] times"),
-    ],
-)
-def test_where_no_level_of_it_is_left_it_is_refused(
-    run: Callable[..., Path],
-    checkpoint: Path,
-    capsys: pytest.CaptureFixture[str],
-    experts: str,
-    trainer: str,
-    scheduler: str,
-    key: str,
+def test_every_trainer_trains_it(
+    run: Callable[..., Path], checkpoint: Path, other: Path, trainer: str, experts: str
 ) -> None:
-    times = ', times={rule="uniform", range=[0.95, 1.0]}' if trainer == "nft" else ""
+    """And no weight of another."""
+    own = [change.replace("OTHER", str(other)) for change in TRAINERS[trainer]]
+    folder = run("a", model(checkpoint, experts), f"trainer.name={trainer}", *SMALL, *own)
+    assert 0 < metrics(folder)[-1]["train/gradient_norm"] < float("inf")
+    with safe_open(archive.checkpoints(folder / "checkpoints")[-1] / "current.safetensors", "pt") as weights:
+        trained = {name.partition(".")[0] for name in [*weights.keys()]}
+    assert trained == {name for expert, name in EXPERTS.items() if experts in (expert, "both")}
+
+
+NONE_LEFT: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "grpo, early": ("high", "[scheduler] window", ("scheduler={name='flow-sde', window={rule='list', steps=[4]}}",)),
+    "grpo, late": ("low", "[scheduler] window", ("scheduler={name='flow-sde', window={rule='list', steps=[0]}}",)),
+    "nft": ("low", "[trainer] times", ("scheduler={name='ode'}", "trainer.times={rule='uniform', range=[0.95, 1.0]}")),
+    "sft": ("high", "[trainer] times", (*TRAINERS["sft"], "trainer.times={rule='uniform', range=[0.1, 0.5]}")),
+    "draft": ("high", "[trainer]", (*BY_REWARD, "trainer.steps=3")),
+    "draft, stochastic": ("high", "[trainer]", (STEPWISE, BY_REWARD[1], "trainer.steps=3")),
+    "refl": ("high", "[trainer]", BY_REWARD),
+    "opd": ("low", "[trainer]", (*TRAINERS["opd"], "trainer.fraction=0.2")),
+}
+"""The expert that is trained, what is to be widened, and the rest of the spec, by the trainer's name."""
+
+
+@pytest.mark.parametrize("case", NONE_LEFT)
+def test_where_no_level_of_it_is_left_it_is_refused(
+    run: Callable[..., Path], checkpoint: Path, other: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    experts, widened, changes = NONE_LEFT[case]
+    own = [change.replace("OTHER", str(other)) for change in changes]
     with pytest.raises(AssertionError, match="assert 1 == 0"):
-        run("a", model(checkpoint, experts), f'trainer={{name="{trainer}"{times}}}', f"scheduler={scheduler}", *SMALL)
+        run("a", model(checkpoint, experts), f"trainer.name={case.partition(',')[0]}", *SMALL, *own)
     said = " ".join(capsys.readouterr().err.split())
-    assert "answers at none of the noise levels" in said
-    assert key in said
+    assert f"{EXPERTS[experts]}, which [model] trains, answers at none of the noise levels" in said
+    assert f"that {widened} leaves" in said

@@ -17,7 +17,7 @@ from flowfactory.testing.mean import TARGET
 from flowfactory.testing.problem import SAMPLES, STEPS, Problem
 from flowfactory_plugin_refl import DraftSpec, ReFLSpec
 from flowfactory_plugin_refl.draft import Draft, sampled
-from flowfactory_plugin_refl.refl import ReFL, at, late
+from flowfactory_plugin_refl.refl import ReFL, at
 from support import GRID, Case, FieldPolicy, close, each
 from torch import Tensor
 
@@ -163,7 +163,12 @@ def test_draft_of_one_step_is_refl_without_a_threshold_at_the_last() -> None:
     ("total", "fraction", "steps"), [(40, 0.25, 10), (10, 0.25, 3), (10, 0.3, 3), (4, 0.1, 1), (6, 1.0, 6)]
 )
 def test_late_steps(total: int, fraction: float, steps: int) -> None:
-    assert late(total, fraction) == steps
+    assert ReFLSpec(fraction=fraction).learned(total) == range(total - steps, total)
+
+
+@pytest.mark.parametrize(("total", "wanted", "first"), [(10, 1, 9), (10, 3, 7), (4, 9, 0)])
+def test_last_steps(total: int, wanted: int, first: int) -> None:
+    assert DraftSpec(steps=wanted).learned(total) == range(first, total)
 
 
 def test_each_sample_draws_its_own_late_step() -> None:

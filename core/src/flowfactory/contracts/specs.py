@@ -140,6 +140,10 @@ class TrainerSpec:
         """What core must provide; may depend on the keys."""
         return Needs()
 
+    def learned(self, steps: int) -> range:
+        """Which of `steps` deterministic steps it learns at; here: any. The last are those nearest to the data."""
+        return range(steps)
+
 
 @attrs.frozen(kw_only=True)
 class Window:

@@ -87,10 +87,7 @@ class Trainer(ABC, Generic[SpecT]):
         return self.spec.needs
 
     def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
-        """Advantages `(N,)` float64, or `(N, n)` of each stochastic step; `groups` `(N,)` says which samples compare.
-
-        NaN takes no part in the training.
-        """
+        """Advantages float64 `(N,)`, or by stochastic step `(N, n)`; `groups` `(N,)` says who compares; NaN: left out."""
         return scores.advantages(groups, self.spec.aggregate, self.spec.std)
 
     @abstractmethod

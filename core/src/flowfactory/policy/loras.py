@@ -259,9 +259,10 @@ def _widths(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def _whole(title: str, found: holdings.Holding, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters by `network.parameter`, each as the networks have it."""
+    """Parameters by `network.parameter`, each as the networks have it; not those of networks that are not asked for."""
     read: dict[str, Tensor] = {}
-    for folder, files in found.files.items():
+    own = {folder: files for folder, files in found.files.items() if folder in networks}
+    for folder, files in (own or found.files).items():
         for file in files:
             prefix = f"{folder}." if folder else ""
             read |= {f"{prefix}{key}": tensor for key, tensor in load_file(file).items()}

@@ -182,14 +182,15 @@ def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:
     """Raises:
     RunError: at all noise levels that the run may train at, networks answer that are not trained.
     """
-    size, steps = spec.sampling.size, spec.sampling.steps
+    size, steps, own = spec.sampling.size, spec.sampling.steps, spec.trainer.spec
     sigmas, where = adapter.sigmas(steps, size), "[scheduler] window"
-    if isinstance(spec.trainer.spec, DecoupledSpec):
-        levels, where = possible(spec.trainer.spec.times, sigmas), "[trainer] times"
-    elif isinstance(spec.scheduler.spec, StochasticSpec) and spec.scheduler.spec.density != "none":
-        levels = sigmas[list(candidates(spec.scheduler.spec.window, steps))]
+    dynamics = spec.scheduler.spec
+    if isinstance(own, DecoupledSpec):
+        levels, where = possible(own.times, sigmas), "[trainer] times"
+    elif isinstance(dynamics, StochasticSpec) and dynamics.density != "none" and not own.needs.gradient:
+        levels = sigmas[list(candidates(dynamics.window, steps))]
     else:
-        levels = sigmas[:-1]
+        levels, where = sigmas[list(own.learned(steps))], "[trainer]"
     if not adapter.trains_at(levels, size).any():
         what = f"answers at none of the noise levels {levels.max():g} to {levels.min():g} that {where} leaves"
         raise RunError(f"{' and '.join(adapter.networks())}, which [model] trains, {what}; widen it, or train another")

@@ -62,6 +62,9 @@ class OPDSpec(TrainerSpec):
             columns={COLUMN: names} if len(names) > 1 else {},
         )
 
+    def learned(self, steps: int) -> range:
+        return range(max(1, int(steps * self.fraction)))
+
 
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:

@@ -56,8 +56,7 @@ class OPD(Trainer[OPDSpec]):
 
     def steps(self, batch: Batch) -> Sequence[int]:
         """Which steps to learn at: the stochastic ones, or the first ones of a deterministic trajectory."""
-        count = len(batch.rollout.sigmas) - 1
-        return batch.rollout.steps or range(max(1, int(count * self.spec.fraction)))
+        return batch.rollout.steps or self.spec.learned(len(batch.rollout.sigmas) - 1)
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         v = velocity(policy, batch.rollout, term.step, batch.conditions)

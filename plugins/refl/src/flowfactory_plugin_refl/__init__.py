@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -25,6 +26,9 @@ class DraftSpec(TrainerSpec):
     def needs(self) -> Needs:
         return Needs(scores=False, gradient=self.steps, trajectory="states")
 
+    def learned(self, steps: int) -> range:
+        return range(max(0, steps - self.steps), steps)
+
 
 @attrs.frozen(kw_only=True)
 class ReFLSpec(TrainerSpec):
@@ -43,6 +47,10 @@ class ReFLSpec(TrainerSpec):
     @property
     def needs(self) -> Needs:
         return Needs(scores=False, gradient=1, trajectory="states")
+
+    def learned(self, steps: int) -> range:
+        """Of the last `fraction`, rounded up, and at least one."""
+        return range(steps - max(1, math.ceil(self.fraction * steps - 1e-6)), steps)
 
 
 @hookimpl

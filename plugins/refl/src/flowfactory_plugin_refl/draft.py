@@ -19,7 +19,7 @@ class Draft(Trainer[DraftSpec]):
     """DRaFT-K; its one term is the number of the first step with a gradient."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[int]:
-        return [max(0, len(batch.rollout.sigmas) - 1 - self.spec.steps)]
+        return [self.spec.learned(len(batch.rollout.sigmas) - 1).start]
 
     def loss(self, policy: Policy, batch: Batch, term: int) -> Loss:
         reward = policy.reward(policy.decode(sampled(policy, batch, term)), batch.rows)

@@ -9,7 +9,6 @@ at the state `x` before step `m` of the rollout, which has no gradient; `m` is d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import attrs
@@ -32,8 +31,8 @@ class ReFL(Trainer[ReFLSpec]):
     """ReFL, with one step for each sample."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[State]:
-        total = len(batch.rollout.sigmas) - 1
-        return [at(batch, total - 1 - (draws.uniform() * late(total, self.spec.fraction)).long())]
+        steps = self.spec.learned(len(batch.rollout.sigmas) - 1)
+        return [at(batch, steps[-1] - (draws.uniform() * len(steps)).long())]
 
     def loss(self, policy: Policy, batch: Batch, term: State) -> Loss:
         v = policy.velocity(term.x, term.sigma, batch.conditions).float()
@@ -42,11 +41,6 @@ class ReFL(Trainer[ReFLSpec]):
         lacking = (self.spec.threshold - reward).relu()
         metrics = {"reward": reward.detach().mean(), "saturated": (lacking.detach() == 0).float().mean()}
         return Loss({"reward": self.spec.scale * lacking.mean()}, metrics)
-
-
-def late(total: int, fraction: float) -> int:
-    """How many of `total` steps are the last `fraction` of them: rounded up, and at least one."""
-    return max(1, math.ceil(fraction * total - 1e-6))
 
 
 def at(batch: Batch, steps: Tensor) -> State:
