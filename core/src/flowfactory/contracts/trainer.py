@@ -87,7 +87,7 @@ class Trainer(ABC, Generic[SpecT]):
         return self.spec.needs
 
     def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
-        """Advantages float64 `(N,)`, or by stochastic step `(N, n)`; `groups` `(N,)` says who compares; NaN: left out."""
+        """Advantages float64 `(N,)`, or by stochastic step `(N, n)`; of `groups` `(N,)`, who compare. NaN: left out."""
         return scores.advantages(groups, self.spec.aggregate, self.spec.std)
 
     @abstractmethod
