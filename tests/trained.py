@@ -175,7 +175,8 @@ def train(
             tensor += 0.1 * torch.randn_like(tensor)
     if ema:
         weights.move("ema", 0.5)
-    checkpoint.save(folder / "checkpoints", Progress(3, 3), weights, {"current": optimizer}, FORGETFUL, Origin("", 1, {}))
+    kept = weights, {"current": optimizer}, FORGETFUL
+    checkpoint.save(folder / "checkpoints", Progress(3, 3), *kept, Origin("", 1, {}))
     if ema:
         weights.restore("current", weights.tensors("ema"))
     return Trained(folder, family, spec, registry, adapter)
