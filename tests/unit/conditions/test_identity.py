@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from flowfactory.conditions.identity import encoder_identity
 from flowfactory.contracts.key import Location
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.runs import files
+from huggingface_hub import errors
 
 FILES = {
     "model_index.json": "{}",
@@ -130,10 +132,38 @@ def test_a_hub_checkpoint_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch
     assert of("someone/model")["checkpoint"] == "commit ccc"
 
 
-def test_no_checkpoint_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def answer(kind: type[Any]) -> Exception:
+    import httpx
+
+    made: Exception = kind("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            lambda: errors.LocalEntryNotFoundError("offline"),
+            "is no folder and not in the hub's cache, and the hub cannot",
+        ),
+        (lambda: ConnectionError("no route"), "the hub cannot be asked: ConnectionError: no route"),
+        (
+            lambda: answer(errors.GatedRepoError),
+            "some/one is gated: accept its terms at https://huggingface.co/some/one",
+        ),
+        (lambda: answer(errors.RepositoryNotFoundError), "some/one is not at https://huggingface.co/some/one, or is "),
+        (
+            lambda: answer(errors.RevisionNotFoundError),
+            "some/one has no revision 'x' at https://huggingface.co/some/one",
+        ),
+    ],
+)
+def test_where_there_is_no_checkpoint_the_reason_is_said(
+    error: Callable[[], Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nothing(path: str, revision: str | None, allow_patterns: str) -> str:
-        raise FileNotFoundError("no connection")
+        raise error()
 
     monkeypatch.setattr(identity, "snapshot_download", nothing)
-    with pytest.raises(ValueError, match="some/one is no checkpoint, neither a folder nor on the hub: no connection"):
-        of("some/one")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        of("some/one", revision="x")

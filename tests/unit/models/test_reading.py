@@ -17,7 +17,7 @@ from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Lora
 from flowfactory_plugin_wan.checkpoint import tiny_wan_i2v
 from ggufs import gguf_file
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
 SIZE = Size(32, 48)
@@ -55,6 +55,51 @@ def test_a_network_in_one_file(published: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.safetensors").write_bytes(b"noise" * 9)
     with pytest.raises(reading.Unreadable, match=r"noise.safetensors "):
         reading.read(spec_of(model, single_file=tmp_path / "noise.safetensors"), torch.float32)
+
+
+def test_a_file_that_lacks_weights_is_refused(published: Path, tmp_path: Path) -> None:
+    state = load_file(published / FILE)
+    name = next(name for name in sorted(state) if name.endswith("attn.to_q.weight"))
+    save_file({key: tensor for key, tensor in state.items() if key != name}, tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match=r"one\.safetensors cannot be read as SD3Transformer2DModel: IndexError: "):
+        reading.read(spec_of(published, single_file=tmp_path / "one.safetensors"), torch.float32)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_folder_that_lacks_weights_is_refused(part: str, published: Path, tmp_path: Path) -> None:
+    """Diffusers would draw them at random."""
+    model = Path(shutil.copytree(published, tmp_path / "model"))
+    (file,) = (model / part).glob("*.safetensors")
+    state = load_file(file)
+    name = next(
+        name
+        for name in sorted(state)
+        if name.endswith("norm1.linear.weight" if part == "transformer" else "conv1.bias")
+    )
+    save_file({key: tensor for key, tensor in state.items() if key != name}, file, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=f"{model} .* its part `{part}` lacks 1 of the weights of .*, `{name}` for one"
+    ):
+        reading.read(spec_of(model), torch.float32)
+
+
+def test_a_full_memory_is_not_damage() -> None:
+    for error in (torch.OutOfMemoryError, MemoryError):
+        with pytest.raises(error), reading.reading("somewhere"):
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no such thing"), "somewhere cannot be read as a diffusers pipeline: no such thing"),
+        (KeyError("kind"), r"pipeline: KeyError: 'kind' \(models/test_reading.py, line \d+\)"),
+        (AssertionError(), "pipeline: AssertionError"),
+    ],
+)
+def test_whatever_a_library_raises_is_told_with_the_checkpoint(error: Exception, words: str) -> None:
+    with pytest.raises(ValueError, match=words), reading.reading("somewhere"):
+        raise error
 
 
 def test_gguf_is_run_and_its_lora_trained(published: Path, tmp_path: Path) -> None:

@@ -142,6 +142,50 @@ def test_files_of_one_file_checkpoints(spec: Path, model: Path, tmp_path: Path) 
     assert "is neither a .safetensors nor a .gguf file" in what_is_wrong(spec, model, f"model.single_file={other}")
 
 
+FOREIGN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+    "a LoRA": (
+        {"transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 4)},
+        "is a LoRA, no network: it has `transformer_blocks.0.attn.to_q.lora_A.weight`; to begin with it, set [lora]",
+    ),
+    "kohya's": ({"lora_unet_blocks_0_attn_qkv.lora_down.weight": torch.zeros(2, 4)}, "is a LoRA, no network"),
+    "scaled": (
+        {"a.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn), "a.scale_weight": torch.ones(1)},
+        "has weights that are to be multiplied by others beside them, as `a.scale_weight`, which diffusers does not",
+    ),
+    "marked as scaled": (
+        {"a.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn), "scaled_fp8": torch.ones(1)},
+        "as `scaled_fp8`, which diffusers does not; use a file of bf16 or .gguf",
+    ),
+    "packed": (
+        {"a.weight": torch.zeros(8, 1, dtype=torch.uint8), "a.weight.absmax": torch.ones(1)},
+        "has weights in fewer bits, as `a.weight`, which are read from a pipeline's folder only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_no_network_in_one_file_is_named(name: str, spec: Path, model: Path, tmp_path: Path) -> None:
+    tensors, words = FOREIGN[name]
+    save_file(tensors, tmp_path / "one.safetensors")
+    assert words in what_is_wrong(spec, model, f"model.single_file={tmp_path}/one.safetensors")
+
+
+def test_numbers_of_8_bits_and_whole_models_are_no_fault(spec: Path, model: Path, tmp_path: Path) -> None:
+    state = {f"model.diffusion_model.{n}": t.to(torch.float8_e4m3fn) for n, t in load_file(model / WEIGHTS).items()}
+    others = {"text_encoders.t5.scale_weight": torch.ones(1), "vae.weight": torch.zeros(8, dtype=torch.uint8)}
+    save_file(state | others, tmp_path / "one.safetensors")
+    assert what_is_wrong(spec, model, f"model.single_file={tmp_path}/one.safetensors") == ""
+
+
+def test_a_folder_of_configs_is_refused_as_one(spec: Path, model: Path) -> None:
+    for file in model.rglob("*.safetensors"):
+        file.unlink()
+    said = what_is_wrong(spec, model)
+    assert "has configs, and no weights of any part: " in said
+    assert "a run needs them; `flowfactory plan --exact` does not" in said
+    assert said.count("no weights") == 1
+
+
 def test_gguf_is_counted(spec: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = load_file(model / WEIGHTS)
     file = gguf_file(tmp_path / "tiny.gguf", state)

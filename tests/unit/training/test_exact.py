@@ -16,7 +16,7 @@ from flowfactory.errors import RunError
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Full, Spec
-from flowfactory.training.exact import measure
+from flowfactory.training.exact import measure, model
 
 LORA, FULL = (), ("full={}",)
 MEASURED = [("flux", LORA), ("flux", FULL), ("wan-2.2", LORA), ("ltx", LORA), ("hunyuan-video", FULL)]
@@ -64,7 +64,7 @@ def really_kept(spec: Spec) -> tuple[int, int]:
 @pytest.mark.parametrize(("name", "sets"), MEASURED)
 def test_it_is_what_autograd_keeps(name: str, sets: tuple[str, ...], spec: Path, tmp_path: Path) -> None:
     made = spec_of(spec, FAMILIES[name], tmp_path / "model", *sets)
-    measured = measure(made, target(made))
+    measured = measure(made, model(made, target(made)))
     kept, conditions = really_kept(made)
     assert (measured.kept, measured.conditions) == (kept, conditions)
     assert 0 < measured.layer < measured.recomputed < measured.kept
@@ -74,7 +74,7 @@ def test_no_weight_is_read(spec: Path, tmp_path: Path) -> None:
     made = spec_of(spec, FAMILIES["sd3"], tmp_path / "model")
     for file in (tmp_path / "model").rglob("*.safetensors"):
         file.unlink()
-    assert measure(made, target(made)).kept > 0
+    assert measure(made, model(made, target(made))).kept > 0
 
 
 def planned(capsys: pytest.CaptureFixture[str], spec: Path, made: Spec, *options: str) -> dict[str, dict[str, Any]]:
@@ -98,13 +98,39 @@ def test_what_is_measured_takes_the_place_of_the_estimate(
     assert guessed["update_activations"]["reason"].startswith("estimated: ")
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan-2.2", "qwen-image", "lumina-2"])
+def test_configs_alone_are_planned_as_with_weights(
+    name: str, spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spec_of(spec, FAMILIES[name], tmp_path / "model")
+    whole = planned(capsys, spec, made, "--exact")
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        file.unlink()
+    assert main(["plan", str(spec), f"--set=model.path={tmp_path / 'model'}", "--set=model.name=diffusers"]) == 2
+    assert "has configs, and no weights of any part" in capsys.readouterr().err
+    alone = planned(capsys, spec, made, "--exact")
+    assert alone == whole
+    assert min(alone[part]["bytes"] for part in ("encoders", "vae", "frozen", "trained")) > 0
+
+
+def test_a_network_in_one_file_beside_configs_is_planned(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spec_of(spec, FAMILIES["sd3"], tmp_path / "model")
+    whole = planned(capsys, spec, made, "--exact")
+    weights = tmp_path / "model/transformer/diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "one.safetensors")
+    alone = planned(capsys, spec, made, "--exact", f"model.single_file={tmp_path / 'one.safetensors'}")
+    assert alone == whole
+
+
 def test_networks_that_look_at_values_cannot_be_measured(
     spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lumina 2 asks how long its prompts are."""
     made = spec_of(spec, FAMILIES["lumina-2"], tmp_path / "model")
     with pytest.raises(RunError, match="cannot be measured: its networks look at values to decide what to compute"):
-        measure(made, target(made))
+        measure(made, model(made, target(made)))
     assert (
         main(["plan", str(spec), "--exact", f"--set=model.path={tmp_path / 'model'}", "--set=model.name=diffusers"])
         == 0

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.data.store import user_folder
+from flowfactory.plan.checkpoint import refusal_of_the_hub
 from flowfactory.runs import files
 from flowfactory.spec.kinds import attributes
 from flowfactory.spec.tables import plain
@@ -78,8 +79,11 @@ def _commit(path: str, revision: str | None) -> str:
     """Where the hub's `revision` points to; without a connection, where it pointed last."""
     try:
         folder = snapshot_download(path, revision=revision, allow_patterns="model_index.json")
-    except OSError as error:
-        raise ValueError(f"{path} is no checkpoint, neither a folder nor on the hub: {error}") from error
+    except Exception as error:  # of whatever library the connection is made with
+        if refused := refusal_of_the_hub(error, path, revision):
+            raise ValueError(f"{path} {refused}") from error
+        what = f"{path} is no folder and not in the hub's cache, and the hub cannot be asked"
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
     return f"commit {Path(folder).name}"
 
 

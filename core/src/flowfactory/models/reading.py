@@ -9,11 +9,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
+from torch import nn
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.models import tap
+from flowfactory.plan import checkpoint
 
 
 def read(
@@ -39,7 +41,24 @@ def read(
         pipe = DiffusionPipeline.from_pretrained(path, variant=spec.variant, dtype=dtype, **where, **given)
         for name in [name for name, part in given.items() if part is None]:
             setattr(pipe, name, None)  # diffusers reads those all the same that a class has a default for
+        for name in tap.modules(pipe).keys() - given.keys():
+            _refuse_lacking(spec, name, getattr(pipe, name))
         return pipe
+
+
+def _refuse_lacking(spec: PipelineSpec, name: str, model: nn.Module) -> None:
+    """What a file lacks diffusers draws at random, and warns of that at most.
+
+    Other names in the file are older ones that diffusers knows, but for networks, which have none.
+    """
+    place = checkpoint.on_disk(spec)
+    held = place.read(name, spec.variant) if place and isinstance(model, ModelMixin) else None
+    if held is None or held.quantized:
+        return
+    lacking = [weight for weight, _ in model.named_parameters() if weight not in held.shapes]
+    if lacking and (spec.trains(name) or not held.shapes.keys() - model.state_dict().keys()):
+        some = f"{len(lacking)} of the weights of {type(model).__name__}, `{lacking[0]}` for one"
+        raise Unreadable(f"{spec.path} cannot be read as a diffusers pipeline: its part `{name}` lacks {some}")
 
 
 def _network_from(spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -53,27 +72,32 @@ def _network_from(spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dty
     options: dict[str, Any] = {"config": spec.path, "subfolder": name, "revision": spec.revision, "dtype": dtype}
     if file.endswith(".gguf"):
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    with reading(file):
-        return {name: network.from_single_file(file, **options)}
+    with reading(file, parts[name][1]):
+        made = network.from_single_file(file, **options)
+        if lacking := [weight for weight, tensor in made.named_parameters() if tensor.is_meta]:
+            some = f"{len(lacking)} of its weights, `{lacking[0]}` for one"
+            raise Unreadable(f"{file} cannot be read as {parts[name][1]}: it lacks {some}")
+        return {name: made}
 
 
 @contextmanager
-def reading(path: str) -> Iterator[None]:
-    """What a library says of a checkpoint it cannot read is said with its name.
+def reading(path: str, what: str = "a diffusers pipeline") -> Iterator[None]:
+    """What a library says of a checkpoint that it cannot read as `what` is said with its name.
 
     Raises:
         ValueError: naming `path` and the library's reason.
     """
     try:
         yield
-    except (Unreadable, tap.Refused):
+    except (Unreadable, tap.Refused, torch.OutOfMemoryError, MemoryError):
         raise
     except ImportError as error:
         raise Unreadable(f"{path} cannot be read here: {tap.words(error)}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise Unreadable(f"{path} cannot be read as a diffusers pipeline: {error}") from error
     except SafetensorError as error:
         raise Unreadable(f"{path} has weights that are damaged or are none: {error}") from error
+    except Exception as error:  # of whatever library reads a part, or fetches it
+        told = str(error) if isinstance(error, OSError | ValueError | RuntimeError) else ""
+        raise Unreadable(f"{path} cannot be read as {what}: {told or tap.failure(error)}") from error
 
 
 class Unreadable(ValueError):

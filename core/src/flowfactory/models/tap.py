@@ -51,10 +51,15 @@ def words(error: Exception) -> str:
         return f"it needs a package that is not installed here{extra}: {_line(error)}"
     if isinstance(error, ValueError) and str(error):
         return f"in its own words: {_line(error)}"
+    how = "see whether it runs by itself, called from Python with the same prompt and size; if so, report this"
+    return f"its code fails with {failure(error)}; {how}"
+
+
+def failure(error: Exception) -> str:
+    """What kind of error it is, what it says, and where."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{'/'.join(Path(frame.filename).parts[-2:])}, line {frame.lineno}"
-    how = "see whether it runs by itself, called from Python with the same prompt and size; if so, report this"
-    return f"its code fails with {type(error).__name__}: {_line(error)} ({where}); {how}"
+    return f"{type(error).__name__}: {_line(error)} ({where})"
 
 
 def _line(error: Exception) -> str:
@@ -99,10 +104,15 @@ def reasons_against_class(pipeline: type[Any]) -> list[str]:
     wanting = ", ".join(f"`{one}`" for one in sorted(needed - GIVEN))
     reasons = {
         "it makes sound, alone or beside images that depend on the noise of the sound; only images and frames are "
-        "trained here": any("audio" in argument for argument in arguments),
+        "trained here": any(word in argument for argument in arguments for word in ("audio", "waveform")),
+        "its network reads prompts itself, so that nothing can be encoded beforehand": not any(
+            re.fullmatch(ENCODER, part) for part in parts
+        ),
         f"its call needs {wanting}, which rows of data do not have": wanting,
         "it is steered by a control image, which rows of data do not have": "control_image" in arguments
         or "controlnet" in parts,
+        "it is steered by a control video, which rows of data do not have": "control_video" in arguments,
+        "it takes an image apart into layers, of which rows and rewards have one": "layers" in arguments,
         "it starts from an image instead of noise": {"strength", "mask_image"} & arguments.keys(),
     }
     return [reason for reason, holds in reasons.items() if holds]
@@ -211,16 +221,20 @@ def stopping_at_the_vae(pipe: DiffusionPipeline, when: Callable[[], bool]) -> It
 
 
 @contextmanager
-def steady_vae(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Whatever the pipeline draws of what its autoencoder makes of an image is always the same draw."""
-    vae = pipe.components.get("vae")
+def steady_vae(pipe: DiffusionPipeline) -> Iterator[list[Any]]:
+    """Whatever the pipeline draws of what its autoencoder makes of an image is always the same draw.
+
+    Gives what it has made, as far as the pipeline has come.
+    """
+    vae, answers = pipe.components.get("vae"), list[Any]()
     if vae is None:
-        yield
+        yield answers
         return
     encode = vae.encode
 
     def steadied(*args: Any, **kwargs: Any) -> Any:
         made = encode(*args, **kwargs)
+        answers.append(made)
         if isinstance(made, AutoencoderKLOutput):
             draw = made.latent_dist.sample
             made.latent_dist.sample = lambda generator=None: draw(torch.Generator().manual_seed(0))
@@ -228,7 +242,7 @@ def steady_vae(pipe: DiffusionPipeline) -> Iterator[None]:
 
     vars(vae)["encode"] = steadied
     try:
-        yield
+        yield answers
     finally:
         del vars(vae)["encode"]
 

@@ -30,7 +30,7 @@ FILE = re.compile(r"(?P<stem>\w+)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<late>
 _WITHOUT_WEIGHTS = re.compile(r".*(Tokenizer|Processor|Extractor|Scheduler).*|Guider|.*Guidance")
 """Classes of parts that are not models."""
 
-_OTHERS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
+OTHERS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
 """How the names of what is no network begin in a file that holds a whole model."""
 
 
@@ -229,34 +229,48 @@ def on_the_hub(own: AdapterSpec) -> Hub | str:
     Raises:
         ValueError: the hub was asked, and does not have it or does not give it.
     """
-    from huggingface_hub import errors
-
-    where = f"https://huggingface.co/{own.path}"
     try:
         hub = Hub(own)
         hub.table(INDEX)  # what anybody may list, not everybody may read
-    except errors.GatedRepoError as error:
-        raise ValueError(f"is gated: accept its terms at {where} and log in with `hf auth login`") from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"has no revision {own.revision!r} at {where}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"is not at {where}, or is private and you are not logged in (`hf auth login`)") from error
-    except errors.EntryNotFoundError as error:
-        raise ValueError(f"is no diffusers pipeline: {where} has no {INDEX}") from error
     except Exception as error:  # of whatever library the connection is made with
+        if refused := refusal_of_the_hub(error, own.path, own.revision):
+            raise ValueError(refused) from error
         return f"the hub cannot be asked: {type(error).__name__}"
     return hub
 
 
-def parts(place: Place, own: AdapterSpec) -> dict[str, Part]:
+def refusal_of_the_hub(error: Exception, path: str, revision: str | None) -> str:
+    """Why the hub does not give a model, to be said after its id; empty if the hub could not be asked."""
+    from huggingface_hub import errors
+
+    where = f"https://huggingface.co/{path}"
+    match error:
+        case errors.LocalEntryNotFoundError():
+            return ""
+        case errors.GatedRepoError():
+            return f"is gated: accept its terms at {where} and log in with `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return f"has no revision {revision!r} at {where}"
+        case errors.RepositoryNotFoundError():
+            return f"is not at {where}, or is private and you are not logged in (`hf auth login`)"
+        case errors.EntryNotFoundError():
+            return f"is no diffusers pipeline: {where} has no {INDEX}"
+    return ""
+
+
+def parts(place: Place, own: AdapterSpec, known: Mapping[str, Part] | None = None) -> dict[str, Part]:
     """The models of a checkpoint by their folders' names; without those whose weights are not safetensors.
+
+    Args:
+        known: models from elsewhere, where the checkpoint has no such weights.
 
     Raises:
         ValueError: naming the file that cannot be read.
     """
     pipeline = own if isinstance(own, PipelineSpec) else None
     variant = pipeline.variant if pipeline else None
-    found = {name: part for name in place.models() if (part := place.read(name, variant)) is not None}
+    found = {**(known or {})}
+    found |= {name: part for name in place.models() if (part := place.read(name, variant)) is not None}
     if pipeline and pipeline.single_file:
         for name in [name for name in place.models() if own.trains(name)]:
             config = said(f"{name}/config.json", place.table) if f"{name}/config.json" in place.names else {}
@@ -271,7 +285,7 @@ def from_file(file: str, published: Part | None, config: Mapping[str, Any]) -> P
         published: the same network where the pipeline is, which says how its layers are called and how large they are.
     """
     read = headers.weights(Path(file)).tensors
-    own = {name: t for name, t in read.items() if not name.startswith(_OTHERS)}
+    own = {name: t for name, t in read.items() if not name.startswith(OTHERS)}
     if file.endswith(".gguf"):
         shapes = dict(published.shapes) if published else {name: t.shape for name, t in own.items()}
         return Part({}, config, shapes, 0 if published else len(own), sum(t.bytes for t in own.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -27,10 +28,12 @@ OTHERS = ("/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
 """Where a Linux kernel shows NVIDIA's GPUs; and what there is where torch may find some that are not shown there."""
 
 
-def _checkpoint(where: Where, model: Component, tuning: Lora | Full, memory: Memory) -> Iterator[Problem]:
+def _checkpoint(
+    where: Where, model: Component, tuning: Lora | Full, memory: Memory, configs: bool = False
+) -> Iterator[Problem]:
     own = model.spec
     if isinstance(own, PipelineSpec):
-        wrong = [*faults.found(own, tuning, memory)]
+        wrong = [*faults.found(own, tuning, memory, configs)]
         yield from (Problem("checkpoint", f"[model] {what}", where("model", "path"), hint) for what, hint in wrong)
         if wrong:
             return
@@ -193,6 +196,12 @@ RULES: tuple[Rule, ...] = (
     (("optimizer",), _lr),
     (("rewards",), _devices),
 )
+
+RULES_OF_CONFIGS: tuple[Rule, ...] = (
+    (("model", "tuning", "memory"), functools.partial(_checkpoint, configs=True)),
+    *RULES[1:],
+)
+"""Where a pipeline's configs will do in the place of its weights."""
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

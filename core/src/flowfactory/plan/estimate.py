@@ -42,18 +42,25 @@ class Estimate:
         return attrs.asdict(self)
 
 
-def estimate(spec: Spec, world: int = 1, fetch: bool = False, measured: Measured | None = None) -> Estimate:
+def estimate(
+    spec: Spec,
+    world: int = 1,
+    fetch: bool = False,
+    known: Mapping[str, Part] | None = None,
+    measured: Measured | None = None,
+) -> Estimate:
     """What each of `world` processes needs.
 
     Args:
-        measured: what a sample takes, where that was measured.
         fetch: whether to ask the hub for configs and headers of a checkpoint that is not on this disk.
+        known: the models by their configs, for those whose weights are not on this disk.
+        measured: what a sample takes, where that was measured.
 
     Raises:
         SpecError: the model's files, or its prompts, cannot be read; or the hub does not give the model.
     """
     own: AdapterSpec = spec.model.spec
-    found, why = _parts(own, fetch)
+    found, why = _parts(own, fetch, known or {})
     if not any(own.trains(name) for name in found):
         return Estimate((Need("weights", None, f"{own.path} {why}"),), ())
     needs = (*_weights(spec, found, world if spec.memory.shard else 1), *working(spec, found, world, measured))
@@ -66,36 +73,37 @@ def checkpoint_bytes(spec: Spec) -> int | None:
     Raises:
         SpecError: the model's files cannot be read.
     """
-    found, _ = _parts(spec.model.spec, fetch=False)
+    found, _ = _parts(spec.model.spec, fetch=False, known={})
     sizes = [need.bytes for need in _weights(spec, found, 1) if need.name in ("trained", "moments", "sets")]
     known = [size for size in sizes if size is not None]
     return sum(known) if any(known) and len(known) == len(sizes) else None
 
 
-def _parts(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
+def _parts(own: AdapterSpec, fetch: bool, known: Mapping[str, Part]) -> tuple[dict[str, Part], str]:
     """The models of a checkpoint, or why there are none to count.
 
     Raises:
         SpecError: they cannot be read, or the hub does not give them.
     """
     try:
-        return _found(own, fetch)
+        return _found(own, fetch, known)
     except (ValueError, OSError) as error:
         raise SpecError([Problem("checkpoint", f"[model] path {own.path} {error}")]) from error
 
 
-def _found(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
+def _found(own: AdapterSpec, fetch: bool, known: Mapping[str, Part]) -> tuple[dict[str, Part], str]:
     here = checkpoint.on_disk(own)
-    found = {} if here is None else checkpoint.parts(here, own)
+    found = dict(known) if here is None else checkpoint.parts(here, own, known)
     if any(own.trains(name) for name in found) or Path(own.path).is_absolute():
         return found, "has no weights to count: they are in no .safetensors files"
-    why = "is not on this disk"
+    why = "is not on this disk" if here is None else "has no weights on this disk"
     if fetch:
         place = checkpoint.on_the_hub(own)
         if not isinstance(place, str):
             return checkpoint.parts(place, own), "has no weights to count: they are in no .safetensors files"
         why += f", and {place}"
-    return {}, f"{why}: unknown until it is downloaded"
+    counted = "" if here is None else "; `--exact` counts by its configs"
+    return {}, f"{why}: unknown until it is downloaded{counted}"
 
 
 # --- weights: counted ----------------------------------------------------------------------------------------------
@@ -104,13 +112,13 @@ def _found(own: AdapterSpec, fetch: bool) -> tuple[dict[str, Part], str]:
 def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need]:
     own, size, precision = spec.model.spec, BYTES[spec.run.precision], spec.run.precision
     divided = f" / {share} processes" if share > 1 else ""
-    others = {name: part for name, part in parts.items() if not name.startswith("transformer")}
+    others = {name: part for name, part in parts.items() if "transformer" not in name}
     encoders = {name: part for name, part in others.items() if not name.startswith("vae")}
     for name, those in (("encoders", encoders), ("vae", {n: p for n, p in others.items() if n.startswith("vae")})):
         why = _stored(those, size) + ("; gone once prompts are encoded" if name == "encoders" else "")
         yield Need(name, sum(part.bytes(size) for part in those.values()), why)
     full = isinstance(spec.tuning, Full)
-    frozen = {n: p for n, p in parts.items() if n.startswith("transformer") and not (full and own.trains(n))}
+    frozen = {n: p for n, p in parts.items() if "transformer" in n and not (full and own.trains(n))}
     kind = _kind(spec)
     stored = sum(frozen_bytes(part, size, kind) for part in frozen.values()) // share
     if any(part.fixed for part in frozen.values()):
@@ -232,7 +240,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
     always = ["frozen", "trained", "moments", "sets", *(["loaded"] if spec.trainer.spec.needs.loaded else [])]
     looks = ["looks"] if spec.trainer.spec.needs.looks != "none" else []
-    networks = [part for name, part in parts.items() if name.startswith("transformer")]
+    networks = [part for name, part in parts.items() if "transformer" in name]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
     encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
     yield Need("encode", encode, "encoders + vae + networks; once for all prompts")

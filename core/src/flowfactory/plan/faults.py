@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from flowfactory.builtin import PipelineSpec
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import headers
-from flowfactory.plan.checkpoint import FILE, Folder, Part, on_disk
+from flowfactory.plan.checkpoint import FILE, OTHERS, Folder, Part, on_disk
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.tables import Full, Lora, Memory, Spec
 
@@ -28,14 +29,22 @@ anybody, so nothing else that it names is advised to be installed."""
 BESIDE = (".bin", ".json", ".model", ".txt")
 """Files of a pipeline's parts beside safetensors: only how they begin can be looked at."""
 
+_LORA = re.compile(r"lora_(A|B|up|down|a|b)\b|lora\.(up|down)\b")
+_SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
+"""In the names of what a LoRA has; how those of scales end, as ComfyUI has them beside weights of 8 bits."""
+
 Fault = tuple[str, str]
 """What is wrong, and what to do about it."""
 
 
-def found(own: PipelineSpec, tuning: Lora | Full, memory: Memory) -> Iterator[Fault]:
-    """Everything that is wrong with a model's files; to look takes no network and no torch."""
+def found(own: PipelineSpec, tuning: Lora | Full, memory: Memory, configs: bool = False) -> Iterator[Fault]:
+    """Everything that is wrong with a model's files; to look takes no network and no torch.
+
+    Args:
+        configs: whether those of a pipeline without any weights will do.
+    """
     yield from _file_faults(own)
-    yield from _path_faults(own, tuning, memory)
+    yield from _path_faults(own, tuning, memory, configs)
 
 
 def refuse(spec: Spec) -> None:
@@ -49,7 +58,7 @@ def refuse(spec: Spec) -> None:
         raise SpecError([Problem("checkpoint", f"[model] {what}", None, hint) for what, hint in wrong])
 
 
-def _path_faults(own: PipelineSpec, tuning: Lora | Full, memory: Memory) -> Iterator[Fault]:
+def _path_faults(own: PipelineSpec, tuning: Lora | Full, memory: Memory, configs: bool) -> Iterator[Fault]:
     if not Path(own.path).is_absolute() and (wrong := [*_id_faults(own.path)]):
         yield from wrong
     elif Path(own.path).is_file():
@@ -58,7 +67,7 @@ def _path_faults(own: PipelineSpec, tuning: Lora | Full, memory: Memory) -> Iter
     elif Path(own.path).is_dir() and not (Path(own.path) / INDEX).is_file():
         yield f"path {own.path} is no diffusers pipeline: it has no {INDEX}", ""
     elif folder := on_disk(own):
-        wrong = [*_folder_faults(own, folder)] if Path(own.path).is_absolute() else []
+        wrong = [*_folder_faults(own, folder, configs)] if Path(own.path).is_absolute() else []
         yield from wrong or _precision_faults(own, folder, tuning, memory)
 
 
@@ -80,14 +89,28 @@ def _file_faults(own: PipelineSpec) -> Iterator[Fault]:
         yield f"single_file {file} is neither a .safetensors nor a .gguf file", ""
         return
     try:
-        headers.weights(file)
+        held = headers.weights(file).tensors
     except (ValueError, OSError) as error:
         yield f"single_file {file} {error}", ""
+        return
+    yield from _content_faults(file, {name: t for name, t in held.items() if not name.startswith(OTHERS)})
     if file.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
         yield f"single_file {file} is read by gguf, which is not installed", 'pip install "flowfactory[gguf]"'
 
 
-def _folder_faults(own: PipelineSpec, folder: Folder) -> Iterator[Fault]:
+def _content_faults(file: Path, held: Mapping[str, headers.Tensor]) -> Iterator[Fault]:
+    """What diffusers would read without a word, or with words of its own, and take for the network's weights."""
+    if lora := next((name for name in held if _LORA.search(name)), None):
+        yield f"single_file {file} is a LoRA, no network: it has `{lora}`", "to begin with it, set [lora] from"
+    elif scale := next((name for name in held if name.endswith(_SCALES)), None):
+        what = f"has weights that are to be multiplied by others beside them, as `{scale}`, which diffusers does not"
+        yield f"single_file {file} {what}", "use a file of bf16 or .gguf"
+    elif packed := next((n for n, t in held.items() if t.format in ("U8", "I8") and n.endswith("weight")), None):
+        what = f"has weights in fewer bits, as `{packed}`, which are read from a pipeline's folder only"
+        yield f"single_file {file} {what}", "use a file of bf16 or .gguf"
+
+
+def _folder_faults(own: PipelineSpec, folder: Folder, configs: bool) -> Iterator[Fault]:
     path = own.path
     for name in folder.names:
         if "/" in name and name.endswith(BESIDE) and not name.endswith(("config.json", ".index.json")):
@@ -108,6 +131,11 @@ def _folder_faults(own: PipelineSpec, folder: Folder) -> Iterator[Fault]:
             )
             models = [model for model in models if model != name]
     variants = {name: _variants(folder, name) for name in models}
+    if models and not any(variants.values()):
+        if not configs:
+            what = f"path {path} has configs, and no weights of any part: {', '.join(models)}"
+            yield what, "a run needs them; `flowfactory plan --exact` does not"
+        return
     if own.variant and not any(own.variant in found for found in variants.values()):
         there = sorted({v for found in variants.values() for v in found if v})
         yield f"variant `{own.variant}` is of no part of {path}; there is {', '.join(there) or 'none'}", ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import torch
+from diffusers import ModelMixin
 from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -23,6 +25,7 @@ from flowfactory.data.rows import load
 from flowfactory.errors import RunError
 from flowfactory.models import tap
 from flowfactory.models.pipeline import PipelineAdapter
+from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.working import Measured
 from flowfactory.policy.weights import lora_config
 from flowfactory.processes.distributed import DTYPES
@@ -73,28 +76,60 @@ class Kept:
         return largest, _bytes(whole), _bytes(self.outside | self.entering) + max(layers, default=0)
 
 
-def measure(spec: Spec, adapter: Target) -> Measured:
-    """What the longest prompt of a spec takes, at its size, guidance, precision and tuning.
+def model(spec: Spec, adapter: Target) -> PipelineAdapter[Any]:
+    """The model a spec names as its configs have it, without weights.
 
     Raises:
-        RunError: the model is no pipeline, or cannot compute without values.
+        RunError: it is no pipeline, or its configs cannot be read.
     """
     own = spec.model.spec
     if not isinstance(own, PipelineSpec):
         raise RunError(
             f"adapter `{spec.model.name}` drives no pipeline of diffusers, so nothing is known of its networks"
         )
-    mode, dtype = FakeTensorMode(allow_non_fake_inputs=True), DTYPES[spec.run.precision]
     made = adapter(attrs.evolve(own, quantize=None))
     if not isinstance(made, PipelineAdapter):
         raise RunError(f"adapter `{spec.model.name}` drives no pipeline of diffusers, so its networks are not known")
+    with _in_words(own.path):
+        made.adopt(hollow.pipeline(own), torch.device("cpu"), DTYPES[spec.run.precision])
+    return made
+
+
+def parts(model: PipelineAdapter[Any]) -> dict[str, Part]:
+    """Its models as a checkpoint has them, but for those in fewer bits, of which configs say too little.
+
+    To be asked for before it is measured.
+    """
+    made: dict[str, Part] = {}
+    models: Mapping[str, Any] = tap.modules(model.pipe)
+    for name, module in models.items():
+        said = module.to_json_string() if isinstance(module, ModelMixin) else module.config.to_json_string()
+        kept = {*module.state_dict(), *(n for n, _ in module.named_parameters())}
+        tensors = [*module.named_parameters(), *module.named_buffers()]  # each once, however many names it has
+        shapes = {n: tuple(t.shape) for n, t in tensors if n in kept and t.is_floating_point()}
+        part = Part(shapes, json.loads(said))
+        made |= {} if part.quantized else {name: part}
+    return made
+
+
+def measure(spec: Spec, model: PipelineAdapter[Any]) -> Measured:
+    """What the longest prompt of a spec takes, at its size, guidance, precision and tuning.
+
+    Raises:
+        RunError: the model cannot compute without values.
+    """
+    with _in_words(spec.model.spec.path):
+        _train(spec, model)
+        hollow.fill(model.pipe, DTYPES[spec.run.precision], FakeTensorMode(allow_non_fake_inputs=True))
+        return _measured(spec, model)
+
+
+@contextmanager
+def _in_words(path: str) -> Iterator[None]:
     try:
-        made.adopt(hollow.pipeline(own), torch.device("cpu"), dtype)
-        _train(spec, made)
-        hollow.fill(made.pipe, dtype, mode)
-        return _measured(spec, made)
+        yield
     except Exception as error:
-        raise RunError(f"{own.path} cannot be measured: {_why(error)}") from error
+        raise RunError(f"{path} cannot be measured: {_why(error)}") from error
 
 
 def _why(error: BaseException) -> str:

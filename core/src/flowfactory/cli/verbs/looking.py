@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -14,6 +14,7 @@ from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
 from flowfactory.plan import disk, launch
+from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
 from flowfactory.plan.working import Measured
@@ -60,7 +61,9 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
-@click.option("--exact", is_flag=True, help="Measure activations, on networks of the real sizes without weights.")
+@click.option(
+    "--exact", is_flag=True, help="Measure activations, on networks of the real sizes; weights need not be here."
+)
 @as_json
 @click.pass_obj
 def plan(
@@ -68,10 +71,11 @@ def plan(
 ) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
-    loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
+    rules = disk.RULES_OF_CONFIGS if exact else disk.RULES
+    loaded = load_spec(spec, registry, sets, unsets, rules, lambda note: ui.say(str(note)))
     made = make_plan(loaded, registry.versions(), launch.count(processes))
-    measured = _measured(ui, made.spec, registry) if exact else None
-    needed = estimate(made.spec, made.world, fetch=True, measured=measured)
+    known, measured = _exactly(ui, made.spec, registry) if exact else ({}, None)
+    needed = estimate(made.spec, made.world, True, known, measured)
     if as_json:
         ui.json(made.as_json() | {"memory": needed.as_json()})
         return
@@ -85,16 +89,19 @@ def plan(
     ui.data(f"\ndigest {made.digest}")
 
 
-def _measured(ui: Ui, spec: Spec, registry: Registry) -> Measured | None:
-    """What was measured; if that cannot be, that is said."""
-    from flowfactory.training.exact import measure  # torch takes seconds
+def _exactly(ui: Ui, spec: Spec, registry: Registry) -> tuple[Mapping[str, Part], Measured | None]:
+    """The model's parts as its configs have them, and what was measured; if that cannot be, that is said."""
+    from flowfactory.training import exact  # torch takes seconds
 
+    known: Mapping[str, Part] = {}
     try:
         with ui.phase("measuring"):
-            return measure(spec, registry.target("adapters", spec.model.name))
+            model = exact.model(spec, registry.target("adapters", spec.model.name))
+            known = exact.parts(model)
+            return known, exact.measure(spec, model)
     except RunError as error:
         ui.say(f"{error}; activations are estimated")
-        return None
+        return known, None
 
 
 @click.command()
