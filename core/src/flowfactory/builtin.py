@@ -13,8 +13,8 @@ from flowfactory.contracts.hooks import Provides, hookimpl
 from flowfactory.contracts.key import Calls, Density, Location, key
 from flowfactory.contracts.specs import AdapterSpec, SchedulerSpec, StochasticSpec
 
-WITH_VIDEOS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
-"""Parts of checkpoints that transformers only reads where torchvision is installed, for their videos."""
+WITH_TORCHVISION = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor", "CosmosTransformer3DModel")
+"""Parts of checkpoints that need torchvision: processors, for their videos, and networks that scale masks by it."""
 
 Quantization = Literal["int8", "nf4"]
 
@@ -61,7 +61,7 @@ class PipelineSpec(AdapterSpec):
         except (OSError, ValueError, RecursionError):
             parts = {}  # what is wrong with it is told by those who look at the checkpoint
         named = parts.values() if isinstance(parts, dict) else ()
-        if any(isinstance(part, list) and part and part[-1] in WITH_VIDEOS for part in named):
+        if any(isinstance(part, list) and part and part[-1] in WITH_TORCHVISION for part in named):
             wanted["torchvision"] = "flowfactory[vision]"
         return wanted
 

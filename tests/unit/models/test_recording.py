@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from flowfactory.models.recording import SEEN, SHAPES, Recorder, Replay, as_one_row, flatten, suffixes
+from flowfactory.models.recording import (
+    SEEN,
+    SHAPES,
+    Recorder,
+    Replay,
+    as_one_row,
+    flatten,
+    nothing,
+    of_one_kind,
+    suffixes,
+)
 from PIL import Image
 
 
@@ -104,3 +114,21 @@ def test_images_have_the_size_in_which_they_were_encoded():
     assert Replay(conditions).method("encode_prompt")(images=[seen]).shape == (1, 2)
     with pytest.raises(ValueError, match="4x4 now, and 4x6 when the prompt was encoded"):
         Replay(conditions).method("encode_prompt")(images=[Image.new("RGB", (4, 4))])
+
+
+def test_what_is_nothing_in_some_rows_joins_what_it_is_in_others():
+    """As a mask is left out where nothing is masked."""
+    with_mask = [("encode_prompt", (torch.ones(1, 3, 2), torch.ones(1, 3)))]
+    without = [("encode_prompt", (torch.ones(1, 4, 2), None))]
+    rows = [flatten(calls, suffixes(calls, twice(calls))) for calls in (with_mask, without)]
+    assert nothing(without) == ("encode_prompt.0.1",)
+    one, other = of_one_kind(rows)
+    assert one.keys() == other.keys() == {"encode_prompt.0.0", "encode_prompt.0.1", SHAPES}
+    assert one[SHAPES].tolist() == [[3, 2, 3]]
+    assert other[SHAPES].tolist() == [[4, 2, 0]]
+    assert Replay(other).method("encode_prompt")()[1] is None
+    assert torch.equal(Replay(one).method("encode_prompt")()[1], torch.ones(1, 3))
+
+
+def twice(calls):
+    return [(name, tuple(None if v is None else torch.cat([v, v]) for v in values)) for name, values in calls]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
 from flowfactory.spec.tables import Full
+from flowfactory_plugin_wan import WanI2VSpec
+from flowfactory_plugin_wan.i2v import WanI2V
+from more_families import EVERY, small_sizes
+from PIL import Image
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SIZE = Size(32, 32)
@@ -36,6 +42,11 @@ def processes() -> Iterator[Processes]:
 
     yield Processes("fp32")
     AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def small_condition_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_sizes(monkeypatch)
 
 
 class Watched(PipelineAdapter[PipelineSpec]):
@@ -91,6 +102,29 @@ def test_velocities_need_nothing_of_what_moves(adapter: PipelineAdapter[Pipeline
     assert torch.equal(before, after)
     assert {p.device for p in vae.parameters()} == {META}
     assert {p.device for p in adapter.pipe.transformer.parameters()} == {CPU}
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"), [("joyimage-edit", True), ("wan-vace", True), ("wan-i2v", True), ("flux-kontext", False)]
+)
+@torch.no_grad()
+def test_what_encodes_in_every_call_stays(name: str, stays: bool, tmp_path: Path, small_condition_images: None) -> None:
+    torch.manual_seed(0)
+    kind: Any = WanI2V if name == "wan-i2v" else PipelineAdapter
+    family = EVERY["wan-2.1-i2v" if name == "wan-i2v" else name]
+    family.make().save_pretrained(tmp_path / "model")
+    Image.linear_gradient("L").convert("RGB").resize((48, 32)).save(tmp_path / "picture.png")
+    length = {} if family.max_sequence_length is None else {"max_sequence_length": family.max_sequence_length}
+    spec = WanI2VSpec if name == "wan-i2v" else PipelineSpec
+    adapter = kind(spec(path=Location(str(tmp_path / "model")), **length))
+    adapter.load(CPU, torch.float32)
+    conditions = adapter.encode([Row("a cat", images=(tmp_path / "picture.png",) * family.image)])
+    adapter.drop_encoders()
+    x, sigma = torch.randn(1, *adapter.latent_shape(family.size)), torch.tensor([0.5])
+    before = adapter.velocity(x, sigma, conditions, family.guidance, family.size)
+    adapter.place(META)
+    assert torch.equal(adapter.velocity(x, sigma, conditions, family.guidance, family.size), before)
+    assert {p.device for p in adapter.pipe.vae.parameters()} == {CPU if stays else META}
 
 
 def test_it_stays_for_the_backward_pass_and_leaves_after_what_needs_none(processes: Processes) -> None:

@@ -27,6 +27,7 @@ from flowfactory.models.recording import (
     Replay,
     as_one_row,
     flatten,
+    nothing,
     one_row_a_call,
     suffixes,
 )
@@ -51,10 +52,11 @@ class CalledPipeline(Adapter[SpecT]):
     def __init__(self, spec: SpecT) -> None:
         super().__init__(spec)
         self._networks: dict[str, nn.Module] = {}
-        self._suffixes: dict[tuple[str, ...], dict[str, str]] = {}
+        self._suffixes: dict[tuple[tuple[str, ...], ...], dict[str, str]] = {}
         self._sample: Conditions | None = None
         self._pictures = 0
         self._alone: set[int] = set()
+        self._encodes = False  # whether its calls use the autoencoder before the network; known once it was called
 
     def guidance_scales(self, guidance: float) -> dict[str, float]:
         """The pipeline's own names for `guidance` and the spec's `true_cfg`."""
@@ -89,6 +91,7 @@ class CalledPipeline(Adapter[SpecT]):
         """What this pipeline's `__call__` takes of what can be said to any."""
         scales = self.guidance_scales(guidance)
         arguments = arguments | scales | {"output_type": "pt", "return_dict": False, "use_resolution_binning": False}
+        arguments |= {"guidance_schedule": None}  # some have one by default in the place of one scale
         if size is not None:
             arguments |= {"height": size.height, "width": size.width, "num_frames": size.frames}
             arguments |= {"frames": size.frames}  # as some name it
@@ -157,10 +160,10 @@ class CalledPipeline(Adapter[SpecT]):
 
     def _encode_in_batch(self, row: Row, images: Sequence[Image.Image]) -> Conditions:
         calls = self._recorded(row, images, 1)
-        methods = tuple(name for name, _ in calls)
-        if methods not in self._suffixes:
-            self._suffixes[methods] = suffixes(calls, self._record(row, images, 2))
-        return flatten(calls, self._suffixes[methods])
+        kind = tuple(name for name, _ in calls), nothing(calls)
+        if kind not in self._suffixes:
+            self._suffixes[kind] = suffixes(calls, self._record(row, images, 2))
+        return flatten(calls, self._suffixes[kind])
 
     def _recorded(self, row: Row, images: Sequence[Image.Image], times: int) -> list[Call]:
         calls = self._record(row, images, times)
@@ -203,8 +206,10 @@ class CalledPipeline(Adapter[SpecT]):
             raise self._refusal("it takes no latents in place of its own")
         elif x is not None:
             members["prepare_latents"] = tap.replacing_latents(self.pipe, x)
-        with tap.seeded(self.pipe, seed), tap.steady_vae(self.pipe):
-            return self._call(members, self._arguments(guidance, size, arguments))
+        with tap.seeded(self.pipe, seed), tap.steady_vae(self.pipe) as encoded:
+            outcome = self._call(members, self._arguments(guidance, size, arguments))
+        self._encodes = self._encodes or bool(encoded)
+        return outcome
 
     def _call(self, members: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
         with self._in_words():

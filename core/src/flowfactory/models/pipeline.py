@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, TypeVar
 
+import attrs
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
@@ -21,10 +22,14 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Cut, Row
 from flowfactory.models import lengths, reading, stepping, tap, targets
-from flowfactory.models.recording import SHAPES, together
+from flowfactory.models.recording import SHAPES, alike, of_one_kind, together
 from flowfactory.models.survey import SurveyedPipeline
 
 SpecT = TypeVar("SpecT", bound=PipelineSpec)
+
+
+OTHER = "two dogs and "
+"""Before any prompt it makes another."""
 
 
 class PipelineAdapter(SurveyedPipeline[SpecT]):
@@ -83,10 +88,26 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     def encode(self, rows: Sequence[Row]) -> Conditions:
         """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
         with self._in_words():
-            encoded = [self._encode(row, [load_image(str(path)) for path in row.images]) for row in rows]
+            encoded = [self._of_row(row) for row in rows]
+            if self._sample is None:
+                self._refuse_deaf(rows[0], encoded[0])
         self._sample = self._sample or encoded[0]
         self._pictures = max(len(row.images) for row in rows)
         return self.collate(encoded)
+
+    def _of_row(self, row: Row) -> Conditions:
+        return self._encode(row, [load_image(str(path)) for path in row.images])
+
+    def _refuse_deaf(self, row: Row, encoded: Conditions) -> None:
+        try:
+            other = self._of_row(attrs.evolve(row, prompt=OTHER + row.prompt))
+        except tap.Refused:  # prompts may have to be of some form
+            return
+        if alike(encoded, other):
+            raise self._refusal("what it encodes does not depend on the prompt, which it reads elsewhere")
+
+    def collate(self, parts: Sequence[Conditions]) -> Conditions:
+        return super().collate(of_one_kind(parts))
 
     def cut(self, prompts: Sequence[str]) -> Sequence[Cut]:
         """By what each tokenizer is asked to leave of a prompt, less what the pipeline itself adds to that."""
@@ -108,7 +129,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     def drop_encoders(self) -> None:
         self._stand_in()
         for name in self._others():
-            if not name.startswith("vae"):
+            if not name.startswith("vae") and "transformer" not in name:
                 setattr(self.pipe, name, None)
         gc.collect()
 
@@ -163,8 +184,10 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         return targets.encoded(self.pipe.vae, media, self._inverses[size])
 
     def place(self, device: torch.device) -> None:
-        for module in self._others().values():
-            module.to(device)
+        """What every call uses stays: networks that are not trained, the autoencoder of what encodes images there."""
+        for name, module in self._others().items():
+            if "transformer" not in name and not (self._encodes and name == "vae"):
+                module.to(device)
 
     @classmethod
     def tiny(cls, folder: Path) -> Path:

@@ -104,6 +104,42 @@ def lengths(conditions: Conditions, name: str) -> Tensor:
     return conditions[SHAPES][:, before : before + conditions[name].dim() - 1]
 
 
+def nothing(calls: Sequence[Call]) -> tuple[str, ...]:
+    """The names of recorded values that are `None`, which those of other rows may not be."""
+    return tuple(name for call in _named(calls) for name, suffix in _as_it_is(*call) if suffix == NONE)
+
+
+def of_one_kind(parts: Sequence[Conditions]) -> Sequence[Conditions]:
+    """Conditions `(B, …)` in which what is `None` in some is a tensor without elements there, as it is one in others.
+
+    What has no axis but the batch's cannot be told from a tensor, and stays as it is.
+    """
+    names = {name for part in parts for name in part if not name.endswith(NONE)}
+    kinds = {name.partition(":")[0]: next(part[name] for part in parts if name in part) for name in names}
+    bases = {name.partition(":")[0]: name for name in names if kinds[name.partition(":")[0]].dim() > 1}
+    return [_with_empty(part, bases, kinds) for part in parts]
+
+
+def _with_empty(part: Conditions, bases: Mapping[str, str], kinds: Mapping[str, Tensor]) -> Conditions:
+    changed = {
+        name: name.removesuffix(NONE) for name in part if name.endswith(NONE) and name.removesuffix(NONE) in bases
+    }
+    if not changed:
+        return part
+    batch, tensors = len(part[SHAPES]), {name: t for name, t in part.items() if name not in (SHAPES, *changed)}
+    own = {name: lengths(part, name) for name in tensors}
+    for base in changed.values():
+        like = kinds[base]
+        tensors[bases[base]] = like.new_empty(batch, *[0] * (like.dim() - 1))
+        own[bases[base]] = part[SHAPES].new_zeros(batch, like.dim() - 1)
+    return tensors | {SHAPES: torch.cat([own[name] for name in sorted(tensors)], 1)}
+
+
+def alike(one: Conditions, other: Conditions) -> bool:
+    """Whether two rows have equal conditions."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 class Replay:
     """Stands in for the recorded methods of a batch whose rows all have the same shapes.
 
@@ -128,7 +164,9 @@ class Replay:
         node = self._returns
         for part in above:
             node = node.setdefault(part, {})
-        node[last] = {"": tensor, EACH: list(tensor), SHARED: tensor[0], ROW: tensor[0], NONE: None}[colon + kind]
+        empty = tensor.dim() > 1 and not any(tensor.shape[1:])  # it is `None` here, and something in other rows
+        suffix = NONE if empty else colon + kind
+        node[last] = {"": tensor, EACH: list(tensor), SHARED: tensor[0], ROW: tensor[0], NONE: None}[suffix]
 
     def method(self, name: str) -> Callable[..., Any]:
         """A function that returns what the next call of method `name` returned."""

@@ -126,8 +126,8 @@ class Memory:
         pattern="[~/].*",
     )
     offload: tuple[Literal["vae", "rewards", "trajectories"], ...] = key(
-        "What is in main memory while it is not needed: the `vae`, which decodes; the networks of all `rewards`; "
-        "the stored `trajectories`.",
+        "What is in main memory while it is not needed: the `vae`, which decodes, unless its pipeline encodes an image "
+        "in every call; the networks of all `rewards`; the stored `trajectories`.",
         default=(),
     )
     shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
