@@ -14,9 +14,12 @@ import pytest
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext
 from diffusers.pipelines.joyimage import image_processor
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from families import FAMILIES, IMAGE, VIDEO, Family, flux2
 from flowfactory.contracts.key import Size
+from further_families import FURTHER, REFUSED
+from further_videos import COSMOS, Guardrail
 from other_edits import joy_image, qwen_image_edit_plus
 from other_images import bria, flux2_klein, hidream, hunyuan_image, longcat, lumina, ovis
 from other_videos import (
@@ -36,7 +39,7 @@ MORE = {
     "bria": Family(bria, IMAGE, 5.0, {"guidance_scale": 5.0}, 32),
     "flux-2-images": Family(flux2, IMAGE, 4.0, {"guidance_scale": 4.0}, image=2, shapes=((96, 64), (64, 128))),
     "flux-2-klein": Family(flux2_klein, IMAGE, 4.0, {"guidance_scale": 4.0}, 64),
-    "hidream": Family(hidream, SQUARE, 5.0, {"guidance_scale": 5.0}, 32),
+    "hidream": Family(hidream, Size(16, 64), 5.0, {"guidance_scale": 5.0}, 32),
     "hunyuan-video-1.5": Family(hunyuan_video_15, VIDEO, 1.0, {}),
     "joyimage-edit": Family(
         joy_image,
@@ -61,7 +64,7 @@ MORE = {
     "wan-vace": Family(wan_vace, VIDEO, 5.0, {"guidance_scale": 5.0}, 32),
 }
 OFTEN = FAMILIES | MORE
-EVERY = OFTEN | RARE
+EVERY = OFTEN | RARE | FURTHER
 
 LIKE = {
     "ltx": ("LTXImageToVideoPipeline",),
@@ -71,18 +74,21 @@ LIKE = {
 """Classes that are made of the parts of a family, and are refused when they are called."""
 
 SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "AmusedPipeline": functools.partial(diffusers.AmusedScheduler, mask_token_id=0),
     "AllegroPipeline": diffusers.EulerAncestralDiscreteScheduler,
     "AnyFlowFARPipeline": diffusers.FlowMapEulerDiscreteScheduler,
     "AnyFlowPipeline": diffusers.FlowMapEulerDiscreteScheduler,
-    "CogVideoXFunControlPipeline": diffusers.CogVideoXDDIMScheduler,
     "CogVideoXImageToVideoPipeline": diffusers.CogVideoXDDIMScheduler,
     "CogVideoXPipeline": diffusers.CogVideoXDDIMScheduler,
     "CogView3PlusPipeline": diffusers.CogVideoXDDIMScheduler,
     "ConsisIDPipeline": diffusers.CogVideoXDPMScheduler,
+    "HunyuanDiTPAGPipeline": diffusers.DDPMScheduler,
     "HunyuanDiTPipeline": diffusers.DDPMScheduler,
     "LattePipeline": diffusers.DDIMScheduler,
     "PixArtAlphaPipeline": diffusers.DPMSolverMultistepScheduler,
+    "PixArtSigmaPAGPipeline": diffusers.DPMSolverMultistepScheduler,
     "PixArtSigmaPipeline": diffusers.DPMSolverMultistepScheduler,
+    "VQDiffusionPipeline": functools.partial(diffusers.VQDiffusionScheduler, num_vec_classes=8),
 }
 """Classes that are refused for the scheduler that their published checkpoints have."""
 
@@ -105,22 +111,28 @@ def refused() -> dict[str, Refusal]:
     alone = {
         name: Refusal(functools.partial(_without_models, name, scheduler)) for name, scheduler in SCHEDULERS.items()
     }
-    return made | alone | {"HunyuanImagePipeline": Refusal(hunyuan_image)}
+    others = {name: Refusal(*how) for name, how in REFUSED.items()}
+    return made | alone | others | {"HunyuanImagePipeline": Refusal(hunyuan_image)}
 
 
 def _without_models(name: str, scheduler: Callable[[], Any]) -> DiffusionPipeline:
     kind: Any = getattr(diffusers, name)
-    parts = {part: None for part in inspect.signature(kind.__init__).parameters if part != "self"}
+    takes = inspect.signature(kind.__init__).parameters.values()
+    parts = {part.name: None for part in takes if part.name != "self" and part.default is part.empty}
     return kind(**parts | {"scheduler": scheduler()})
 
 
 def small_sizes(patch: pytest.MonkeyPatch) -> None:
     """What pipelines scale images to: to a 256th of a million pixels, to one of a few sizes, or to 32 x 32.
 
+    Cosmos' checker of prompts, a package of its own, is taken for one that lets everything pass.
+
     What is encoded so is cached apart: the key of a condition does not know that its pipeline was changed.
     """
     patch.setenv("FLOWFACTORY_CACHE", f"{os.environ['FLOWFACTORY_CACHE']}-small")
-    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+    for module in COSMOS:
+        patch.setattr(module, "CosmosSafetyChecker", Guardrail)
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus, pipeline_longcat_image_edit):
         calculate = module.calculate_dimensions
         patch.setattr(module, "calculate_dimensions", lambda area, ratio, own=calculate: own(area >> 8, ratio))
     patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])

@@ -420,5 +420,5 @@ def test_a_pipeline_whose_prompt_is_read_elsewhere_is_refused(folder):
 
     adapter = load(folder)
     adapter.pipe = Deaf(**adapter.pipe.components)
-    with pytest.raises(tap.Refused, match="what it encodes does not depend on the prompt, which it reads elsewhere"):
+    with pytest.raises(tap.Refused, match="what it encodes does not depend on the prompt: it reads it elsewhere"):
         adapter.encode([Row("a cat")])

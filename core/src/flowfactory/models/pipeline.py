@@ -104,7 +104,9 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         except tap.Refused:  # prompts may have to be of some form
             return
         if alike(encoded, other):
-            raise self._refusal("what it encodes does not depend on the prompt, which it reads elsewhere")
+            raise self._refusal(
+                "what it encodes does not depend on the prompt: it reads it elsewhere, or `max_sequence_length` is too short"
+            )
 
     def collate(self, parts: Sequence[Conditions]) -> Conditions:
         return super().collate(of_one_kind(parts))
