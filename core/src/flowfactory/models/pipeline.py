@@ -104,9 +104,8 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         except tap.Refused:  # prompts may have to be of some form
             return
         if alike(encoded, other):
-            raise self._refusal(
-                "what it encodes does not depend on the prompt: it reads it elsewhere, or `max_sequence_length` is too short"
-            )
+            why = "it reads it elsewhere, or `max_sequence_length` is too short"
+            raise self._refusal(f"what it encodes does not depend on the prompt: {why}")
 
     def collate(self, parts: Sequence[Conditions]) -> Conditions:
         return super().collate(of_one_kind(parts))
