@@ -99,6 +99,7 @@ FROM = ("rank = 4", 'rank = 4\nfrom = "./mine.safetensors"')
 TEACHER = 'return Needs(trajectory="steps", density="any", loaded={"%s": %s})'
 LOOKING = (FOLLOWING[0], 'Needs(trajectory="steps", looks="estimated")')
 BRANCHING = (FOLLOWING[0], 'Needs(trajectory="steps", branches=__import__("flowfactory").Branches(2, (0, 5)))')
+ROLES = """Needs(roles={%s: __import__("flowfactory").Role(steps=%s)})"""
 
 DATA = 'prompts = "train.txt"\neval_prompts = "eval.txt"\n'
 SEVERAL = """
@@ -183,6 +184,8 @@ CASES = (
         edits=(("size = 2", 'size = 2, per = "prompt"'), ("beta = 0.1", 'beta = 0.1\nstd = "global"')),
     ),
     Case("branches", toy=BRANCHING, edits=(("steps = 8", "steps = 8\nshared_noise = true"),)),
+    Case("role", toy=(FOLLOWING[0], ROLES % ('"ema"', 1))),
+    Case("role", toy=(FOLLOWING[0], ROLES % ('"fake"', 1)), sets=("run.precision='fp16'",)),
     Case("window", edits=(('"random", size = 2', '"list", steps = [1, 7]'),)),
     Case("window", edits=(('"random", size = 2', '"all", size = 2'),)),
     Case(

@@ -40,11 +40,11 @@ def train(weights: Weights, optimizer: torch.optim.AdamW, steps: range) -> None:
 def test_training_goes_on_bit_for_bit(tmp_path: Path, tuning: Lora | Full) -> None:
     _, weights, optimizer = made(tuning)
     train(weights, optimizer, range(3))
-    path = checkpoint.save(tmp_path, Progress(3, 3), weights, optimizer, FORGETFUL, ORIGIN)
+    path = checkpoint.save(tmp_path, Progress(3, 3), weights, {"current": optimizer}, FORGETFUL, ORIGIN)
     train(weights, optimizer, range(3, 6))
     _, resumed, fresh = made(tuning)
     assert damage(path) == ""
-    assert checkpoint.load(path, resumed, fresh, FORGETFUL) == Progress(3, 3)
+    assert checkpoint.load(path, resumed, {"current": fresh}, FORGETFUL) == Progress(3, 3)
     train(resumed, fresh, range(3, 6))
     for kept in ("current", "ema"):
         for name, tensor in weights.tensors(kept).items():
@@ -70,10 +70,10 @@ def test_what_a_trainer_remembers_is_kept(tmp_path: Path) -> None:
     _, weights, optimizer = made(Full())
     before, after = Counting(TrainerSpec()), Counting(TrainerSpec())
     before.counted = torch.tensor(1 / 3, dtype=torch.float64)
-    path = checkpoint.save(tmp_path, Progress(1, 1), weights, optimizer, before, ORIGIN)
+    path = checkpoint.save(tmp_path, Progress(1, 1), weights, {"current": optimizer}, before, ORIGIN)
     before.counted = torch.tensor(2.0)
     assert damage(path) == ""
-    checkpoint.load(path, weights, optimizer, after)
+    checkpoint.load(path, weights, {"current": optimizer}, after)
     assert float(after.counted) == 1 / 3
     assert after.counted.dtype == torch.float64
     flip(path / "trainer.safetensors", -1)
@@ -84,7 +84,10 @@ def saved(folder: Path, *epochs: int) -> list[Path]:
     """Real checkpoints after these epochs."""
     _, weights, optimizer = made(Full())
     train(weights, optimizer, range(1))
-    return [checkpoint.save(folder, Progress(epoch, epoch), weights, optimizer, FORGETFUL, ORIGIN) for epoch in epochs]
+    return [
+        checkpoint.save(folder, Progress(epoch, epoch), weights, {"current": optimizer}, FORGETFUL, ORIGIN)
+        for epoch in epochs
+    ]
 
 
 @pytest.mark.parametrize(
@@ -170,11 +173,11 @@ def test_weights_of_another_network_are_not_loaded(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 1)
     _, lora, optimizer = made(Lora(rank=2))
     with pytest.raises(RunError, match=r"current\.safetensors is not of this run's network: net\.0\.\S+ has the shape"):
-        checkpoint.load(path, lora, optimizer, FORGETFUL)
+        checkpoint.load(path, lora, {"current": optimizer}, FORGETFUL)
     net = nn.Linear(6, 6)
     fewer = Weights({"net": nn.Sequential(net)}, Full(), [], [], 0)
     with pytest.raises(RunError, match="has the weights `current`, `ema`; this run keeps `current`"):
-        checkpoint.load(path, fewer, torch.optim.AdamW(net.parameters()), FORGETFUL)
+        checkpoint.load(path, fewer, {"current": torch.optim.AdamW(net.parameters())}, FORGETFUL)
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> None:
@@ -212,4 +215,4 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, file: s
     save_file(tensors, path / f"{file}.safetensors")
     _, weights, optimizer = made(Full())
     with pytest.raises(RunError, match=rf"{file}\.safetensors: 1 of .* not finite, `{name}` first"):
-        checkpoint.load(path, weights, optimizer, FORGETFUL)
+        checkpoint.load(path, weights, {"current": optimizer}, FORGETFUL)
