@@ -10,6 +10,7 @@ import pytest
 from end_to_end.conftest import metrics
 from end_to_end.test_gradients import apart
 from flowfactory.cli.main import main
+from flowfactory.errors import Ending
 from flowfactory.policy.policy import ModelPolicy
 
 SHORT = ("eval.every=0", "run.save_samples=0", "checkpoint.every=1")
@@ -28,7 +29,7 @@ TRAINERS = pytest.mark.parametrize(
 Run = Callable[..., Path]
 
 
-class Killed(BaseException):
+class Killed(Ending):
     """As if by a signal that nobody can catch."""
 
 
