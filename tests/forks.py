@@ -166,7 +166,8 @@ def changed(parts: Any, **fields: Any) -> Any:
 
     def one(part: Any) -> Any:
         own = {field.name for field in attrs.fields(type(part))}
-        return attrs.evolve(part, **{name: value for name, value in fields.items() if name in own})
+        studio = {"studio": one(part.studio)} if "studio" in own else {}
+        return attrs.evolve(part, **studio, **{name: value for name, value in fields.items() if name in own})
 
     halves = {"source": one(parts.source), "learner": one(parts.learner)}
     return attrs.evolve(one(parts), **halves, evaluator=one(parts.evaluator) if parts.evaluator else None)

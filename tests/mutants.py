@@ -446,7 +446,7 @@ FAULTS = (
         "away from the reward", "draft", "-reward.mean()", "reward.mean()", "learns", "squared distances",
     ),
     Fault(
-        "a step too many", "draft", "- 1 - self.spec.steps", "- 2 - self.spec.steps",
+        "a step too many", "draft", "- 1).start]", "- 1).start - 1]",
         "gradients_go_as_far_as_said", "its needs say 1 of 6 steps, and it asks for 2",
     ),
     Fault(

@@ -49,7 +49,7 @@ def mutants(data: dict[str, Any], values: tuple[Any, ...]) -> Iterator[Mutant]:
         if isinstance(key, str):
             yield changed("typo", data, address, rename=typo(key))
         yield changed("deletion", data, address, delete=True)
-        if key == "name" and address[0] != "run":
+        if key == "name" and address[0] != "run" and "aspects" not in address:  # whose names are the user's
             yield changed("unknown name", data, address, value=f"{value}-zq")
         for wrong in values:
             if type(wrong) is not type(value) or wrong != value:

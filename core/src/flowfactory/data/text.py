@@ -66,7 +66,7 @@ def fits(path: Path) -> None:
     if long := [part for part in path.parts if len(os.fsencode(part)) > 255]:
         raise ValueError(f"the name is longer than file systems allow: {printable(long[0][:80])}…")
     if len(os.fsencode(path)) > 4000:
-        raise ValueError(f"the path is longer than systems allow: {printable(str(path)[:80])}…")
+        raise ValueError(f"the path is longer than file systems allow: {printable(str(path)[:80])}…")
 
 
 def exists(path: Path) -> bool:

@@ -8,16 +8,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from flowfactory.errors import RunError, shown
 from flowfactory.plan.plan import PLAN_FILE
 from flowfactory.runs import files
 from flowfactory.runs.files import inside
+
+if TYPE_CHECKING:
+    from PIL import Image
 from flowfactory.runs.pictures import PictureError, opened
 from flowfactory.spec import toml
 

@@ -199,6 +199,7 @@ def travel(scheduler: Scheduler[Any], x: Tensor, sigmas: Tensor, spread: float =
 def step_of(
     scheduler: Scheduler[Any], state: Any, x: Tensor, sigma: Tensor, sigma_next: Tensor, spread: float = WIDTH
 ) -> tuple[Tensor, Any]:
+    """One deterministic step in the field of a Gaussian: the next latents, and the next state."""
     return _taken(scheduler, lambda x, s: gaussian_velocity(x, s, MIDDLE, spread), state, x, sigma, sigma_next)
 
 
@@ -210,5 +211,6 @@ def _taken(
 
 
 def near(expected: Tensor, found: Tensor, tolerance: float, what: str) -> None:
+    """Expect values to be near others, relative to the largest or to 1; `what` is said otherwise."""
     gap = float((expected - found).abs().max())
     expect(gap <= tolerance * max(1.0, float(expected.abs().max())), f"{what}, by {gap:.1e}")
