@@ -20,7 +20,6 @@ from flowfactory.runs.files import inside
 
 if TYPE_CHECKING:
     from PIL import Image
-from flowfactory.runs.pictures import PictureError, opened
 from flowfactory.spec import toml
 
 METRICS, ENVIRONMENT, SAMPLES, TABLE, LOCK = "metrics.jsonl", "env.json", "samples", "samples.jsonl", ".lock"
@@ -56,6 +55,8 @@ class Shot:
 
     def picture(self) -> Image.Image | None:
         """The picture, decoded; None where it is damaged, or not as runs write them."""
+        from flowfactory.runs.pictures import PictureError, opened  # and Pillow, which only some need
+
         try:
             return opened(self.file)
         except PictureError:
