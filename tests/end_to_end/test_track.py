@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -87,6 +88,9 @@ def test_wandb_works_offline_in_the_runs_folder(spec: Path, monkeypatch: pytest.
     code, folder = track(spec, "wandb")
     assert code == 0
     (written,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    until = monotonic() + 60  # wandb writes in a process of its own
+    while b"reward/redness/mean" not in written.read_bytes() and monotonic() < until:
+        sleep(0.1)
     assert b"reward/redness/mean" in written.read_bytes()
     assert not (spec.parent / "wandb").exists()
     assert leaks(folder) == []
