@@ -18,14 +18,20 @@ class FramesSpec:
 
 
 @attrs.frozen(kw_only=True)
-class CLIPSpec(FramesSpec, DifferentiableSpec):
+class SimilaritySpec(FramesSpec, DifferentiableSpec):
+    """Keys of every reward that is a cosine of prompt and image."""
+
+    scale: float = key("The cosine is multiplied by this; 1 leaves it as it is.", default=1.0, gt=0)
+
+
+@attrs.frozen(kw_only=True)
+class CLIPSpec(SimilaritySpec):
     """Cosine similarity of prompt and image."""
 
     path: Location = key(
         "CLIP checkpoint with its processor: a hub id or a folder.", default=Location("openai/clip-vit-large-patch14")
     )
     revision: str | None = key("Branch, tag or commit of a hub checkpoint.", default=None)
-    scale: float = key("The cosine is multiplied by this; 1 leaves it as it is.", default=1.0, gt=0)
 
 
 @hookimpl

@@ -10,23 +10,17 @@ import torch
 from flowfactory import DifferentiableReward, Row, Sample, Score, Shared
 from torch import Tensor
 
-from flowfactory_plugin_clip import CLIPSpec
+from flowfactory_plugin_clip import CLIPSpec, SimilaritySpec
 from flowfactory_plugin_clip.backbone import Backbone
 from flowfactory_plugin_clip.tiny import tiny_clip
 
 
-class CLIP(DifferentiableReward):
-    """How well an image fits its prompt."""
+class Similarity(DifferentiableReward):
+    """How well an image fits its prompt, by a backbone that `load` reads."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
-    spec: CLIPSpec
+    spec: SimilaritySpec
     backbone: Backbone
-
-    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
-        path, revision = self.spec.path, self.spec.revision
-        self.backbone = shared(
-            f"clip:{path}@{revision}", lambda: Backbone.load(path, revision, path, revision, device, dtype)
-        )
 
     def place(self, device: torch.device) -> None:
         self.backbone.place(device)
@@ -39,6 +33,18 @@ class CLIP(DifferentiableReward):
     def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
         prompts = [row.prompt for row in rows]
         return self.spec.scale * self.backbone.cosines(list(media), prompts, self.spec, exact=False)
+
+
+class CLIP(Similarity):
+    """The cosine of a published CLIP."""
+
+    spec: CLIPSpec
+
+    def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+        path, revision = self.spec.path, self.spec.revision
+        self.backbone = shared(
+            f"clip:{path}@{revision}", lambda: Backbone.load(path, revision, path, revision, device, dtype)
+        )
 
     @classmethod
     def tiny(cls, folder: Path) -> Mapping[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
-from flowfactory import DifferentiableSpec, Location, Provides, hookimpl, key
-from flowfactory_plugin_clip import FramesSpec
+from flowfactory import Location, Provides, hookimpl, key
+from flowfactory_plugin_clip import SimilaritySpec
 from flowfactory_plugin_isolated import TARGET, ScorerSpec
 
 
 @attrs.frozen(kw_only=True)
-class HPSSpec(FramesSpec, DifferentiableSpec):
+class HPSSpec(SimilaritySpec):
     """How much people would like an image for its prompt, by HPSv2.1."""
 
     weights: Location = key("Weights: a file, a folder or a hub id.", default=Location("xswu/HPSv2"))

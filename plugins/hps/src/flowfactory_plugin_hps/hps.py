@@ -8,11 +8,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from flowfactory import DifferentiableReward, Row, Sample, Score, Shared, to_bytes
+from flowfactory import Shared, to_bytes
 from flowfactory_plugin_clip.backbone import Backbone
+from flowfactory_plugin_clip.clip import Similarity
 from flowfactory_plugin_clip.tiny import tiny_clip
 from huggingface_hub import hf_hub_download
 from torch import Tensor
@@ -46,29 +47,15 @@ class Whole(Backbone):
         return pad(small, (left, side - width - left, top, side - height - top))
 
 
-class HPS(DifferentiableReward):
+class HPS(Similarity):
     """The authors' score of each sample."""
 
-    reads: ClassVar[frozenset[str]] = frozenset({"media", "prompt"})
     spec: HPSSpec
-    backbone: Whole
 
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
         own = self.spec
         files = (own.weights, own.file, own.revision, own.processor, own.processor_revision, own.antialias)
         self.backbone = shared(f"hps:{files}", lambda: read(own, device, dtype))
-
-    def place(self, device: torch.device) -> None:
-        self.backbone.place(device)
-
-    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        media, prompts = [sample.media for sample in samples], [sample.row.prompt for sample in samples]
-        scores: list[float] = (self.spec.scale * self.backbone.cosines(media, prompts, self.spec)).tolist()
-        return scores
-
-    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
-        prompts = [row.prompt for row in rows]
-        return self.spec.scale * self.backbone.cosines(list(media), prompts, self.spec, exact=False)
 
     @classmethod
     def tiny(cls, folder: Path) -> Mapping[str, Any]:
