@@ -103,11 +103,14 @@ PUBLIC = [
     "reference_velocity",
     "retried",
     "secret",
+    "see_writable",
+    "shown",
     "some_frames",
     "to_bytes",
     "to_image",
     "together",
     "user_folder",
+    "write_whole",
 ]
 
 

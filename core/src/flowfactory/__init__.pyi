@@ -80,10 +80,11 @@ from .runs.media import some_frames as some_frames, to_bytes as to_bytes, to_ima
 # Observers, trackers and commands: a run as they see it, rewards outside one, and the command line as a function.
 from .cli.main import main as main
 from .contracts.hooks import Plan as Plan, Run as Run, Tracker as Tracker
-from .errors import RunError as RunError
+from .errors import RunError as RunError, shown as shown
 from .metrics.display import Display as Display, Phase as Phase
 from .rewards.asking import Asked as Asked, RewardError as RewardError
 from .rewards.standalone import open_rewards as open_rewards
+from .runs.files import see_writable as see_writable, write_whole as write_whole
 from .runs.history import History as History, Shot as Shot, read_runs as read_runs
 from .data.store import user_folder as user_folder
 from .spec.structure import read_spec as read_spec

@@ -126,7 +126,7 @@ class ConditionCache:
             files.sweep(self.folder)
             if not (self.folder / "identity.json").exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                files.write(self.folder / "identity.json", text.encode())
+                files.write_whole(self.folder / "identity.json", text.encode())
 
     def __getitem__(self, row: Row) -> Conditions:
         """A row's conditions `(1, …)`, on the CPU, backed by a memory-mapped file."""
@@ -235,7 +235,7 @@ class ConditionCache:
         data = safetensors.torch.save(tensors, {"rows": json.dumps(rows)})
         path = self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors"
         with self._reached():
-            files.write(path, data)
+            files.write_whole(path, data)
         self._keep(Shard(path, rows))
         self._refuse_without_room(len(data) / len(encoded))
         return path.name

@@ -103,7 +103,7 @@ def _hash(found: Mapping[str, Path], memory: Path) -> str:
         known = _remembered(memory) | new
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
-            files.write(memory, json.dumps(known).encode())
+            files.write_whole(memory, json.dumps(known).encode())
         except OSError as error:
             log.debug("%s cannot be written: %s", memory, error)
     lines = [f"{name} {known[str(file.resolve())][-1]}" for name, file in sorted(found.items())]

@@ -83,7 +83,7 @@ def place(run: Path, spec: Spec, wanted: str, to: Path | None) -> Path:
             if others := [name for name in names(folder) if name not in ours]:
                 what = f"{shown(folder)} holds what no export has written ({listed(others[:3])})"
                 raise RunError(f"{what}; choose an empty folder, or take it away")
-        files.see(folder)
+        files.see_writable(folder)
     return folder
 
 

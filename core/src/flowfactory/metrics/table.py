@@ -32,7 +32,7 @@ class MetricsFile:
             if missing := sorted({*range(epochs_done)} - {epoch for epoch, _ in known}):
                 log.warning("%s has no line of epoch %d, nor of %d others", shown(path), missing[0], len(missing) - 1)
             with writing(path):
-                files.write(path, "".join(kept).encode())
+                files.write_whole(path, "".join(kept).encode())
 
     def lines(self) -> list[dict[str, float]]:
         """The lines so far."""
@@ -45,7 +45,7 @@ class MetricsFile:
         if line.pop("epoch", None) != epoch or any(name.startswith("eval/") for name in line):
             return None
         with writing(self._path):
-            files.write(self._path, "".join(text + "\n" for text in texts[:-1]).encode())
+            files.write_whole(self._path, "".join(text + "\n" for text in texts[:-1]).encode())
         return {name: math.nan if value is None else value for name, value in line.items()}
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

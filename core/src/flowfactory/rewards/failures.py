@@ -165,7 +165,7 @@ def cut_back(folder: Path, epochs_done: int) -> None:
         elif file:
             gone.append(table.with_name(Path(file).name))
     with writing(table):
-        files.write(table, "".join(kept).encode())
+        files.write_whole(table, "".join(kept).encode())
         for picture in gone:
             picture.unlink(missing_ok=True)
         if not kept:

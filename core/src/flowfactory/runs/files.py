@@ -25,7 +25,7 @@ _NOT_AS_THEY_ARE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What some programs take for the end of a line, or cannot be written at all."""
 
 
-def write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write `path` whole: under a temporary name, flushed to the disk, renamed."""
     partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     try:
@@ -75,7 +75,7 @@ def replacing(folder: Path) -> Iterator[Path]:
                 above.rmdir()
 
 
-def see(path: Path) -> None:
+def see_writable(path: Path) -> None:
     """See that a file or folder could be written at `path`: the folder above it, or above that, is written to.
 
     Raises:

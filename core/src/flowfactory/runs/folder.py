@@ -150,7 +150,7 @@ def begin(folder: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         with writing(folder):
             room(folder, plan)
             text = json.dumps(environment.metadata(entries), indent=2)
-            files.write(folder / ENVIRONMENT, f"{text}\n".encode())
+            files.write_whole(folder / ENVIRONMENT, f"{text}\n".encode())
             plan.write(folder)
     except (RunError, Stopped):
         forget(folder)

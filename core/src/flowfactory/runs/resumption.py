@@ -66,8 +66,8 @@ def lengthen(run: Path, plan: Plan, write: bool) -> list[str]:
     if write:
         made = plan.as_json() | {EARLIER: [*before.get(EARLIER, []), before["digest"]]}
         with writing(run):
-            files.write(run / SPEC_FILE, toml.dumps(unstructure(spec)).encode())
-            files.write(run / PLAN_FILE, (json.dumps(made, indent=2) + "\n").encode())
+            files.write_whole(run / SPEC_FILE, toml.dumps(unstructure(spec)).encode())
+            files.write_whole(run / PLAN_FILE, (json.dumps(made, indent=2) + "\n").encode())
     schedule, step = spec.optimizer.lr_schedule, done * spec.optimizer.updates
     what = f"{shown(run)} ends with epoch {epochs} now, not {planned}"
     if schedule == "constant" or not saved:
@@ -133,7 +133,7 @@ def _begun_with(run: Path, plan: Plan) -> Mapping[str, Any]:
         if plan.digest in _digests(run):
             log.warning("%s; the checkpoints are of this experiment, so it is written anew", why)
             with writing(file):
-                files.write(file, plan.text().encode())
+                files.write_whole(file, plan.text().encode())
             return plan.as_json()
         what = f"no intact checkpoint was made by the experiment that {shown(run / SPEC_FILE)} describes"
         raise RunError(f"{why}; {what}: begin anew with: flowfactory run {typed(run / SPEC_FILE)}") from error

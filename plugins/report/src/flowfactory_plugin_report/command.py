@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
-from flowfactory import Display, RunError
+from flowfactory import Display, RunError, shown
 
 DONE = 0
 OF_A_RUN = "plan.json"
@@ -35,7 +35,7 @@ def report(ui: Display, runs: Sequence[Path], out: Path | None) -> int:
     """Write one page about the run in folder RUN, or about several side by side, and figures of its curves."""
     from flowfactory_plugin_report.report import PAGE  # what draws takes a second
     from flowfactory_plugin_report.report import report as write
-    from flowfactory_plugin_report.writing import Refused, shown
+    from flowfactory_plugin_report.writing import Refused
 
     try:
         written = write(runs, out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE)))

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+from flowfactory import shown, write_whole
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flowfactory_plugin_report.curves import Panel, Section
-from flowfactory_plugin_report.writing import Refused, shown, write, writing
+from flowfactory_plugin_report.writing import Refused, writing
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#a87b00", "#3f8fbf", "#6a3d9a", "#6b6b6b")
 DOTS_PER_INCH = 200
@@ -64,7 +65,7 @@ def _drawn(section: Section, folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH)
         made.append(folder / f"{name}.{form}")
-        write(made[-1], buffer.getvalue())
+        write_whole(made[-1], buffer.getvalue())
     return made
 
 

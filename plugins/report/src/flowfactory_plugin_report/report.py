@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowfactory import read_runs
+from flowfactory import read_runs, see_writable, shown, write_whole
 
 from flowfactory_plugin_report.curves import sections
 from flowfactory_plugin_report.gallery import galleries
 from flowfactory_plugin_report.page import PAGE, page
 from flowfactory_plugin_report.plots import draw, see
-from flowfactory_plugin_report.writing import Refused, shown, writable, write, writing
+from flowfactory_plugin_report.writing import Refused, writing
 
 HEAD = 4096
 """Bytes of a page in which its title is."""
@@ -34,7 +34,7 @@ def report(folders: Sequence[Path], out: Path) -> Path:
     content = page(runs, drawn, galleries(runs), out.parent).encode()
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(out, content)
+        write_whole(out, content)
     draw(drawn, curves)
     return out
 
@@ -43,7 +43,7 @@ def _refuse_what_is_not_ours(out: Path) -> None:
     with writing(out):
         if out.is_dir():
             raise Refused(f"{shown(out)} is a folder; --out names the page in it, such as {shown(out / PAGE)}")
-        writable(out)
+        see_writable(out)
         if not out.exists() or (out.is_symlink() and out.is_file()):
             return  # a link gives way, what it leads to stays
         if not out.is_file():
