@@ -9,7 +9,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -68,6 +68,19 @@ class Chat:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def serving() -> Iterator[Callable[[Reply], Chat]]:
+    """For a fixture: starts chat servers, which end with the test."""
+    running: list[Chat] = []
+
+    def start(reply: Reply) -> Chat:
+        running.append(Chat(reply))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.close()
 
 
 def choice(said: Any) -> dict[str, Any]:

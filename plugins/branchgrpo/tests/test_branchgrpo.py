@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from clipped import golden_batch, golden_keys
 from flowfactory import Scores
-from flowfactory.builtin import FlowSDESpec
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.types import Lineage
 from flowfactory.rewards.advantages import Scale
 from flowfactory.rewards.advantages import scaled as scaled_by
-from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory_plugin_branchgrpo import BranchGRPOSpec
 from flowfactory_plugin_branchgrpo.branchgrpo import BranchGRPO, likely
-from support import Case, FieldPolicy, close, each, transition
+from support import Case, FieldPolicy, close, each
 from torch import Tensor
 
 
@@ -97,15 +96,8 @@ def test_what_is_alone_or_equal_teaches_nothing_and_what_has_no_score_takes_no_p
 
 @each("grpo_loss")
 def test_loss_and_gradient_are_flow_grpos(case: Case) -> None:
-    given, v = case["inputs"], case["inputs"]["velocity"].clone().requires_grad_()
-    scheduler, (low, high) = FlowSDE(FlowSDESpec(eta=given["eta"])), given["clip_range"]
-    x, x_next = given["latents"], given["next_latents"]
-    sigmas = [1.0, given["sigma_max"], given["sigma"], given["sigma_next"]]
-    levels = torch.tensor(given["sigma"]).expand(len(x)), torch.tensor(given["sigma_next"]).expand(len(x))
-    old = scheduler.logprob(given["velocity_old"], x, x_next, *levels, given["sigma_max"])
-    batch = transition(scheduler, sigmas, x, x_next, old, given["advantages"])
-    adv_clip = given.get("adv_clip_range", [-5, 5])[1]
-    trainer = BranchGRPO(BranchGRPOSpec(clip_low=-low, clip_high=high, adv_clip=adv_clip))
+    batch, v = golden_batch(case), case["inputs"]["velocity"].clone().requires_grad_()
+    trainer = BranchGRPO(BranchGRPOSpec(**golden_keys(case)))
     with torch.no_grad():
         (term,) = trainer.terms(FieldPolicy(v), batch, Draws([]))
     loss = trainer.loss(FieldPolicy(v), batch, term).parts["policy"]

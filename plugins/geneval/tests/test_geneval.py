@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flowfactory.testing import conformance
 from flowfactory_plugin_geneval import GenEvalSpec
 from flowfactory_plugin_geneval.geneval import GenEval, answers, questions_of
 from flowfactory_plugin_judge.chat import LEAST
-from servers import Chat, Reply, brightness, question
+from servers import Chat, Reply, brightness, question, serving
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 APPLES = {
@@ -28,17 +28,7 @@ APPLES = {
 Serve = Callable[[Reply], Chat]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    running: list[Chat] = []
-
-    def start(reply: Reply) -> Chat:
-        running.append(Chat(reply))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.close()
+serve = pytest.fixture(serving)
 
 
 def knows(request: dict[str, Any], number: int) -> tuple[int, dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from clipped import golden_batch, golden_keys
 from flowfactory.builtin import CPSSpec, DanceSDESpec, FlowSDESpec, LinearSDESpec
 from flowfactory.contracts.scheduler import StochasticScheduler
 from flowfactory.contracts.seeds import Draws
@@ -27,20 +28,8 @@ from torch import Tensor
 NO_DRAWS = Draws([])
 
 
-def golden_batch(case: Case) -> Batch:
-    """The stored step of a golden, with the log-probability its old velocity gives."""
-    given = case["inputs"]
-    scheduler = FlowSDE(FlowSDESpec(eta=given["eta"]))
-    x, x_next = given["latents"], given["next_latents"]
-    sigmas = [1.0, given["sigma_max"], given["sigma"], given["sigma_next"]]
-    levels = torch.tensor(given["sigma"]).expand(len(x)), torch.tensor(given["sigma_next"]).expand(len(x))
-    old = scheduler.logprob(given["velocity_old"], x, x_next, *levels, given["sigma_max"])
-    return transition(scheduler, sigmas, x, x_next, old, given["advantages"])
-
-
 def golden_spec(case: Case, **keys: Any) -> GRPOSpec:
-    low, high = case["inputs"]["clip_range"]
-    return GRPOSpec(clip_low=-low, clip_high=high, adv_clip=case["inputs"].get("adv_clip_range", [-5, 5])[1], **keys)
+    return GRPOSpec(**golden_keys(case), **keys)
 
 
 def one_loss(spec: GRPOSpec, policy: FieldPolicy, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

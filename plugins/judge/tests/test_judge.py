@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,12 @@ from flowfactory_plugin_judge import Aspect, JudgeSpec
 from flowfactory_plugin_judge.chat import LEAST, First
 from flowfactory_plugin_judge.judge import Judge, last_number
 from PIL import Image
-from servers import Chat, Raw, Reply, answer, brightness, question, titles
+from servers import Chat, Raw, Reply, answer, brightness, question, serving, titles
 
 Serve = Callable[[Reply], Chat]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    running: list[Chat] = []
-
-    def start(reply: Reply) -> Chat:
-        running.append(Chat(reply))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.close()
+serve = pytest.fixture(serving)
 
 
 def bright(request: dict[str, Any], number: int) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,9 @@ from flowfactory.spec.structure import load_spec
 from flowfactory.testing import conformance
 from flowfactory_plugin_preference import PreferenceSpec
 from flowfactory_plugin_preference.preference import Preference
-from servers import Chat, Reply, brightness
+from servers import Chat, Reply, brightness, serving
 
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Reply], Chat]]:
-    running: list[Chat] = []
-
-    def start(reply: Reply) -> Chat:
-        running.append(Chat(reply))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.close()
+serve = pytest.fixture(serving)
 
 
 def brighter(request: dict[str, Any], number: int) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from clipped import golden_batch, golden_keys
 from flowfactory import Scores
 from flowfactory.builtin import FlowSDESpec
 from flowfactory.contracts.seeds import Draws
@@ -56,15 +57,8 @@ def test_weight_equals_the_authors(case: Case) -> None:
 
 @each("grpo_loss")
 def test_loss_and_gradient_are_flow_grpos_times_the_weight(case: Case) -> None:
-    given, v = case["inputs"], case["inputs"]["velocity"].clone().requires_grad_()
-    scheduler, (low, high) = FlowSDE(FlowSDESpec(eta=given["eta"])), given["clip_range"]
-    x, x_next = given["latents"], given["next_latents"]
-    sigmas = [1.0, given["sigma_max"], given["sigma"], given["sigma_next"]]
-    levels = torch.tensor(given["sigma"]).expand(len(x)), torch.tensor(given["sigma_next"]).expand(len(x))
-    old = scheduler.logprob(given["velocity_old"], x, x_next, *levels, given["sigma_max"])
-    batch = transition(scheduler, sigmas, x, x_next, old, given["advantages"])
-    adv_clip = given.get("adv_clip_range", [-5, 5])[1]
-    trainer, policy = TempFlow(TempFlowSpec(clip_low=-low, clip_high=high, adv_clip=adv_clip)), FieldPolicy(v)
+    batch, v = golden_batch(case), case["inputs"]["velocity"].clone().requires_grad_()
+    trainer, policy = TempFlow(TempFlowSpec(**golden_keys(case))), FieldPolicy(v)
     with torch.no_grad():
         (term,) = trainer.terms(policy, batch, Draws([]))
     loss = trainer.loss(policy, batch, term).parts["policy"]
