@@ -142,6 +142,14 @@ def test_a_size_that_cannot_be_made_is_refused(tmp_path: Path, model: Path, size
     assert (problem.kind, problem.hint) == ("size", f"the nearest are {near}")
 
 
+@pytest.mark.parametrize(("wrong", "other"), [("sampling", "eval"), ("eval", "sampling")])
+def test_a_size_that_is_unsound_in_itself_hides_no_other(tmp_path: Path, model: Path, wrong: str, other: str) -> None:
+    problems = found(tmp_path, HERE, sets=(f"{wrong}.size=-1", f"{other}.size=500"))
+    assert sorted(problem.place.text for problem in problems if problem.place) == sorted(
+        [f"--set {wrong}.size=-1", f"--set {other}.size=500"]
+    )
+
+
 def test_what_sizes_are_multiples_of() -> None:
     def of(vae: Any, network: Any, own: type[AdapterSpec] = AdapterSpec) -> tuple[int, int]:
         return disk.multiples(own(path="x"), {"vae": Part({}, vae), "transformer": Part({}, network)})  # type: ignore[arg-type]
