@@ -31,11 +31,9 @@ class ClippedTerm:
 
 def clipped_terms(policy: Policy, batch: Batch, spec: ClippedSpec) -> Sequence[ClippedTerm]:
     """A term for each stochastic step."""
-    steps = batch.rollout.steps
-    ats = [Transition.of(batch, step) for step in steps]
     return [
-        ClippedTerm(step, reference_velocity(policy, batch, at, spec.kl_beta))
-        for step, at in zip(steps, ats, strict=True)
+        ClippedTerm(step, reference_velocity(policy, batch, Transition.of(batch, step), spec.kl_beta))
+        for step in batch.rollout.steps
     ]
 
 
