@@ -477,8 +477,8 @@ FAULTS = (
         "value_agrees_with_score", "off scores",
     ),
     Fault(
-        "no gradient where its spec says so", "clip", "class CLIP(DifferentiableReward)",
-        "class CLIP(*DifferentiableReward.__bases__)",
+        "no gradient where its spec says so", "clip", "class Similarity(DifferentiableReward)",
+        "class Similarity(*DifferentiableReward.__bases__)",
         "differentiable_by_contract", "it is not one, and its spec says that it is",
     ),
     Fault(
