@@ -42,10 +42,17 @@ NEVER = ("typo", "unknown name", "unknown table", "renamed table", "unknown key"
 """Mutations that no spec survives."""
 
 
-def mutants(data: dict[str, Any], values: tuple[Any, ...]) -> Iterator[Mutant]:
-    """Every mutant of a spec, with the mutation's name and where it was made."""
+def mutants(data: dict[str, Any], values: tuple[Any, ...], done: set[str]) -> Iterator[Mutant]:
+    """Every mutant of a spec, with the mutation's name and where it was made.
+
+    `done` is added to. What is in it is not changed again: the same value of the same key, in a table of the same name.
+    """
     for address, value in addresses(data):
         key = address[-1]
+        place = json.dumps([[part for part in address if isinstance(part, str)], owner(data, address), value])
+        if place in done:
+            continue
+        done.add(place)
         if isinstance(key, str):
             yield changed("typo", data, address, rename=typo(key))
         yield changed("deletion", data, address, delete=True)
@@ -70,6 +77,15 @@ def addresses(data: Any, at: Address = ()) -> Iterator[tuple[Address, Any]]:
     for key, child in children:
         yield (*at, key), child
         yield from addresses(child, (*at, key))
+
+
+def owner(data: Any, address: Address) -> str:
+    """The `name` of the innermost table with one that a place lies in, such as a component's."""
+    name = ""
+    for part in address[:-1]:
+        data = data[part]
+        name = data.get("name", name) if isinstance(data, dict) else name
+    return name
 
 
 def changed(
@@ -138,8 +154,8 @@ def kept(written: Any, read: Any, at: str = "") -> str:
 NOT_KEPT = ("requires", "plugins", "eval")
 
 
-def survey(path: Path, values: tuple[Any, ...]) -> dict[str, Any]:
-    """Counts of mutants refused and accepted, by mutation, and every complaint."""
+def survey(path: Path, values: tuple[Any, ...], done: set[str]) -> dict[str, Any]:
+    """Counts of mutants refused and accepted, by mutation, and every complaint; see `mutants` for `done`."""
     entries = installed_entries()
     registry = Registry(entries)
     load_spec(path, registry)
@@ -151,7 +167,7 @@ def survey(path: Path, values: tuple[Any, ...]) -> dict[str, Any]:
     schema = Draft202012Validator(spec_schema(slim)[0])
     counts: Counter[str] = Counter()
     complaints = []
-    for mutant in mutants(tomllib.loads(path.read_text(encoding="utf-8")), values):
+    for mutant in mutants(tomllib.loads(path.read_text(encoding="utf-8")), values, done):
         fresh = mutant[1][0] == "plugins"  # what the unbroken spec has loaded must not help
         used_registry = Registry(entries) if fresh else registry
         outcome, wrong = complaint(mutant, path.with_name("mutant.toml"), used_registry, schema)
@@ -164,4 +180,5 @@ def survey(path: Path, values: tuple[Any, ...]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     few = "--few" in sys.argv
-    print(json.dumps({name: survey(Path(name), FEW if few else WRONG) for name in sys.argv[1 + few :]}))
+    done: set[str] = set()
+    print(json.dumps({name: survey(Path(name), FEW if few else WRONG, done) for name in sys.argv[1 + few :]}))

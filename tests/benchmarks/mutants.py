@@ -145,7 +145,7 @@ def look(paths: list[Path], count: int, seed: int) -> Iterator[Record]:
     """What becomes of `count` mutants of some specs, drawn evenly."""
     drawn = random.Random(seed)
     for number, path in enumerate(paths):
-        everything = list(mutations.mutants(tomllib.loads(path.read_text()), mutations.WRONG))
+        everything = list(mutations.mutants(tomllib.loads(path.read_text()), mutations.WRONG, set()))
         share = count // len(paths) + (number < count % len(paths))
         for mutant in drawn.sample(everything, min(share, len(everything))):
             yield {"spec": path.stem, "mutation": mutant[0], "at": list(mutant[1]), **outcome(path, mutant)}
