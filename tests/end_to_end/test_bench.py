@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,26 @@ from accelerate.state import AcceleratorState
 from flowfactory.cli.main import main
 from flowfactory.contracts.types import Row
 from flowfactory.models.pipeline import PipelineAdapter
+from forks import received, start
 
 
-def test_bench_measures_and_leaves_nothing_behind(
-    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(spec.parent)
+def bench(spec: Path, pipe: Connection) -> None:
+    """What the command prints of a spec, through a pipe; and an end with its exit code."""
+    os.chdir(spec.parent)
+    with redirect_stdout(StringIO()) as said:
+        code = main(["bench", str(spec), "--epochs", "2", "--json"])
+    pipe.send(said.getvalue())
+    sys.exit(code)
+
+
+def test_bench_measures_and_leaves_nothing_behind(spec: Path) -> None:
+    """In a process of its own: how much its memory grows depends on what it had before."""
     before = sorted(spec.parent.rglob("*"))
-    assert main(["bench", str(spec), "--epochs", "2", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
+    process, pipe = start(bench, spec)
+    (said,) = received(pipe)
+    process.join()
+    assert process.exitcode == 0
+    measured = json.loads(said)
     assert sorted(spec.parent.rglob("*")) == before
     assert {"sample", "decode", "terms", "update"} <= measured["phases"].keys()
     assert measured["seconds"] == pytest.approx(sum(measured["phases"].values()))
