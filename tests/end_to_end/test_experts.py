@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from end_to_end.conftest import metrics
+from flowfactory.discovery.registry import Registry
 from flowfactory.runs import archive
 from flowfactory_plugin_wan import EXPERTS
 from flowfactory_plugin_wan.checkpoint import tiny_wan
@@ -36,6 +37,16 @@ TRAINERS: dict[str, tuple[str, ...]] = {
     "draft": (*BY_REWARD, "trainer.steps=6"),
     "refl": (*BY_REWARD, "trainer.fraction=1.0", "trainer.scale=1.0"),
     "opd": ("scheduler={name='ode'}", "-reward", "trainer.teachers=[{from='OTHER/checkpoint'}]"),
+    "branchgrpo": (STEPWISE, "trainer.splits=[1, 3]"),
+    "stepgrpo": (STEPWISE,),
+    "tempflow": (STEPWISE, "trainer.width=2"),
+    "dmd": (
+        "scheduler={name='ode'}",
+        "-reward",
+        "sampling.prompts=6",
+        "trainer.times={rule='uniform', range=[0.8, 0.99], count=1}",
+    ),
+    "tdm": ("scheduler={name='ode'}", "-reward", "sampling.prompts=6"),
 }
 """What each is given beside its name, so that it may learn at all noise levels. `OTHER`: see `other`."""
 
@@ -78,6 +89,10 @@ def model(checkpoint: Path, experts: str) -> str:
     return f'model={{name="wan", path="{checkpoint}", experts="{experts}", max_sequence_length=32}}'
 
 
+def test_no_trainer_is_left_out() -> None:
+    assert TRAINERS.keys() == set(Registry().names("trainers"))
+
+
 @pytest.mark.parametrize("experts", ["high", "low", "both"])
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_trainer_trains_it(
@@ -92,15 +107,23 @@ def test_every_trainer_trains_it(
     assert trained == {name for expert, name in EXPERTS.items() if experts in (expert, "both")}
 
 
+AT_LOW = "trainer.times={rule='uniform', range=[0.1, 0.5], count=1}"
+LATE = "scheduler={name='flow-sde', window={rule='list', steps=[4]}}"
+EARLY = "scheduler={name='flow-sde', window={rule='list', steps=[0]}}"
+
 NONE_LEFT: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "grpo, early": ("high", "[scheduler] window", ("scheduler={name='flow-sde', window={rule='list', steps=[4]}}",)),
-    "grpo, late": ("low", "[scheduler] window", ("scheduler={name='flow-sde', window={rule='list', steps=[0]}}",)),
+    "grpo, early": ("high", "[scheduler] window", (LATE,)),
+    "grpo, late": ("low", "[scheduler] window", (EARLY,)),
     "nft": ("low", "[trainer] times", ("scheduler={name='ode'}", "trainer.times={rule='uniform', range=[0.95, 1.0]}")),
     "sft": ("high", "[trainer] times", (*TRAINERS["sft"], "trainer.times={rule='uniform', range=[0.1, 0.5]}")),
     "draft": ("high", "[trainer]", (*BY_REWARD, "trainer.steps=3")),
     "draft, stochastic": ("high", "[trainer]", (STEPWISE, BY_REWARD[1], "trainer.steps=3")),
     "refl": ("high", "[trainer]", BY_REWARD),
     "opd": ("low", "[trainer]", (*TRAINERS["opd"], "trainer.fraction=0.2")),
+    "branchgrpo": ("low", "[scheduler] window", (EARLY, "trainer.splits=[0]")),
+    "stepgrpo": ("high", "[scheduler] window", (LATE,)),
+    "tempflow": ("low", "[scheduler] window", (EARLY,)),
+    "dmd": ("high", "[trainer] times", (*TRAINERS["dmd"][:-1], AT_LOW)),
 }
 """The expert that is trained, what is to be widened, and the rest of the spec, by the trainer's name."""
 

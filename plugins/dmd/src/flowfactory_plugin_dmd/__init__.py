@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import attrs
-from flowfactory import Needs, Provides, Role, Times, TrainerSpec, hookimpl, key
+from flowfactory import DecoupledSpec, Needs, Provides, Role, Times, TrainerSpec, hookimpl, key
 
 FAKE = "fake"
 """The role of the network that learns what the student makes."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # so that there may be another base beside it
 class StudentSpec(TrainerSpec):
     """Keys of both: a student of few steps, a teacher that is the reference, and a network between them."""
 
@@ -33,7 +33,7 @@ class StudentSpec(TrainerSpec):
 
 
 @attrs.frozen(kw_only=True)
-class DMDSpec(StudentSpec):
+class DMDSpec(StudentSpec, DecoupledSpec):
     """DMD2, without its discriminator."""
 
     times: Times = key(
