@@ -23,9 +23,10 @@ VISION = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hea
 ATTENTION = {"num_attention_heads": 2, "attention_head_dim": 16}
 
 
-def qwen_vl(**tokens: int) -> transformers.Qwen2_5_VLForConditionalGeneration:
-    """Qwen2.5-VL over bytes."""
+def qwen_vl(spread: float = 0.02, **tokens: int) -> transformers.Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL over bytes; what it writes depends on what it reads only where its weights have some `spread`."""
     text: dict[str, Any] = LANGUAGE_MODEL | {"rope_parameters": ROPE, "vocab_size": 259 + len(tokens)}
+    text["initializer_range"] = spread
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=VISION, **tokens)
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
@@ -161,7 +162,7 @@ def longcat() -> DiffusionPipeline:
     return diffusers.LongCatImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae(16),
-        text_encoder=qwen_vl(),
+        text_encoder=qwen_vl(spread=0.5),
         tokenizer=byte_tokenizer(),
         text_processor=byte_tokenizer(),
         transformer=diffusers.LongCatImageTransformer2DModel(

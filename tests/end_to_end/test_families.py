@@ -12,7 +12,7 @@ from flowfactory_plugin_qwen_image.qwen_image import QwenImage
 from flowfactory_plugin_wan.wan import Wan
 
 CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path], list[str]]] = {
-    "qwen-image": ("qwen-image", QwenImage.tiny, ["sampling.size=32"]),
+    "qwen-image": ("qwen-image", QwenImage.tiny, ["-model.max_sequence_length", "sampling.size=32"]),
     "wan-2.2": ("wan", lambda folder: Wan.tiny(folder, experts=2), ["sampling.size=[32,32,5]"]),
 }
 SHORT = ["sampling.prompts=2", "sampling.group=2", "sampling.micro_batch=4", "optimizer.updates=1", "eval.every=0"]
@@ -31,6 +31,14 @@ def test_it_trains(name, tuning, run, tmp_path):
     assert last["train/gradient_norm"] > 0
     if name == "wan-2.2":
         assert len(list((folder / "samples" / "epoch-0001").glob("*.mp4"))) == 4
+
+
+def test_a_template_that_leaves_no_room_for_prompts_is_told(run, tmp_path, capsys):
+    options = ["model.name=qwen-image", f"model.path={QwenImage.tiny(tmp_path / 'checkpoint')}", *SHORT]
+    with pytest.raises(AssertionError, match="assert 1 == 0"):
+        run("deaf", *options)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not depend on the prompt: [model] max_sequence_length = 16 leaves nothing of it; set more" in said
 
 
 def test_an_attention_that_is_not_there_is_refused(spec, tmp_path, capsys):

@@ -410,3 +410,15 @@ def test_another_pipeline_than_expected_is_refused_before_its_weights_are_read(f
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
     with pytest.raises(ValueError, match="it is no FluxPipeline; the adapter `diffusers` may serve it"):
         Flux(PipelineSpec(path=str(tmp_path))).load(torch.device("cpu"), torch.float32)
+
+
+def test_a_pipeline_whose_prompt_is_read_elsewhere_is_refused(folder):
+    class Deaf(StableDiffusion3Pipeline):
+        def encode_prompt(self, prompt, prompt_2, prompt_3, *args, **kwargs):
+            same = ["a cat"] * len(prompt) if isinstance(prompt, list) else "a cat"
+            return super().encode_prompt(same, same, same, *args, **kwargs)
+
+    adapter = load(folder)
+    adapter.pipe = Deaf(**adapter.pipe.components)
+    with pytest.raises(tap.Refused, match="what it encodes does not depend on the prompt: see whether"):
+        adapter.encode([Row("a cat")])

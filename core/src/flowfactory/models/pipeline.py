@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, TypeVar
 
+import attrs
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
@@ -21,10 +22,14 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Cut, Row
 from flowfactory.models import lengths, reading, stepping, tap, targets
-from flowfactory.models.recording import SHAPES, of_one_kind, together
+from flowfactory.models.recording import SHAPES, alike, of_one_kind, together
 from flowfactory.models.survey import SurveyedPipeline
 
 SpecT = TypeVar("SpecT", bound=PipelineSpec)
+
+
+OTHER = "two dogs and "
+"""Before any prompt it makes another, though not where a tokenizer knows no word and cuts all of it at one length."""
 
 
 class PipelineAdapter(SurveyedPipeline[SpecT]):
@@ -84,12 +89,29 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
         with self._in_words():
             encoded = [self._of_row(row) for row in rows]
+            if self._sample is None:
+                self._refuse_deaf(rows[0], encoded[0])
         self._sample = self._sample or encoded[0]
         self._pictures = max(len(row.images) for row in rows)
         return self.collate(encoded)
 
     def _of_row(self, row: Row) -> Conditions:
         return self._encode(row, [load_image(str(path)) for path in row.images])
+
+    def _refuse_deaf(self, row: Row, encoded: Conditions) -> None:
+        """Such a model would be trained on prompts that it never reads."""
+        for prompt in (OTHER + row.prompt, ""):
+            try:
+                other = self._of_row(attrs.evolve(row, prompt=prompt))
+            except tap.Refused:  # prompts may have to be of some form
+                return
+            if not alike(encoded, other):
+                return
+        length = self.spec.max_sequence_length
+        why = f"[model] max_sequence_length = {length} leaves nothing of it; set more, or leave the key out"
+        if length is None:
+            why = "see whether its text encoders and tokenizers belong together; if they do, report this"
+        raise self._refusal(f"what it encodes does not depend on the prompt: {why}")
 
     def collate(self, parts: Sequence[Conditions]) -> Conditions:
         return super().collate(of_one_kind(parts))

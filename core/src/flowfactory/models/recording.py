@@ -135,6 +135,11 @@ def _with_empty(part: Conditions, bases: Mapping[str, str], kinds: Mapping[str, 
     return tensors | {SHAPES: torch.cat([own[name] for name in sorted(tensors)], 1)}
 
 
+def alike(one: Conditions, other: Conditions) -> bool:
+    """Whether two rows have equal conditions."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 class Replay:
     """Stands in for the recorded methods of a batch whose rows all have the same shapes.
 
