@@ -29,8 +29,9 @@ def test_offloading_changes_not_a_bit(run: Runner, what: str) -> None:
         assert (left / file).read_bytes() == (right / file).read_bytes()
 
 
+@pytest.mark.parametrize(("trainer", "means"), [("grpo", 0), ("grpo-guard", 2)])
 def test_trajectories_and_conditions_are_as_large_as_planned(
-    run: Runner, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Runner, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str, means: int
 ) -> None:
     collecting, rollouts = Rollouts.collect, []
 
@@ -40,10 +41,12 @@ def test_trajectories_and_conditions_are_as_large_as_planned(
         return made
 
     monkeypatch.setattr(Rollouts, "collect", collect)
-    changes = ("sampling.storage=bf16", f"memory.cache={tmp_path / 'cache'}")
-    run("a", *changes)
+    changes = ("sampling.storage=bf16", f"memory.cache={tmp_path / 'cache'}", f"trainer.name={trainer}")
+    run("a", *changes, "run.epochs=1")
     planned = estimate(load_spec(spec, Registry(), changes))
-    assert planned["trajectories"] == sum(x.nbytes for x in rollouts[0].latents.values())
+    assert len(rollouts[0].means) == means
+    kept = (*rollouts[0].latents.values(), *rollouts[0].means.values())
+    assert planned["trajectories"] == sum(x.nbytes for x in kept)
     encoded = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*/*.safetensors"))
     assert 0.5 < (planned["conditions"] or 0) / encoded < 2
 
@@ -55,16 +58,28 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_trajectories_come_back_as_they_were(device: str, dtype: torch.dtype) -> None:
     latents = {i: torch.randn(5, 7, 3).to(device, dtype) for i in (2, 3, 8)}
-    made = Rollout(torch.linspace(1, 0, 9), (2,), latents, {2: torch.randn(5, device=device)})
+    means = {2: torch.randn(5, 7, 3, device=device)}
+    made = Rollout(torch.linspace(1, 0, 9), (2,), latents, {2: torch.randn(5, device=device)}, means)
     kept = made.to(torch.device("cpu"))
-    assert {x.device.type for x in (*kept.latents.values(), *kept.logprobs.values())} == {"cpu"}
+    every = (*kept.latents.values(), *kept.logprobs.values(), *kept.means.values())
+    assert {x.device.type for x in every} == {"cpu"}
     back = kept[torch.tensor([4, 1])].to(torch.device(device))
     assert (back.sigmas.device.type, back.steps) == ("cpu", (2,))
-    for own, others in ((made.latents, back.latents), (made.logprobs, back.logprobs)):
+    pairs = (made.latents, back.latents), (made.logprobs, back.logprobs), (made.means, back.means)
+    for own, others in pairs:
         assert own.keys() == others.keys()
         for i, tensor in own.items():
             assert others[i].device.type == device
             assert torch.equal(others[i], tensor[[4, 1]])
+
+
+def test_means_kept_from_sampling_are_those_of_a_replay(run: Runner) -> None:
+    """In batches of one shape, where both round alike."""
+    alike = ("trainer.name=grpo-guard", "run.epochs=1", "sampling.micro_batch=3", "optimizer.micro_batch=3")
+    left, right = run("a", *alike), run("b", *alike, "trainer.old=replayed")
+    names = ("train/ratio_deviation", "loss/policy", "train/gradient_norm")
+    assert [metrics(left)[-1][name] for name in names] == [metrics(right)[-1][name] for name in names]
+    assert metrics(left)[-1]["train/ratio_deviation"] > 0
 
 
 def test_a_second_run_neither_encodes_nor_reads_encoders_and_is_the_same(

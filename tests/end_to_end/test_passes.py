@@ -30,6 +30,8 @@ def case(name: str, trainer: str, updates: int, changes: Sequence[str], forward:
     return pytest.param(changed, forward, trained, id=name)
 
 
+REPLAYED = "trainer.old=replayed"
+THREE = (f"scheduler.window={TWO}", "sampling.prompts=6", "sampling.group=2")
 FAN = ("scheduler.window={rule='list', steps=[0, 1]}", "trainer.width=3")
 TREE = ("scheduler.window={rule='all'}", "trainer.splits=[0, 2]", "sampling.group=1")
 
@@ -65,19 +67,25 @@ CASES = (
     ),
     # In the first update the old mean is the current one.
     case("guard", "grpo-guard", 1, [window(TWO)], FIRST, 2 * SAMPLES),
-    # In the second it is asked for, under the weights that sampled: both steps of half the samples.
-    case("guard-second-update", "grpo-guard", 2, [window(TWO)], FIRST + 2 * SAMPLES // 2, 2 * SAMPLES),
+    # In the second it is the one that was kept from sampling.
+    case("guard-second-update", "grpo-guard", 2, [window(TWO)], FIRST, 2 * SAMPLES),
+    # Replayed, it is asked for in the shape of the update, under the weights that sampled: both steps of half the
+    # samples, since the first update's own numbers are the old ones.
+    case("guard-replayed", "grpo-guard", 2, [window(TWO), REPLAYED], FIRST + 2 * SAMPLES // 2, 2 * SAMPLES),
+    case("grpo-replayed", "grpo", 1, [window(TWO), REPLAYED], FIRST, 2 * SAMPLES),
+    case("grpo-replayed-thrice", "grpo", 3, [*THREE, REPLAYED], FIRST + 2 * SAMPLES * 2 // 3, 2 * SAMPLES),
     case(
         "guard-kl",
         "grpo-guard",
         2,
         [window(TWO), "trainer.kl_beta=0.1"],
-        FIRST + 2 * SAMPLES // 2 + 2 * SAMPLES,
+        FIRST + 2 * SAMPLES,
         2 * SAMPLES,
     ),
-    # As for Guard: nothing but what is trained in the first update, the old mean of both steps in the second.
+    # As for Guard: nothing but what is trained.
     case("dppo", "dppo", 1, [window(TWO)], FIRST, 2 * SAMPLES),
-    case("dppo-second-update", "dppo", 2, [window(TWO)], FIRST + 2 * SAMPLES // 2, 2 * SAMPLES),
+    case("dppo-second-update", "dppo", 2, [window(TWO)], FIRST, 2 * SAMPLES),
+    case("dppo-replayed", "dppo", 2, [window(TWO), REPLAYED], FIRST + 2 * SAMPLES // 2, 2 * SAMPLES),
     # Of each of the 4 groups of 3, two samples: the reference's velocity and the trained one, at one level and at two.
     case("dpo", "dpo", 1, [], FIRST + 4 * 2, 4 * 2),
     case("dpo-levels", "dpo", 2, [TWICE], FIRST + 2 * 4 * 2, 2 * 4 * 2),
@@ -120,6 +128,8 @@ CASES = (
     case("stepgrpo-estimated", "stepgrpo", 1, [window(ALL), "trainer.looks=estimated"], FIRST, 3 * SAMPLES),
     # Of each of 4 prompts one start: two steps of the trunk, and three branches of each, which leave at steps 0 and 1.
     case("tempflow", "tempflow", 1, [*FAN, "sampling.group=1"], 4 * (2 + 3 * (3 + 2)), 4 * 3 * 2),
+    # Replayed, the second update's branches are asked about once more.
+    case("tempflow-replayed", "tempflow", 2, [*FAN, "sampling.group=2", REPLAYED], 8 * 17 + 8 * 6 // 2, 8 * 3 * 2),
     case("tempflow-starts", "tempflow", 2, [*FAN, "sampling.group=2"], 8 * (2 + 3 * (3 + 2)), 8 * 3 * 2),
     case("tempflow-kl", "tempflow", 1, [*FAN, "sampling.group=1", "trainer.kl_beta=0.1"], 4 * 17 + 4 * 6, 4 * 3 * 2),
     # Trees that part at steps 0 and 2: one state, then two, two, and four; branches at each but the last step.
@@ -142,8 +152,12 @@ def test_passes_of_an_epoch(
     assert (line["network/forward"], line["network/trained"]) == (forward, trained)
     assert rows == {False: forward, True: trained}
     planned = {number["name"]: number["value"] for number in json.loads((folder / "plan.json").read_text())["numbers"]}
+    again = planned.get("replay_passes", 0)
+    assert (again > 0) == (REPLAYED in changes and "optimizer.updates=1" not in changes)
+    if REPLAYED in changes and "branches" not in planned:
+        assert forward == FIRST + again
     if "branches" in planned:
-        assert planned["branch_passes"] == forward - (trained if "kl_beta=0.1" in str(changes) else 0)
+        assert planned["branch_passes"] == forward - again - (trained if "kl_beta=0.1" in str(changes) else 0)
         assert planned["branches"] == trained
     assert planned.get("look_passes", 0) == (forward - FIRST if "stepgrpo" in str(changes) else 0)
     assert ("gradient_passes" in planned) == (BLUE in changes)

@@ -49,14 +49,18 @@ from .rewards.advantages import Scores as Scores
 from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
 from .losses.clipping import (
     ClippedTerm as ClippedTerm,
+    Old as Old,
     clipped as clipped,
     clipped_loss as clipped_loss,
     clipped_terms as clipped_terms,
     divergence as divergence,
+    old_logprob as old_logprob,
+    old_mean as old_mean,
     ratio_metrics as ratio_metrics,
     reference_velocity as reference_velocity,
+    replayed as replayed,
 )
-from .losses.specs import ClippedSpec as ClippedSpec
+from .losses.specs import ClippedSpec as ClippedSpec, RatioSpec as RatioSpec
 from .losses.groups import averaging as averaging, over_groups as over_groups
 from .losses.times import noise_levels as noise_levels, noised as noised
 from .losses.transition import Transition as Transition, field_of as field_of

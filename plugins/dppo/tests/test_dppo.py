@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -39,10 +39,10 @@ def batch_of(case: Case) -> Batch:
 def test_loss_equals_the_authors(case: Case) -> None:
     given, expected, batch = case["inputs"], case["outputs"], batch_of(case)
     v = given["velocity"].float().clone().requires_grad_()
-    trainer = DPPO(DPPOSpec(delta=given["threshold"]))
+    trainer = DPPO(DPPOSpec(delta=given["threshold"], old="replayed"))
     (term,) = trainer.terms(FieldPolicy(given["velocity_old"].float()), batch, NO_DRAWS)
-    assert term.mean is not None
-    close(term.mean, expected["mean_old"], 2e-6)
+    assert term.old is not None
+    close(term.old.mean, expected["mean_old"], 2e-6)
     at = Transition.of(batch, term.step)
     close(at.std(), torch.full((4,), expected["std"]), 1e-6)
     close(at.score(v), expected["log_prob"], 5e-6)
@@ -81,10 +81,13 @@ def taken(scheduler: StochasticScheduler[Any], n: int = 4, on_policy: bool = Fal
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_on_policy_nothing_is_dropped_and_the_gradient_is_the_plain_one(scheduler: Any, on_policy: bool) -> None:
+@pytest.mark.parametrize("old", ["sampled", "replayed"])
+def test_on_policy_nothing_is_dropped_and_the_gradient_is_the_plain_one(
+    scheduler: Any, on_policy: bool, old: Literal["sampled", "replayed"]
+) -> None:
     """Which is Flow-GRPO's there: `-A d ln p`."""
     batch, A = taken(scheduler, on_policy=on_policy)
-    w, trainer = torch.tensor(0.3, requires_grad=True), DPPO(DPPOSpec())
+    w, trainer = torch.tensor(0.3, requires_grad=True), DPPO(DPPOSpec(old=old))
     policy = FieldPolicy(lambda x, sigma: w * x)
     terms = trainer.terms(FieldPolicy(lambda x, sigma: 0.3 * x), batch, NO_DRAWS)
     for term in terms:
@@ -96,7 +99,7 @@ def test_on_policy_nothing_is_dropped_and_the_gradient_is_the_plain_one(schedule
         (plain,) = torch.autograd.grad(-(A * at.score(at.velocity(policy, batch))).mean(), w)
         close(ours, plain, 1e-9, 1e-5)
         assert abs(float(plain)) > 0
-        assert (term.mean is None) == on_policy
+        assert (term.old is None) == (on_policy or old == "sampled")
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
@@ -126,7 +129,7 @@ def test_the_threshold_drops_from_itself_on() -> None:
     batch, _ = taken(SCHEDULERS[0], n=12)
     (term, _) = DPPO(DPPOSpec()).terms(FieldPolicy(lambda x, sigma: 0.3 * x), batch, NO_DRAWS)
     one = attrs.evolve(batch, rollout=batch.rollout[:1], advantages=torch.ones(1).double())
-    first, policy = Term(term.step, term.mean[:1]), FieldPolicy(lambda x, sigma: 0.35 * x)
+    first, policy = Term(term.step, None), FieldPolicy(lambda x, sigma: 0.35 * x)
     for sign in (1.0, -1.0):
         signed = attrs.evolve(one, advantages=sign * one.advantages)
         exact = float(DPPO(DPPOSpec()).loss(policy, signed, first).metrics["divergence"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import attrs
 import pytest
 import torch
 from flowfactory.builtin import FlowSDESpec
@@ -25,14 +26,14 @@ def golden_loss(case: Case, v: Tensor, **keys: Any) -> tuple[Tensor, dict[str, T
     """Policy loss and metrics of a golden step, old predictions made by its old velocity."""
     given = case["inputs"]
     low, high = given["clip_range"]
-    trainer = GRPOGuard(GRPOGuardSpec(clip_low=-low, clip_high=high, **keys))
+    trainer = GRPOGuard(GRPOGuardSpec(clip_low=-low, clip_high=high, old="replayed", **keys))
     sigmas = [1.0, given["sigma_max"], given["sigma"], given["sigma_next"]]
     zeros = torch.zeros(len(given["latents"]))
     batch = transition(SCHEDULER, sigmas, given["latents"], given["next_latents"], zeros, given["advantages"])
     policy = FieldPolicy(given["velocity_old"])
     (term,) = trainer.terms(policy, batch, NO_DRAWS)
-    assert term.mean is not None
-    close(term.mean, given["mean_old"], 2e-6)
+    assert term.old is not None
+    close(term.old.mean, given["mean_old"], 2e-6)
     policy.fields["current"] = v
     loss = trainer.loss(policy, batch, term)
     return loss.parts["policy"], dict(loss.metrics)
@@ -109,22 +110,23 @@ def test_ratio_is_centred_and_the_plain_one_is_not() -> None:
     assert abs(trainer.loss(moved, batch, term).metrics["ratio"] - 1) < 0.002
 
 
+@pytest.mark.parametrize("old", ["sampled", "replayed"])
 @pytest.mark.parametrize("on_policy", [True, False])
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
-def test_replay_has_ratio_exactly_one(dtype: torch.dtype, on_policy: bool) -> None:
+def test_replay_has_ratio_exactly_one(dtype: torch.dtype, on_policy: bool, old: Literal["sampled", "replayed"]) -> None:
     policy, batch = sampled(dtype, on_policy)
-    trainer = GRPOGuard(GRPOGuardSpec())
+    trainer = GRPOGuard(GRPOGuardSpec(old=old))
     for term in trainer.terms(policy, batch, NO_DRAWS):
-        assert (term.mean is None) == on_policy
+        assert (term.old is None) == (on_policy or old == "sampled")
         assert trainer.loss(policy, batch, term).metrics["ratio_deviation"] == 0
 
 
-def test_the_first_update_saves_the_old_predictions() -> None:
-    """The stored mean and the current one, detached, give the same gradient; the first costs a forward pass."""
+def test_old_means_are_one_whoever_knows_them() -> None:
+    """Kept from sampling, replayed, or the current ones, detached, they give the same gradient; a replay is a pass."""
     gradients = []
-    for on_policy, forwards in ((True, 0), (False, 3)):
+    for on_policy, old, forwards in ((True, "sampled", 0), (False, "replayed", 3), (False, "sampled", 0)):
         policy, batch = sampled(on_policy=on_policy)
-        before, trainer = len(policy.calls), GRPOGuard(GRPOGuardSpec())
+        before, trainer = len(policy.calls), GRPOGuard(GRPOGuardSpec(old=old))  # type: ignore[arg-type]
         terms = trainer.terms(policy, batch, NO_DRAWS)
         assert len(policy.calls) - before == forwards
         weight = torch.tensor(0.3, requires_grad=True)
@@ -132,7 +134,15 @@ def test_the_first_update_saves_the_old_predictions() -> None:
         losses = [trainer.loss(learner, batch, term).parts["policy"] for term in terms]
         gradients.append(torch.autograd.grad(torch.stack(losses).sum(), weight)[0])
     close(gradients[0], gradients[1], 1e-6, 1e-5)
+    assert gradients[1] == gradients[2]
     assert gradients[0] != 0
+
+
+def test_a_later_update_without_the_means_says_who_has_to_ask_for_them() -> None:
+    policy, batch = sampled(on_policy=False)
+    batch, trainer = attrs.evolve(batch, rollout=attrs.evolve(batch.rollout, means={})), GRPOGuard(GRPOGuardSpec())
+    with pytest.raises(ValueError, match="Needs have to say old='means'"):
+        trainer.loss(policy, batch, trainer.terms(policy, batch, NO_DRAWS)[0])
 
 
 def test_reweighting_makes_gradients_alike_at_every_step() -> None:
@@ -158,3 +168,4 @@ def test_divergence_has_its_part() -> None:
 
 def test_needs_a_density() -> None:
     assert GRPOGuardSpec().needs.density == "gaussian"
+    assert [GRPOGuardSpec(old=old).needs.old for old in ("sampled", "replayed")] == ["means", "replayed"]

@@ -45,6 +45,18 @@ def on_evaluation() -> Watch:
     return Watch(spec(entry("trained"), held_out=(entry("trained"), entry("held"))), prompts={"": 100})
 
 
+def test_ratios_that_are_off_before_any_update_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    lines = [{"train/first_deviation": share} for share in (0.0, 0.1, 0.35, 0.7)]
+    (found,) = warnings(Watch(spec(entry("trained")), prompts={}), lines, caplog)
+    assert found == (
+        "epoch 2: before any update, probability ratios were off 1 by 0.35 of the clip width: sampling and updates "
+        'round differently, and what is clipped is in part rounding. Set [trainer] old to "replayed", or the same '
+        "micro_batch in [sampling] and [optimizer]"
+    )
+    resumed = Watch(spec(entry("trained")), prompts={}, past=[{"epoch": 1.0, "train/first_deviation": 0.35}])
+    assert warnings(resumed, lines, caplog) == []
+
+
 def test_rising_and_falling_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     found = warnings(on_evaluation(), evaluated([0, 1, 2, 3], [0.0, 0.5, 0.1, 0.0]), caplog)
     assert found == [

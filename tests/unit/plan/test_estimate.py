@@ -74,10 +74,11 @@ class WantsSpec(TrainerSpec):
     """A trainer that asks for as much of a trajectory as it is told."""
 
     trajectory: Literal["final", "steps", "states"]
+    old: Literal["logprobs", "means"] = "logprobs"
 
     @property
     def needs(self) -> Needs:
-        return Needs(trajectory=self.trajectory)
+        return Needs(trajectory=self.trajectory, old=self.old)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,26 @@ def test_as_many_latents_are_counted_as_the_trainer_asks_for(
     one = kept("final")
     assert one
     assert kept(trajectory) == latents * one
+
+
+@pytest.mark.parametrize(("updates", "means"), [(1, 0), (2, 2)])
+def test_old_means_are_counted_where_a_second_update_asks_for_them(
+    spec: Path, checkpoints: dict[str, Path], updates: int, means: int
+) -> None:
+    made = spec_of(spec, checkpoints["flux"], "flux")
+    dynamics = attrs.evolve(made.scheduler, spec=FlowSDESpec(window=Window(rule="list", steps=(1, 2))))
+    sampling = attrs.evolve(made.sampling, storage="bf16")
+    optimizer = attrs.evolve(made.optimizer, updates=updates)
+    made = attrs.evolve(made, scheduler=dynamics, sampling=sampling, optimizer=optimizer)
+    plain, kept = (
+        estimate(attrs.evolve(made, trainer=attrs.evolve(made.trainer, spec=WantsSpec(trajectory="steps", old=old))))[
+            "trajectories"
+        ]
+        for old in ("logprobs", "means")
+    )
+    assert plain is not None
+    assert kept is not None
+    assert kept - plain == means * 2 * plain // 4  # 4 latents of 2 bytes a number, means of 4
 
 
 @pytest.mark.parametrize(

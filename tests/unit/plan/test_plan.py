@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
-from flowfactory.plan.plan import Plan, fingerprint, make_plan
+from flowfactory.plan.plan import Plan, make_plan
+from flowfactory.spec.holdings import fingerprint
 from flowfactory.spec.structure import load_spec
 from specs import SOURCES, TOY, edited, lay
 

@@ -37,10 +37,11 @@ class Moments:
 
 @attrs.frozen(eq=False)
 class Step:
-    """A stochastic step taken: the new latents `(B, …)` in the storage dtype and their log-probability `(B,)`."""
+    """A step taken: new latents `(B, …)` in the storage dtype, their log-probability `(B,)`, and the mean `(B, …)`."""
 
     x: Tensor
     logprob: Tensor
+    mean: Tensor
 
 
 class Scheduler(ABC, Generic[SpecT]):
@@ -112,7 +113,7 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
         """
         moments = self.moments_of(v, x, sigma, sigma_next, ceiling)
         x_next = to_storage(moments.mean + moments.std * noise.float(), dtype)
-        return Step(x_next, self.logprob(v, x, x_next, sigma, sigma_next, ceiling))
+        return Step(x_next, self.logprob(v, x, x_next, sigma, sigma_next, ceiling), moments.mean)
 
     @final
     def moments_of(self, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, ceiling: float) -> Moments:

@@ -86,6 +86,7 @@ class Needs:
         (`Policy.decode`, `Policy.reward`); 0: it does not. Every reward that counts has to have one.
     trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities;
         "states" the latents before and after every step, stochastic or not.
+    old: what later updates know of each stochastic step as sampled: "logprobs", "means" too, or what is "replayed".
     rollout: the weights that sample: "current", or one of `sets`.
     looks: what is scored besides the samples: the states that stochastic steps start from, and the last one's result,
         either "completed" without further noise or "estimated", by `x - sigma v`. See `Scores`.
@@ -105,6 +106,7 @@ class Needs:
     scores: bool = True
     gradient: int = 0
     trajectory: Literal["final", "steps", "states"] = "final"
+    old: Literal["logprobs", "means", "replayed"] = "logprobs"
     looks: Literal["none", "completed", "estimated"] = "none"
     branches: Branches | None = None
     rollout: str = "current"

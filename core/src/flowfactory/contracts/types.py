@@ -5,7 +5,7 @@ Torch is imported when tensors are joined, no sooner: whoever reads rows of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,13 +75,14 @@ class Rollout:
     steps: the stochastic steps, in order; empty after a deterministic rollout.
     latents: stored latents `(B, …)` by position: `i` and `i+1` for each stochastic step `i`, and `T`, the final ones;
         all of `0 … T` where the trainer needs "states". Of a branch only the two of its step.
-    logprobs: log-probability `(B,)` float32 of each stochastic step, of exactly what is stored.
+    logprobs: of each, the log-probability `(B,)` of what is stored. means: the mean `(B, …)`, where `Needs.old` is so.
     """
 
     sigmas: Tensor
     steps: tuple[int, ...]
     latents: Mapping[int, Tensor]
     logprobs: Mapping[int, Tensor]
+    means: Mapping[int, Tensor] = attrs.field(factory=dict)
 
     @property
     def final(self) -> Tensor:
@@ -97,15 +98,16 @@ class Rollout:
         return len(next(iter(self.latents.values())))
 
     def __getitem__(self, samples: slice | Tensor) -> Rollout:
-        return attrs.evolve(
-            self,
-            latents={i: x[samples] for i, x in self.latents.items()},
-            logprobs={i: x[samples] for i, x in self.logprobs.items()},
-        )
+        return self.each(lambda own: {i: x[samples] for i, x in own.items()})
 
     def to(self, device: torch.device) -> Rollout:
         """The same trajectories on `device`; noise levels stay on the CPU."""
-        return attrs.evolve(self, latents=moved(self.latents, device), logprobs=moved(self.logprobs, device))
+        return self.each(lambda own: moved(own, device))
+
+    def each(self, change: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]) -> Rollout:
+        """What `change` makes of latents, of log-probabilities, and of means."""
+        own = change(self.latents), change(self.logprobs), change(self.means)
+        return Rollout(self.sigmas, self.steps, *own)
 
 
 def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Tensor]:
@@ -149,10 +151,8 @@ class Batch:
 
     advantages: `(B,)` float64, or `(B, n)` of each stochastic step; see `at`.
     on_policy: no optimizer step has been made since the rollout, and the rollout used the current weights.
-    scheduler: the dynamics that sampled it.
-    groups: `(B,)` which of the epoch's groups each belongs to; members lie side by side.
-    rows: of each, its line of the data. scores: of each, by the label of the reward, `(B,)` float64.
-    epoch: counted from 1.
+    scheduler: the dynamics that sampled it. groups: `(B,)` which of the epoch's each is in; members lie side by side.
+    rows: of each, its line of the data. scores: by the label of the reward, `(B,)` float64. epoch: counted from 1.
     role: whose turn it is: "current", or one of `Needs.roles`.
     shares: by stochastic step, its share of all that the update trains at, on all processes.
     branches: of each, its number among the branches of its group. parents: and that of the one it goes on from, -1:
@@ -183,9 +183,7 @@ class Batch:
 
     @groups.default
     def _each_its_own(self) -> Tensor:
-        import torch
-
-        return torch.arange(len(self.advantages))
+        return self.advantages.new_tensor(range(len(self.advantages))).long()
 
 
 @attrs.frozen(eq=False)
@@ -198,10 +196,9 @@ class Loss:
 
 @attrs.frozen
 class Update:
-    """An optimizer step that was just made: `epoch` and `index` in it from 0; `step` counts all so far, from 1."""
+    """An optimizer step that was just made: `epoch`, `index` in it from 0, `last` of it; `step` of all, from 1."""
 
     epoch: int
     index: int
     step: int
     last: bool
-    """Whether it closes its epoch."""

@@ -17,23 +17,68 @@ from torch import Tensor
 from flowfactory.contracts.scheduler import per_sample_mean
 from flowfactory.contracts.trainer import Policy
 from flowfactory.contracts.types import Batch, Loss
-from flowfactory.losses.specs import ClippedSpec
+from flowfactory.losses.specs import ClippedSpec, RatioSpec
 from flowfactory.losses.transition import Transition
 
 
 @attrs.frozen(eq=False)
+class Old:
+    """A stochastic step under the weights that sampled it: log-probability `(B,)`, and mean `(B, …)`."""
+
+    logprob: Tensor
+    mean: Tensor
+
+
+def replayed(policy: Policy, batch: Batch, at: Transition, spec: RatioSpec) -> Old | None:
+    """A step asked about again, in the shape in which it is trained on.
+
+    `None` where nobody has to ask: what was sampled counts, or else the first update is next, whose own numbers they
+    are.
+    """
+    if spec.old == "sampled" or batch.on_policy:
+        return None
+    v = at.velocity(policy, batch)
+    return Old(at.score(v), at.moments(v).mean)
+
+
+def old_logprob(batch: Batch, at: Transition, logprob: Tensor, old: Old | None, spec: RatioSpec) -> Tensor:
+    """The log-probability `(B,)` that the new one is compared with."""
+    if old is not None:
+        return old.logprob
+    return at.logprob if spec.old == "sampled" else logprob.detach()
+
+
+def old_mean(batch: Batch, at: Transition, mean: Tensor, old: Old | None) -> Tensor:
+    """The mean `(B, …)` that the new one is compared with; in the first update it is the new one, detached.
+
+    Raises:
+        ValueError: none was kept: the trainer has to ask, by `Needs.old`.
+    """
+    if old is not None:
+        return old.mean
+    if batch.on_policy:
+        return mean.detach()
+    if at.mean is None:
+        raise ValueError("no means were kept from sampling: the trainer's Needs have to say old='means'")
+    return at.mean
+
+
+@attrs.frozen(eq=False)
 class ClippedTerm:
-    """One stochastic step, and the reference's velocity `(B, …)` on it if the divergence has a weight."""
+    """One stochastic step, the reference's velocity `(B, …)` on it if the divergence has a weight, and what it was
+    like when it was replayed, if it was."""
 
     step: int
     reference: Tensor | None
+    old: Old | None = None
 
 
 def clipped_terms(policy: Policy, batch: Batch, spec: ClippedSpec) -> Sequence[ClippedTerm]:
     """A term for each stochastic step."""
+    at = {step: Transition.of(batch, step) for step in batch.rollout.steps}
     return [
-        ClippedTerm(step, reference_velocity(policy, batch, Transition.of(batch, step), spec.kl_beta))
-        for step in batch.rollout.steps
+        ClippedTerm(step, reference_velocity(policy, batch, own, spec.kl_beta), replayed(policy, batch, own, spec))
+        for step, own in at.items()
     ]
 
 
@@ -41,11 +86,12 @@ def clipped_loss(policy: Policy, batch: Batch, term: ClippedTerm, spec: ClippedS
     """The loss of a step, its policy part times the `weights`, of which each is a number or `(B,)`."""
     at = Transition.of(batch, term.step)
     v = at.velocity(policy, batch)
-    log_ratio = at.score(v) - at.logprob
+    logprob = at.score(v)
+    log_ratio = logprob - old_logprob(batch, at, logprob, term.old, spec)
     surrogate = clipped(log_ratio.exp(), batch.at(term.step), spec)
     for weight in weights:
         surrogate = weight * surrogate
-    parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), spec)
+    parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), spec, batch.on_policy)
     if term.reference is not None:
         kl = divergence(at, spec.kl, v, term.reference)
         parts["kl"], metrics["kl"] = spec.kl_beta * kl, kl.detach()
@@ -76,13 +122,21 @@ def clipped(ratio: Tensor, advantages: Tensor, spec: ClippedSpec) -> Tensor:
 
 
 @torch.no_grad()
-def ratio_metrics(log_ratio: Tensor, spec: ClippedSpec) -> dict[str, Tensor]:
-    """How far the policy has moved from the one that sampled."""
+def ratio_metrics(log_ratio: Tensor, spec: ClippedSpec, first: bool = False) -> dict[str, Tensor]:
+    """How far the policy has moved from the one that sampled.
+
+    Args:
+        first: no update has been made yet, so that whatever it has moved is rounding; this is said apart, as a share
+            of the narrower clip width.
+    """
     ratio = log_ratio.exp()
     outside = (ratio > 1 + spec.clip_high) | (ratio < 1 - spec.clip_low)
+    deviation = (ratio - 1).abs().max()
+    apart = {"first_deviation": deviation / min(spec.clip_low, spec.clip_high)} if first else {}
     return {
+        **apart,
         "ratio": ratio.mean(),
-        "ratio_deviation": (ratio - 1).abs().max(),
+        "ratio_deviation": deviation,
         "clip_fraction": outside.float().mean(),
         "approx_kl": 0.5 * (log_ratio**2).mean(),
     }

@@ -11,10 +11,26 @@ from flowfactory.contracts.specs import Needs, TrainerSpec
 
 
 @attrs.frozen(kw_only=True)
-class ClippedSpec(TrainerSpec):
-    """Keys of the trainers that clip probability ratios."""
+class RatioSpec(TrainerSpec):
+    """Keys of the trainers that compare each stochastic step's probability with the one it was sampled with."""
 
     even_calls: ClassVar[bool] = True
+
+    old: Literal["sampled", "replayed"] = key(
+        "What a step's new probability is compared with: the one kept from sampling (`sampled`); or one computed anew "
+        "at the update's own batch shape, before the first update, which for that update is the new one itself, and "
+        "asks the network once more about every later update's steps (`replayed`).",
+        default="sampled",
+    )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(trajectory="steps", density="any", old="logprobs" if self.old == "sampled" else "replayed")
+
+
+@attrs.frozen(kw_only=True)
+class ClippedSpec(RatioSpec):
+    """Keys of the trainers that clip probability ratios."""
 
     clip_low: float = key("The ratio is clipped below 1 - clip_low.", default=1e-4, gt=0, le=1)
     clip_high: float = key("The ratio is clipped above 1 + clip_high.", default=1e-4, gt=0)
@@ -29,4 +45,4 @@ class ClippedSpec(TrainerSpec):
     @property
     def needs(self) -> Needs:
         exact = self.kl_beta > 0 and self.kl == "exact"
-        return Needs(trajectory="steps", density="gaussian" if exact else "any", reference=self.kl_beta > 0)
+        return attrs.evolve(super().needs, density="gaussian" if exact else "any", reference=self.kl_beta > 0)

@@ -18,6 +18,7 @@ class Transition:
     """One stochastic step of a batch as it was sampled and stored: from `x` at `sigma` to `x_next` at `sigma_next`.
 
     x, x_next: `(B, …)` in the storage dtype. sigma, sigma_next: `(B,)` float32. logprob: `(B,)`, when it was sampled.
+    mean: `(B, …)`, when it was sampled; where `Needs.old` is "means", and it is not the current one.
     """
 
     x: Tensor
@@ -27,6 +28,7 @@ class Transition:
     ceiling: float
     logprob: Tensor
     scheduler: StochasticScheduler[Any]
+    mean: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, step: int) -> Transition:
@@ -40,7 +42,8 @@ class Transition:
             raise TypeError(f"{type(scheduler).__name__} has no log-probabilities; use a stochastic scheduler")
         x = rollout.latents[step]
         sigma, sigma_next = rollout.sigmas[step : step + 2].to(x.device)[:, None].expand(-1, len(x))
-        return cls(x, rollout.latents[step + 1], sigma, sigma_next, rollout.ceiling, rollout.logprobs[step], scheduler)
+        x_next, logprob, mean = rollout.latents[step + 1], rollout.logprobs[step], rollout.means.get(step)
+        return cls(x, x_next, sigma, sigma_next, rollout.ceiling, logprob, scheduler, mean)
 
     def velocity(self, policy: Policy, batch: Batch) -> Tensor:
         """The policy's velocity `(B, …)` that this step is taken by."""

@@ -1,5 +1,5 @@
-"""Seeing a reward that has nothing to say, and a policy that exploits its reward: one that it is trained on rises while
-one that it is not trained on falls.
+"""Seeing a reward that has nothing to say; a policy that exploits its reward: one that it is trained on rises while one
+that it is not trained on falls; and probability ratios that are off 1 before anything was learned.
 
 Of a mean over `N` samples with spread `s`, the error is `e = s / sqrt(N)`. A rise or a fall counts where it is larger
 than twice the error of the difference, `sqrt(e_1^2 + e_2^2)`.
@@ -18,6 +18,8 @@ from flowfactory.spec.tables import Spec
 log = logging.getLogger("flowfactory")
 
 ERRORS = 2.0
+DEVIATION, TENTH = "train/first_deviation", 0.1
+"""How far from 1 ratios may be before any update, in clip widths."""
 
 
 @attrs.frozen
@@ -64,6 +66,7 @@ class Watch:
         self._silent: set[tuple[str, str]] = set()
         self._readings: dict[str, list[Reading]] = {}
         self._told: set[tuple[str, str]] = set()
+        self._rounded = any(line.get(DEVIATION, 0.0) > TENTH for line in past)
         for line in past:
             self._read(line, int(line["epoch"]))
             self._silent |= set(self._without_scores(line))
@@ -85,6 +88,14 @@ class Watch:
                     step, since, trained, held_out, trained,
                 )  # fmt: skip
         self._told = {(trained, held_out) for trained, held_out, _ in found}
+        if metrics.get(DEVIATION, 0.0) > TENTH and not self._rounded:
+            self._rounded = True
+            log.warning(
+                "epoch %d: before any update, probability ratios were off 1 by %.2g of the clip width: sampling and "
+                "updates round differently, and what is clipped is in part rounding. Set [trainer] old to "
+                '"replayed", or the same micro_batch in [sampling] and [optimizer]',
+                step, metrics[DEVIATION],
+            )  # fmt: skip
 
     def finish(self) -> None:
         """Nothing is left to be done."""

@@ -9,20 +9,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import attrs
 
-from flowfactory.contracts.key import Function, Location, Size
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import toml, window
-from flowfactory.spec.holdings import fingerprint
-from flowfactory.spec.kinds import arms_of, attributes, hints, keys
+from flowfactory.spec.holdings import by_content
+from flowfactory.spec.kinds import attributes
 from flowfactory.spec.rules import nearest_divisors
-from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, plain, unstructure
+from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, unstructure
 from flowfactory.spec.window import Growth
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
@@ -212,13 +211,32 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
     yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
     yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
     yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
+    if unlike(spec):
+        held += f"; {s.micro_batch} at a time are sampled: first ratios are exactly 1 where the two are the same"
     yield Number("accumulation", accumulation, held)
+    if spec.trainer.spec.needs.old == "replayed":
+        yield _replayed(spec, batch, growth)
     if reach := spec.scheduler.spec.calls(min(spec.trainer.spec.needs.gradient, s.steps)):
         why = f"of samples, per epoch: {s.prompts * size} x {_count(reach, 'step')} that rewards' gradients go through"
         yield Number("gradient_passes", s.prompts * size * reach, why)
     for name, role in spec.trainer.spec.needs.roles.items():
         why = f"by role `{name}`, an epoch: {batch} x {_count(o.updates, 'update')} x {_count(role.steps, 'step')}"
         yield Number(f"{name}_passes", batch * o.updates * role.steps * role.velocities, why)
+
+
+def unlike(spec: Spec) -> bool:
+    """Whether probabilities are compared that were computed in batches of other sizes, and so rounded otherwise."""
+    needs = spec.trainer.spec.needs
+    compares = needs.density != "none" and needs.old != "replayed"
+    return compares and spec.sampling.micro_batch != spec.optimizer.micro_batch
+
+
+def _replayed(spec: Spec, batch: int, growth: Growth | None) -> Number:
+    """Passes of the steps that updates ask about again. The first need not: its own numbers are the old ones."""
+    steps = 1 if growth else len(window.earliest(spec.scheduler.spec, spec.sampling.steps))
+    later = spec.optimizer.updates - (1 if spec.trainer.spec.needs.rollout == "current" else 0)
+    why = f"of samples, per epoch: {batch} x {_count(steps, 'step')} x {_count(later, 'update')} after the first"
+    return Number("replay_passes", batch * steps * later, why)
 
 
 def _run(spec: Spec) -> Iterator[Number]:
@@ -257,11 +275,11 @@ def digest_of(spec: Spec) -> str:
             data.pop(table, None)
         elif table in data:
             data[table].pop(key[0], None)
-    data["data"] = _by_content(spec.data)
+    data["data"] = by_content(spec.data)
     for name in COMPONENTS:
         component = attributes(spec)[name]
-        data[name] = {"name": component.name, **_by_content(component.spec)}
-    data["lora" if isinstance(spec.tuning, Lora) else "full"] = _by_content(spec.tuning)
+        data[name] = {"name": component.name, **by_content(component.spec)}
+    data["lora" if isinstance(spec.tuning, Lora) else "full"] = by_content(spec.tuning)
     data["reward"] = _rewards_by_content(data["reward"], spec.rewards)
     if spec.eval.rewards:
         data["eval"]["reward"] = _rewards_by_content(data["eval"]["reward"], spec.eval.rewards)
@@ -270,31 +288,4 @@ def digest_of(spec: Spec) -> str:
 
 
 def _rewards_by_content(tables: Sequence[dict[str, Any]], entries: Sequence[RewardEntry]) -> list[dict[str, Any]]:
-    return [{**table, **_by_content(entry.spec)} for table, entry in zip(tables, entries, strict=True)]
-
-
-def _by_content(table: Any) -> dict[str, Any]:
-    """A table in which locations stand for their content, so that a moved file leaves the digest as it is."""
-    types, own = hints(type(table)), attributes(table)
-    return {
-        name: _content(types[field.name], own[field.name])
-        for name, field in keys(type(table)).items()
-        if own[field.name] is not None
-    }
-
-
-def _content(kind: Any, value: Any) -> Any:
-    arms = arms_of(kind)
-    if isinstance(value, str) and Location in arms:
-        return fingerprint(value)
-    if isinstance(value, str) and Function in arms:
-        home, _, function = value.rpartition(":")
-        return [fingerprint(home), function]
-    if attrs.has(type(value)) and type(value) in arms and not isinstance(value, Size):
-        return _by_content(value)
-    for arm in arms:
-        if isinstance(value, tuple) and get_origin(arm) is tuple and get_args(arm):
-            each = get_args(arm)
-            each = each[:1] * len(value) if each[-1] is Ellipsis else each
-            return [_content(*pair) for pair in zip(each, value, strict=True)]
-    return plain(value)
+    return [{**table, **by_content(entry.spec)} for table, entry in zip(tables, entries, strict=True)]

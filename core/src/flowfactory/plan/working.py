@@ -90,8 +90,17 @@ def _trajectories(spec: Spec, elements: int, world: int) -> Need:
     if growth := _growth(spec):
         kept = 2 * len(growth.steps)
         rows = f"{samples} starts x {len(growth.steps)} branches x 2 latents"
-    why = f"{rows} x {count_of(elements)} numbers x {size} bytes"
-    return Need("trajectories", samples * kept * elements * size, why)
+    why, steps = f"{rows} x {count_of(elements)} numbers x {size} bytes", 0
+    if keeps_means(spec):
+        steps = len(growth.steps) if growth else _stochastic(spec)
+        why += f", and {steps} old means of 4 bytes a number"
+    return Need("trajectories", samples * elements * (kept * size + steps * 4), why)
+
+
+def keeps_means(spec: Spec) -> bool:
+    """Whether the means of stochastic steps are kept from sampling: updates ask that do not begin with its weights."""
+    needs = spec.trainer.spec.needs
+    return needs.old == "means" and (spec.optimizer.updates > 1 or needs.rollout != "current")
 
 
 def _looks(spec: Spec, elements: int, world: int) -> Iterator[Need]:
@@ -165,6 +174,14 @@ def _positions(spec: Spec) -> int:
         return 1
     steps = window.stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, 1)
     return len({*steps, *(step + 1 for step in steps), spec.sampling.steps})
+
+
+def _stochastic(spec: Spec) -> int:
+    """How many steps of a trajectory are stochastic."""
+    scheduler = spec.scheduler.spec
+    if not isinstance(scheduler, StochasticSpec):
+        return 0
+    return len(window.stochastic_steps(scheduler.window, spec.sampling.steps, spec.run.seed, 1))
 
 
 def _twice(spec: Spec, at: Geometry) -> bool:

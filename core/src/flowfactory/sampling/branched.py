@@ -210,7 +210,7 @@ def branch(
             drawn, made = noise.steps[:, made : made + len(split)].flatten(0, 1), made + len(split)
             sigma, sigma_next = levels[i : i + 2].expand(-1, len(parting))
             step = scheduler.step(v[:, split].flatten(0, 1), parting, sigma, sigma_next, ceiling, drawn, storage)
-            grown_at.append(Rollout(sigmas, (i,), {i: parting, i + 1: step.x}, {i: step.logprob}))
+            grown_at.append(Rollout(sigmas, (i,), {i: parting, i + 1: step.x}, {i: step.logprob}, {i: step.mean}))
             after.append(apart(step.x, len(x), len(split)))
         x = torch.cat(after, dim=1)
     return grown_at, x

@@ -88,6 +88,7 @@ def rollout(
     ceiling, state = float(sigmas[1]), scheduler.start()
     latents: dict[int, Tensor] = {}
     logprobs: dict[int, Tensor] = {}
+    means: dict[int, Tensor] = {}
     for i in range(len(sigmas) - 1):
         if trunks and i == branching > 0:
             x = x[trunks.of.to(device)]
@@ -110,10 +111,10 @@ def rollout(
         step = scheduler.step(v, x, sigma, sigma_next, ceiling, noise.steps[:, steps.index(i)], storage)
         if trajectory != "final":
             latents |= {i: x, i + 1: step.x}
-            logprobs[i] = step.logprob
+            logprobs[i], means[i] = step.logprob, step.mean
         x = step.x
     latents[len(sigmas) - 1] = x
-    return Rollout(sigmas, () if trajectory == "final" or noisy else steps, latents, logprobs)
+    return Rollout(sigmas, () if trajectory == "final" or noisy else steps, latents, logprobs, means)
 
 
 @torch.no_grad()

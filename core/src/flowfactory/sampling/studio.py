@@ -17,6 +17,7 @@ from flowfactory.contracts.seeds import Key
 from flowfactory.contracts.trainer import Scores, Trainer
 from flowfactory.contracts.types import Conditions, Rollout, Sample
 from flowfactory.metrics.instruments import Instruments
+from flowfactory.plan.working import keeps_means
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.processes.distributed import Processes
 from flowfactory.rewards.scoring import Judge
@@ -70,7 +71,9 @@ class Studio:
         return self.judge.samples(rows, at, media, latents, conditions)
 
     def kept(self, made: Rollout) -> Rollout:
-        """Trajectories where they wait until they are learned from."""
+        """Trajectories where they wait until they are learned from, with what is needed of them."""
+        if not keeps_means(self.spec):
+            made = attrs.evolve(made, means={})
         return made.to(torch.device("cpu")) if "trajectories" in self.spec.memory.offload else made
 
 

@@ -66,4 +66,5 @@ def _cat(parts: Sequence[Rollout]) -> Rollout:
         first,
         latents={i: torch.cat([part.latents[i] for part in parts]) for i in first.latents},
         logprobs={i: torch.cat([part.logprobs[i] for part in parts]) for i in first.logprobs},
+        means={i: torch.cat([part.means[i] for part in parts]) for i in first.means},
     )

@@ -12,14 +12,15 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import attrs
 
 from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Function, Location, Size
 from flowfactory.errors import Place, Problem, listed, shown
-from flowfactory.spec.kinds import attributes, keys
-from flowfactory.spec.tables import Component, Full, Lora
+from flowfactory.spec.kinds import arms_of, attributes, hints, keys
+from flowfactory.spec.tables import Component, Full, Lora, plain
 
 Shape = tuple[int, ...]
 
@@ -259,3 +260,30 @@ def _sketch(path: Path, most: int = 1 << 16) -> str:
         head = file.read(most)
         file.seek(max(size - most, 0))
         return f"{size} {hashlib.sha256(head + file.read(most)).hexdigest()}"
+
+
+def by_content(table: Any) -> dict[str, Any]:
+    """A table in which locations stand for their content, so that a moved file leaves the digest as it is."""
+    types, own = hints(type(table)), attributes(table)
+    return {
+        name: _content(types[field.name], own[field.name])
+        for name, field in keys(type(table)).items()
+        if own[field.name] is not None
+    }
+
+
+def _content(kind: Any, value: Any) -> Any:
+    arms = arms_of(kind)
+    if isinstance(value, str) and Location in arms:
+        return fingerprint(value)
+    if isinstance(value, str) and Function in arms:
+        home, _, function = value.rpartition(":")
+        return [fingerprint(home), function]
+    if attrs.has(type(value)) and type(value) in arms and not isinstance(value, Size):
+        return by_content(value)
+    for arm in arms:
+        if isinstance(value, tuple) and get_origin(arm) is tuple and get_args(arm):
+            each = get_args(arm)
+            each = each[:1] * len(value) if each[-1] is Ellipsis else each
+            return [_content(*pair) for pair in zip(each, value, strict=True)]
+    return plain(value)

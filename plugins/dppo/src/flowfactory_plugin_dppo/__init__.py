@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Literal
 
 import attrs
-from flowfactory import Needs, Provides, TrainerSpec, hookimpl, key
+from flowfactory import Needs, Provides, RatioSpec, hookimpl, key
 
 
 @attrs.frozen(kw_only=True)
-class DPPOSpec(TrainerSpec):
+class DPPOSpec(RatioSpec):
     """Flow-DPPO."""
-
-    even_calls: ClassVar[bool] = True
 
     delta: float = key(
         "Divergence from the policy that sampled, a mean over elements, from which on a sample no longer moves the "
@@ -24,7 +22,8 @@ class DPPOSpec(TrainerSpec):
 
     @property
     def needs(self) -> Needs:
-        return Needs(trajectory="steps", density="gaussian")
+        old: Literal["means", "replayed"] = "means" if self.old == "sampled" else "replayed"
+        return attrs.evolve(super().needs, density="gaussian", old=old)
 
 
 @hookimpl

@@ -15,7 +15,19 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Transition, per_sample_mean
+from flowfactory import (
+    Batch,
+    Draws,
+    Loss,
+    Old,
+    Policy,
+    Trainer,
+    Transition,
+    old_logprob,
+    old_mean,
+    per_sample_mean,
+    replayed,
+)
 from torch import Tensor
 
 from flowfactory_plugin_dppo import DPPOSpec
@@ -23,29 +35,26 @@ from flowfactory_plugin_dppo import DPPOSpec
 
 @attrs.frozen(eq=False)
 class Term:
-    """One stochastic step and the mean `(B, …)` it was drawn around; `None` in the first update, which begins there."""
+    """One stochastic step, and what it was like when it was replayed, if it was."""
 
     step: int
-    mean: Tensor | None
+    old: Old | None
 
 
 class DPPO(Trainer[DPPOSpec]):
     """Flow-DPPO, one term per stochastic step; only for schedulers that score by the Gaussian's density."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        return [self._term(policy, batch, step) for step in batch.rollout.steps]
-
-    def _term(self, policy: Policy, batch: Batch, step: int) -> Term:
-        at = Transition.of(batch, step)
-        return Term(step, None if batch.on_policy else at.moments(at.velocity(policy, batch)).mean)
+        at = {step: Transition.of(batch, step) for step in batch.rollout.steps}
+        return [Term(step, replayed(policy, batch, own, self.spec)) for step, own in at.items()]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         at = Transition.of(batch, term.step)
         v = at.velocity(policy, batch)
-        moments, log_ratio = at.moments(v), at.score(v) - at.logprob
+        moments, logprob = at.moments(v), at.score(v)
+        log_ratio = logprob - old_logprob(batch, at, logprob, term.old, self.spec)
         mean, A = moments.mean.detach(), batch.advantages.to(log_ratio)
-        old = mean if term.mean is None else term.mean
-        divergence = per_sample_mean((mean - old) ** 2 / (2 * moments.std**2))
+        divergence = per_sample_mean((mean - old_mean(batch, at, mean, term.old)) ** 2 / (2 * moments.std**2))
         far, ratio = divergence >= self.spec.delta, log_ratio.detach().exp()
         above, below = far & (ratio > 1) & (A > 0), far & (ratio < 1) & (A < 0)
         metrics = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import attrs
 from flowfactory import ClippedSpec, Needs, Provides, hookimpl, key
@@ -33,7 +34,8 @@ class GRPOGuardSpec(ClippedSpec):
 
     @property
     def needs(self) -> Needs:
-        return Needs(trajectory="steps", density="gaussian", reference=self.kl_beta > 0)
+        old: Literal["means", "replayed"] = "means" if self.old == "sampled" else "replayed"
+        return attrs.evolve(super().needs, density="gaussian", old=old)
 
 
 @hookimpl

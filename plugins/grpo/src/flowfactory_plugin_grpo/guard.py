@@ -12,59 +12,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
 from flowfactory import (
     Batch,
+    ClippedTerm,
     Draws,
     Loss,
     Policy,
     Trainer,
     Transition,
     clipped,
+    clipped_terms,
     divergence,
+    old_mean,
     per_sample_mean,
     ratio_metrics,
-    reference_velocity,
 )
-from torch import Tensor
 
 from flowfactory_plugin_grpo import GRPOGuardSpec
-
-
-@attrs.frozen(eq=False)
-class Term:
-    """One stochastic step, the mean `(B, …)` it was drawn around, and the reference's velocity on it.
-
-    mean: `None` in the first update, where it is the current mean.
-    """
-
-    step: int
-    mean: Tensor | None
-    reference: Tensor | None
 
 
 class GRPOGuard(Trainer[GRPOGuardSpec]):
     """GRPO-Guard, one term per stochastic step; only for schedulers that score by the Gaussian's density."""
 
-    def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        return [self._term(policy, batch, step) for step in batch.rollout.steps]
+    def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[ClippedTerm]:
+        return clipped_terms(policy, batch, self.spec)
 
-    def _term(self, policy: Policy, batch: Batch, step: int) -> Term:
-        at = Transition.of(batch, step)
-        mean = None if batch.on_policy else at.moments(at.velocity(policy, batch)).mean
-        return Term(step, mean, reference_velocity(policy, batch, at, self.spec.kl_beta))
-
-    def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
+    def loss(self, policy: Policy, batch: Batch, term: ClippedTerm) -> Loss:
         at = Transition.of(batch, term.step)
         v = at.velocity(policy, batch)
         moments = at.moments(v)
-        mean_old = moments.mean.detach() if term.mean is None else term.mean
+        mean_old = old_mean(batch, at, moments.mean, term.old)
         z = (at.x_next.float() - mean_old) / moments.std
         log_ratio = per_sample_mean(z * (moments.mean - mean_old))
         surrogate = clipped(log_ratio.exp(), batch.advantages, self.spec)
         if self.spec.reweight:
             surrogate = surrogate / (at.sigma - at.sigma_next)
-        parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), self.spec)
+        parts, metrics = {"policy": surrogate.mean()}, ratio_metrics(log_ratio.detach(), self.spec, batch.on_policy)
         if term.reference is not None:
             kl = divergence(at, self.spec.kl, v, term.reference)
             parts["kl"], metrics["kl"] = self.spec.kl_beta * kl, kl.detach()
