@@ -65,6 +65,9 @@ def test_a_run_is_watched_as_it_goes_on(chromium: webdriver.Chrome, spec: Path, 
         finally:
             running.terminate()
             running.wait(60)
+        assert [line for line in said if line.startswith("stopped by")] == [
+            f"stopped by SIGTERM; go on with: flowfactory resume {tmp_path / 'runs' / 'tiny'}\n"
+        ]
     until(chromium, lambda: "no longer renewed" in chromium.find_element(By.ID, "link").text)
     chromium.get("about:blank")
     chromium.get_log("browser")  # that nobody listens any more is no fault of the page

@@ -21,9 +21,6 @@ GRACE = 300.0
 GLANCE = 0.1
 """Seconds between looks at whether they are alive."""
 
-SOON = 10.0
-"""Seconds a companion has to end."""
-
 HOST = "127.0.0.1"
 
 
@@ -47,17 +44,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def beside(arguments: Sequence[str]) -> Iterator[None]:
-    """While active, `flowfactory` runs with `arguments` in a process beside this one, which it does not outlive."""
+    """While active, `flowfactory` runs with `arguments` in a process beside this one, which ends it without a word."""
     companion = subprocess.Popen(command(arguments), start_new_session=True, stdin=subprocess.DEVNULL)
     try:
         yield
     finally:
-        companion.terminate()
-        try:
-            companion.wait(SOON)
-        except subprocess.TimeoutExpired:
-            companion.kill()
-            companion.wait()
+        companion.kill()
+        companion.wait()
 
 
 def command(arguments: Sequence[str]) -> list[str]:
