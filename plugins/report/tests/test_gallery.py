@@ -91,6 +91,15 @@ def test_large_pictures_shrink_and_long_videos_lose_frames(tmp_path: Path) -> No
     assert tile.data.startswith("data:image/jpeg")
 
 
+@pytest.mark.parametrize(("name", "form"), [("photograph", "jpeg"), ("drawing", "png"), ("small", "png")])
+def test_only_photographs_lose_anything(name: str, form: str) -> None:
+    noise = Image.merge("RGB", [Image.effect_noise((70, 70), 90) for _ in range(3)])
+    pictures = {"photograph": noise, "drawing": Image.new("RGB", (900, 900)), "small": noise.crop((0, 0, 60, 60))}
+    made, content = gallery.encoded(pictures[name])
+    assert made == form
+    assert Image.open(io.BytesIO(content)).size == pictures[name].size
+
+
 def test_frames_are_kept_in_order(tmp_path: Path) -> None:
     tile = shown(lay_run(tmp_path / "a", epochs=2, frames=5))[0].cards[0].columns[0].tiles[0]
     assert [pixel(tile.data, x=48 * frame) for frame in range(5)] == [colour(0, 0, frame) for frame in range(5)]

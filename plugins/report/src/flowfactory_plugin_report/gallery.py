@@ -27,8 +27,8 @@ FRAMES = 16
 LIMIT = 24 << 20
 """Most bytes of pictures in a page, about."""
 MISSING = "#c8c8c8"
-LOSSLESS = 32 << 10
-"""A picture whose PNG has more bytes is embedded as JPEG."""
+COLOURS, LOSSLESS = 4096, 32 << 10
+"""A picture of more colours, or whose PNG has more bytes, is embedded as JPEG."""
 
 
 @attrs.frozen
@@ -242,9 +242,10 @@ def _smaller(strip: Image.Image, frames: int) -> tuple[Image.Image, int]:
 def encoded(picture: Image.Image) -> tuple[str, bytes]:
     """A picture as a file of a page: its format, and its content."""
     lossless, small = io.BytesIO(), io.BytesIO()
-    picture.save(lossless, "png")
-    if lossless.tell() <= LOSSLESS:
-        return "png", lossless.getvalue()
+    if picture.getcolors(COLOURS):  # a photograph's PNG takes ten times as long, and would be too large
+        picture.save(lossless, "png")
+        if lossless.tell() <= LOSSLESS:
+            return "png", lossless.getvalue()
     picture.save(small, "jpeg", quality=88)
     return "jpeg", small.getvalue()
 
