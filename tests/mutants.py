@@ -426,7 +426,7 @@ FAULTS = (
     Fault(
         "a fake network asked twice", "dmd", "        error = per_sample",
         "        v = (v + policy.velocity(term.noise, term.level, batch.conditions)) / 2\n        error = per_sample",
-        "each_role_trains_its_own_weights", "its needs say 1 velocities of 'fake', and it asks for 2",
+        "passes_are_as_said", "its spec says (8, 8) velocities without and with a gradient in the turn of 'fake'",
     ),
     Fault(
         "other weights with a gradient", "dmd", "        teacher, fake = judged(",

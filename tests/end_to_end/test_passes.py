@@ -156,6 +156,7 @@ def test_passes_of_an_epoch(
     assert (again > 0) == (REPLAYED in changes and "optimizer.updates=1" not in changes)
     if REPLAYED in changes and "branches" not in planned:
         assert forward == FIRST + again
+    assert (planned["forward_passes"], planned["trained_passes"]) == (forward, trained)
     if "branches" in planned:
         assert planned["branch_passes"] == forward - again - (trained if "kl_beta=0.1" in str(changes) else 0)
         assert planned["branches"] == trained

@@ -65,6 +65,7 @@ def test_passes_of_an_epoch(run: Run, monkeypatch: pytest.MonkeyPatch, trainer: 
     planned = {number["name"]: number["value"] for number in json.loads((folder / "plan.json").read_text())["numbers"]}
     assert rows == {False: 4 * 2 + 2 * 4 + 2 * 4, True: 2 * 4 + 4}
     assert (line["network/forward"], line["network/trained"]) == (rows[False], rows[True])
+    assert (planned["forward_passes"], planned["trained_passes"]) == (rows[False], rows[True])
     assert line["network/trained/fake"] == planned["fake_passes"] == 2 * 4
 
 

@@ -164,7 +164,7 @@ def test_needs() -> None:
     needs = DMDSpec(fake_steps=3, fake_lr=2.0).needs
     assert (needs.scores, needs.trajectory, needs.reference, needs.density) == (False, "states", True, "none")
     (role,) = needs.roles.values()
-    assert (role.steps, role.lr, role.velocities) == (3, 2.0, 1)
+    assert (role.steps, role.lr) == (3, 2.0)
 
 
 def test_one_level_only() -> None:

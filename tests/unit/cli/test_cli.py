@@ -20,7 +20,7 @@ import pytest
 from flowfactory.cli import launcher
 from flowfactory.cli.main import main
 from flowfactory.cli.verbs import evaluating, looking, plugins, results, running
-from flowfactory.plan import launch
+from flowfactory.processes import launch
 from specs import DISTRIBUTIONS, SPEC, TOY, edited
 
 Capture = pytest.CaptureFixture[str]

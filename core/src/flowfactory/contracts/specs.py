@@ -66,12 +66,10 @@ class Role:
     """A copy of the trained weights that is trained too, by an optimizer of its own, as `[optimizer]` says.
 
     steps: its optimizer steps in an update, each on all samples, before the trained weights take theirs.
-    velocities: for how many velocities of a sample each of them asks with a gradient.
     lr: its learning rate, as a multiple of the trained weights'.
     """
 
     steps: int = 1
-    velocities: int = 1
     lr: float = 1.0
 
 
@@ -145,6 +143,13 @@ class TrainerSpec:
     def learned(self, steps: int) -> range:
         """Which of `steps` deterministic steps it learns at; here: any. The last are those nearest to the data."""
         return range(steps)
+
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int] | None:
+        """For how many velocities of a group a turn asks: without a gradient, and with one. `None`: it does not say.
+
+        group: its samples, or branches. trained: the stochastic steps of each that are learned at. steps: all of them.
+        """
+        return None
 
 
 @attrs.frozen(kw_only=True)
@@ -225,6 +230,10 @@ class Times:
         gt=0,
         le=1,
     )
+
+    def drawn(self, steps: int) -> int:
+        """How many levels a sample has, where its trajectory has so many steps."""
+        return self.count or (max(1, steps - 1) if self.rule == "subset" else 6)
 
 
 @attrs.frozen(kw_only=True)

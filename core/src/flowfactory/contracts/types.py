@@ -6,7 +6,6 @@ Torch is imported when tensors are joined, no sooner: whoever reads rows of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,13 +57,6 @@ class Sample:
     replica: int
     latents: Tensor | None = None
     conditions: Conditions | None = None
-
-    def copy(self) -> Sample:
-        """The same sample, of which nothing is shared that could be changed."""
-        row = attrs.evolve(self.row, metadata=deepcopy(self.row.metadata))
-        latents = None if self.latents is None else self.latents.clone()
-        conditions = self.conditions and {name: tensor.clone() for name, tensor in self.conditions.items()}
-        return attrs.evolve(self, row=row, media=self.media.clone(), latents=latents, conditions=conditions)
 
 
 @attrs.frozen(eq=False)

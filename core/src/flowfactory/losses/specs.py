@@ -27,6 +27,11 @@ class RatioSpec(TrainerSpec):
     def needs(self) -> Needs:
         return Needs(trajectory="steps", density="any", old="logprobs" if self.old == "sampled" else "replayed")
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int] | None:
+        """At every step the reference, old weights where later updates replay them, and the trained ones."""
+        again = self.old == "replayed" and update > 0
+        return group * trained * (self.needs.reference + again), group * trained
+
 
 @attrs.frozen(kw_only=True)
 class ClippedSpec(RatioSpec):

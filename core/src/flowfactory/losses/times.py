@@ -23,9 +23,6 @@ from flowfactory.contracts.scheduler import like_latents
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Times
 
-COUNT = 6
-"""Noise levels per sample when the spec does not say."""
-
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """`(1 - sigma) x0 + sigma noise`, float32; `sigma` is `(B,)`."""
@@ -37,8 +34,8 @@ def noise_levels(times: Times, sigmas: Tensor, draws: Draws) -> Tensor:
     """Noise levels `(count, B)`, float32 on the CPU; `sigmas` `(T+1,)` is the sampling schedule, which ends at 0."""
     schedule = sigmas[:-1]
     if times.rule == "subset":
-        return schedule[draws.permutation(len(schedule))[:, : times.count or max(1, len(schedule) - 1)]].T
-    count = times.count or COUNT
+        return schedule[draws.permutation(len(schedule))[:, : times.drawn(len(schedule))]].T
+    count = times.drawn(len(schedule))
     if times.rule.startswith("discrete"):
         return schedule[_steps(times, int(len(schedule) * (times.fraction or 1)), count, draws)].T
     u = draws.uniform(count).double() + 2**-25  # the middle of a float32's cell, so that none is at an end of the range

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from flowfactory.contracts.specs import StochasticSpec
-from flowfactory.data.rows import load
-from flowfactory.data.sources import drawn
 from flowfactory.errors import Problem, SpecError
-from flowfactory.spec import toml, window
+from flowfactory.plan.counts import Number, numbers
+from flowfactory.spec import toml
 from flowfactory.spec.holdings import by_content
 from flowfactory.spec.kinds import attributes
 from flowfactory.spec.rules import nearest_divisors
 from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, unstructure
-from flowfactory.spec.window import Growth
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
 
@@ -39,15 +34,6 @@ WITHOUT_EFFECT = (
 )
 """What the digest leaves out: it changes where results go or how they are computed, but not what they are
 (beyond the rounding of sums). Whatever else a spec says is part of the experiment, the number of epochs included."""
-
-
-@attrs.frozen
-class Number:
-    """One number of the plan: what it counts, and how it comes about."""
-
-    name: str
-    value: int
-    reason: str
 
 
 @attrs.frozen
@@ -108,163 +94,7 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
         what = f"{world} processes cannot share the {groups} groups of an update (prompts / updates) evenly"
         hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
         raise SpecError([Problem("world", what, None, hint)])
-    numbers = (*_sampling(spec, world), *_updates(spec, world), *_run(spec))
-    return Plan(spec, world, numbers, versions, digest_of(spec))
-
-
-def _sampling(spec: Spec, world: int) -> Iterator[Number]:
-    s, source = spec.sampling, spec.trainer.spec.needs.source
-    samples, own = s.prompts * spec.group, s.prompts * spec.group // world
-    together = spec.group if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
-    batches = own // together * math.ceil(together / s.micro_batch)
-    growth = window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, s.steps)
-    if growth is None:
-        yield Number("samples", samples, f"samples per epoch: {s.prompts} prompts x groups of {spec.group}")
-        yield from _looks(spec)
-    else:
-        samples, own = samples * len(growth.leaves), own * len(growth.leaves)
-        yield from _branches(spec, growth)
-    yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
-    yield from _shares(spec)
-    if source != "rollouts":
-        shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
-        yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
-        rows = [len(load(source.prompts)) for source in spec.data.sources]
-        shares = tuple(source.share for source in spec.data.sources)
-        asked = drawn(shares, range(1, max(1, spec.run.epochs) + 1), s.prompts)
-        used = sum(map(min, rows, asked))
-        how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"
-        yield Number("media", used * spec.group, how)
-        return
-    each = "at most, since groups have steps of their own" if apart else "rounded up"
-    calls = batches * spec.scheduler.spec.calls(s.steps)
-    how = f"{batches} batches x {s.steps} steps" + ("" if calls == batches * s.steps else f", {calls} calls in all")
-    if growth is None:
-        made = f"per process: {own} samples / micro-batches of {s.micro_batch}, {each}"
-        yield Number("sampling_batches", batches, made)
-    else:
-        calls = own // together // len(growth.leaves) * growth.calls(together, s.micro_batch)
-        how = f"{growth.together(s.micro_batch)} starts side by side, {s.micro_batch} rows at a time, at most"
-    yield Number("sampling_calls", calls, f"of the network, per process: {how}")
-    if s.refill:
-        how = f"at most, per process: {s.refill} further rounds of every group"
-        yield Number("refill_calls", s.refill * calls, how)
-    if isinstance(scheduler := spec.scheduler.spec, StochasticSpec):
-        steps = len(window.stochastic_steps(scheduler.window, s.steps, spec.run.seed, 1))
-        why = f"of {s.steps} steps: window rule {scheduler.window.rule!r}, never the last"
-        yield Number("stochastic_steps", steps, why)
-    else:
-        yield Number("stochastic_steps", 0, f"scheduler `{spec.scheduler.name}` is deterministic")
-
-
-def _branches(spec: Spec, growth: Growth) -> Iterator[Number]:
-    """How many samples branches end in, how many are trained, and what that asks of the network."""
-    s, ends, each = spec.sampling, len(growth.leaves), len(growth.steps)
-    starts, most = s.prompts * s.group, "" if window.fixed(spec.scheduler.spec, s.steps) else ", at most"
-    out = f"samples per epoch{most}: {s.prompts} prompts x {s.group} starts x {ends} ends of branches"
-    yield Number("samples", starts * ends, out)
-    yield Number("branches", starts * each, f"trained, per epoch{most}: {starts} x {each}, of one stochastic step each")
-    how = f"of samples, per epoch{most}: {starts} x {sum(growth.rows)}; what branches share is computed once"
-    yield Number("branch_passes", starts * sum(growth.rows), how)
-
-
-def _looks(spec: Spec) -> Iterator[Number]:
-    """What is scored beside the samples, and what that asks of the network."""
-    needs, steps, samples = spec.trainer.spec.needs, spec.sampling.steps, spec.sampling.prompts * spec.group
-    if needs.looks != "none":
-        looks = window.looked_at(needs.looks, window.earliest(spec.scheduler.spec, steps))
-        most = "" if window.fixed(spec.scheduler.spec, steps) else ", at most"
-        how = f"scored besides, per epoch{most}: {samples} samples x {_count(len(looks), 'state')} on the way"
-        yield Number("looks", samples * len(looks), f"{how}, {needs.looks}")
-        rest = sum(spec.scheduler.spec.calls(steps - 1 - step) for step in looks) if needs.looks == "completed" else 0
-        yield Number("look_passes", samples * rest, f"of samples, per epoch{most}: {samples} x {rest} further steps")
-
-
-def _shares(spec: Spec) -> Iterator[Number]:
-    """How many prompts of an epoch come from each source, where they have names."""
-    parts, prompts = tuple(source.share for source in spec.data.sources), spec.sampling.prompts
-    for source, count in zip(spec.data.source or (), drawn(parts, range(1, 2), prompts), strict=False):
-        how = f"of an epoch's {prompts}: share {source.share} of {sum(parts)}"
-        whole = prompts * source.share % sum(parts) == 0
-        exact = f"{prompts * source.share / sum(parts):.4g}"
-        yield Number(f"prompts_{source.name}", count, how if whole else f"{how}, which is {exact}: epochs take turns")
-
-
-def _updates(spec: Spec, world: int) -> Iterator[Number]:
-    s, o = spec.sampling, spec.optimizer
-    growth = window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, s.steps)
-    groups, size = s.prompts // o.updates, spec.group * (len(growth.steps) if growth else 1)
-    batch, own = groups * size, groups * size // world
-    if spec.trainer.spec.needs.batch == "groups":
-        accumulation = math.ceil(groups // world / (together := max(1, o.micro_batch // size)))
-        held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
-    else:
-        together = size if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
-        steps = Counter(growth.steps).values() if growth else [1]
-        parts = [together * count // sum(steps) for count in steps]
-        accumulation = own // together * sum(math.ceil(part / o.micro_batch) for part in parts)
-        each = "at most, since groups have steps of their own" if apart else "rounded up"
-        held = (
-            f"micro-batches per update: {own} samples / {o.micro_batch} at a time, {'by step, ' * bool(growth)}{each}"
-        )
-    yield Number("updates", o.updates, "optimizer steps per epoch, as [optimizer] updates says")
-    yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
-    yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
-    yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
-    if unlike(spec):
-        held += f"; {s.micro_batch} at a time are sampled: first ratios are exactly 1 where the two are the same"
-    yield Number("accumulation", accumulation, held)
-    if spec.trainer.spec.needs.old == "replayed":
-        yield _replayed(spec, batch, growth)
-    if reach := spec.scheduler.spec.calls(min(spec.trainer.spec.needs.gradient, s.steps)):
-        why = f"of samples, per epoch: {s.prompts * size} x {_count(reach, 'step')} that rewards' gradients go through"
-        yield Number("gradient_passes", s.prompts * size * reach, why)
-    for name, role in spec.trainer.spec.needs.roles.items():
-        why = f"by role `{name}`, an epoch: {batch} x {_count(o.updates, 'update')} x {_count(role.steps, 'step')}"
-        yield Number(f"{name}_passes", batch * o.updates * role.steps * role.velocities, why)
-
-
-def unlike(spec: Spec) -> bool:
-    """Whether probabilities are compared that were computed in batches of other sizes, and so rounded otherwise."""
-    needs = spec.trainer.spec.needs
-    compares = needs.density != "none" and needs.old != "replayed"
-    return compares and spec.sampling.micro_batch != spec.optimizer.micro_batch
-
-
-def _replayed(spec: Spec, batch: int, growth: Growth | None) -> Number:
-    """Passes of the steps that updates ask about again. The first need not: its own numbers are the old ones."""
-    steps = 1 if growth else len(window.earliest(spec.scheduler.spec, spec.sampling.steps))
-    later = spec.optimizer.updates - (1 if spec.trainer.spec.needs.rollout == "current" else 0)
-    why = f"of samples, per epoch: {batch} x {_count(steps, 'step')} x {_count(later, 'update')} after the first"
-    return Number("replay_passes", batch * steps * later, why)
-
-
-def _run(spec: Spec) -> Iterator[Number]:
-    epochs, updates = spec.run.epochs, spec.optimizer.updates
-    yield Number("epochs", epochs, "as [run] epochs says")
-    yield Number("optimizer_steps", epochs * updates, f"{epochs} epochs x {_count(updates, 'update')}")
-    every = spec.eval.every
-    evaluated = bool(spec.data.held_out) and every > 0
-    if not evaluated:
-        why = "[eval] every is 0" if spec.data.held_out else "[data] has no eval_prompts"
-        yield Number("evaluations", 0, why)
-    else:
-        why = f"before the first epoch, every {every} epochs and after the last"
-        yield Number("evaluations", 1 + _rounds(epochs, every), why)
-    every = spec.checkpoint.every
-    why = f"every {every} epochs and after the last" if every else "after the last epoch only"
-    if evaluated and spec.checkpoint.best != "none":
-        why += ", and besides after each evaluation that is the best so far"
-    yield Number("checkpoints", _rounds(epochs, every or max(epochs, 1)), why)
-
-
-def _rounds(epochs: int, every: int) -> int:
-    """How many of `epochs` are multiples of `every` or the last."""
-    return math.ceil(epochs / every)
-
-
-def _count(n: int, one: str, many: str = "") -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
+    return Plan(spec, world, tuple(numbers(spec, world)), versions, digest_of(spec))
 
 
 def digest_of(spec: Spec) -> str:

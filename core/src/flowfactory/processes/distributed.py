@@ -15,9 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flowfactory.contracts.key import Precision
 from flowfactory.errors import FAILED, RunError
-from flowfactory.plan import launch
 from flowfactory.plan.plan import Plan
-from flowfactory.processes import sharding
+from flowfactory.processes import launch, sharding
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from flowfactory import streams
 from flowfactory.errors import Ending
-from flowfactory.plan import launch
+from flowfactory.processes import launch
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from copy import deepcopy
 from itertools import groupby, islice
 from queue import Empty, Queue
 from threading import Thread
@@ -153,7 +154,7 @@ class Asked:
         if place is None:
             raise Failed(f"{self.title} is still busy with calls that timed out")
         replies: Queue[Reply] = Queue(1)
-        own = [sample.copy() for sample in samples]
+        own = [copied(sample) for sample in samples]
         try:
             Thread(target=self._work, args=(own, replies, place), name=self.title, daemon=True).start()
         except RuntimeError as error:
@@ -264,3 +265,11 @@ def _shown(value: Any) -> str:
         return harmless(repr(value), 200)
     except Exception:
         return f"a {type(value).__name__}"
+
+
+def copied(sample: Sample) -> Sample:
+    """The same sample, of which nothing is shared that could be changed."""
+    row = attrs.evolve(sample.row, metadata=deepcopy(sample.row.metadata))
+    latents = None if sample.latents is None else sample.latents.clone()
+    conditions = sample.conditions and {name: tensor.clone() for name, tensor in sample.conditions.items()}
+    return attrs.evolve(sample, row=row, media=sample.media.clone(), latents=latents, conditions=conditions)

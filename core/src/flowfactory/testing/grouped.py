@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ def steps_have_their_own_advantages(subject: Subject) -> None:
 
 
 def each_role_trains_its_own_weights(subject: Subject) -> None:
-    """In every turn the loss asks no other weights with gradients, and a role's as often as its trainer's needs say."""
+    """In every turn the loss asks no other weights with gradients, and has one."""
     problem = Problem(subject.make())
     if not problem.needs.roles:
         raise NotOwed("it has no roles")
@@ -155,14 +156,29 @@ def each_role_trains_its_own_weights(subject: Subject) -> None:
     made, judged = problem.sample(SAMPLES), problem.judged(SAMPLES)
     for turn in problem.turns:
         batch, seen = problem.batch(made, judged, role=turn), Watched(problem.policy)
-        terms, before = problem.terms(batch, SAMPLES), problem.policy.trained
+        terms = problem.terms(batch, SAMPLES)
         gradient = problem.gradient(problem.total(problem.losses(batch, terms, seen)))
         bare = sorted(seen.with_gradient - {turn})
         expect(not bare, f"in the turn of {turn!r} it asks {bare} with gradients, which reach what is trained")
         expect(gradient.norm() > 0, f"in the turn of {turn!r} its loss has no gradient")
-        asked, role = (problem.policy.trained - before) / len(batch.advantages), problem.needs.roles.get(turn)
-        said = f"its needs say {role.velocities if role else 0} velocities of {turn!r}, and it asks for {asked:g}"
-        expect(role is None or asked == role.velocities, f"{said}: `plan` would be wrong")
+
+
+def passes_are_as_said(subject: Subject) -> None:
+    """In every turn, of the first update and of a later one, it asks for as many velocities as its spec says."""
+    problem = Problem(subject.make())
+    made, judged = problem.sample(SAMPLES), problem.judged(SAMPLES)
+    sizes = Counter(made.groups.tolist()).values()
+    for turn, update in product(problem.turns, (0, 1)):
+        said = [subject.spec.passes(turn, update, size, len(problem.steps), STEPS) for size in sizes]
+        if None in said:
+            raise NotOwed("its spec does not say how many velocities it asks for")
+        batch = problem.batch(made, judged, on_policy=problem.on_policy and not update, role=turn)
+        before = problem.policy.forward, problem.policy.trained
+        problem.losses(batch, problem.terms(batch, SAMPLES))
+        asked = tuple(b - a for a, b in zip(before, (problem.policy.forward, problem.policy.trained), strict=True))
+        owed = tuple(sum(each) for each in zip(*said, strict=True))
+        words = f"its spec says {owed} velocities without and with a gradient in the turn of {turn!r}, update {update}"
+        expect(asked == owed, f"{words}, and it asks for {asked}: `plan` would be wrong")
 
 
 def students_are_brought_back(subject: Subject) -> None:

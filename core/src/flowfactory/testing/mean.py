@@ -58,7 +58,7 @@ class Mean(nn.Module):
 class MeanPolicy:
     """`flowfactory.contracts.trainer.Policy` over `Mean`, with core's own weight sets.
 
-    trained: how many samples' velocities were asked for with a gradient.
+    forward, trained: how many samples' velocities were asked for without a gradient, and with one.
     """
 
     def __init__(self, needs: Needs) -> None:
@@ -70,7 +70,7 @@ class MeanPolicy:
         }
         self.weights = Weights({"mean": self.network}, Full(), [], sorted(sets), seed=0, others=others)
         self.active = "current"
-        self.trained = 0
+        self.forward = self.trained = 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -79,7 +79,8 @@ class MeanPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         """The velocity `(B, 4)`; guidance means nothing to it."""
-        self.trained += len(x) if torch.is_grad_enabled() else 0
+        self.trained += len(x) * torch.is_grad_enabled()
+        self.forward += len(x) * (not torch.is_grad_enabled())
         made: Tensor = self.network(x, sigma, conditions["shift"])
         return made
 

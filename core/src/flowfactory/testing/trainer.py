@@ -14,6 +14,7 @@ from flowfactory.testing.grouped import (
     groups_of_one_are_no_fault,
     groups_prefer_their_best,
     groups_share_their_draws,
+    passes_are_as_said,
     scores_of,
     steps_have_their_own_advantages,
     students_are_brought_back,
@@ -42,8 +43,7 @@ class TrainerSubject(Subject):
 
 def needs_are_sound(subject: TrainerSubject) -> None:
     """Its needs can be met, and its spec names the same ones."""
-    trainer = subject.make()
-    needs = trainer.needs
+    needs = subject.make().needs
     expect(needs == subject.spec.needs, "the trainer's needs are not its spec's, which `check` judges specs by")
     own = needs.rollout == "current" or needs.rollout in needs.sets
     expect(own, f"it samples with the weights {needs.rollout!r}, which are not among its `sets`")
@@ -267,6 +267,7 @@ CHECKS = (
     gradients_go_as_far_as_said,
     steps_have_their_own_advantages,
     each_role_trains_its_own_weights,
+    passes_are_as_said,
     students_are_brought_back,
     microbatch_invariance,
     order_does_not_matter,

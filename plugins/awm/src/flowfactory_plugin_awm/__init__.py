@@ -38,6 +38,11 @@ class AWMSpec(DecoupledSpec):
         sets = frozenset({"average"}) if self.average_beta > 0 else frozenset[str]()
         return Needs(sets=sets, reference=self.kl_beta > 0)
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int]:
+        """At each level the weights to stay near and, after the first update, those that sampled; and the trained."""
+        each = group * self.times.drawn(steps)
+        return each * (self.needs.reference + len(self.needs.sets) + (update > 0)), each
+
 
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:

@@ -67,6 +67,11 @@ class DGPOSpec(DecoupledSpec):
             sets=frozenset({"old", "sampler"} if apart else {"old"}),
         )
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int]:
+        """At each level the old weights, the reference where it is needed, and the trained ones."""
+        each = group * self.times.drawn(steps)
+        return each * (1 + self.needs.reference), each
+
 
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:

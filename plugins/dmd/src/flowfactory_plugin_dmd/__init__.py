@@ -31,6 +31,10 @@ class StudentSpec(TrainerSpec):
         roles = {FAKE: Role(steps=self.fake_steps, lr=self.fake_lr)}
         return Needs(scores=False, trajectory="states", reference=True, roles=roles)
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int]:
+        """The student's for the fake network to learn; teacher and fake network for the student to."""
+        return (group if role == FAKE else 2 * group), group
+
 
 @attrs.frozen(kw_only=True)
 class DMDSpec(StudentSpec, DecoupledSpec):

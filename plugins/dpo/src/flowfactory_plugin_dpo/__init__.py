@@ -37,6 +37,10 @@ class DPOSpec(DecoupledSpec):
     def needs(self) -> Needs:
         return Needs(batch="groups", draws="group", reference=True)
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int]:
+        """Of two samples at each level, the reference and the trained weights."""
+        return 2 * self.times.drawn(steps), 2 * self.times.drawn(steps)
+
 
 @attrs.frozen(kw_only=True)
 class DiffusionDPOSpec(DPOSpec):

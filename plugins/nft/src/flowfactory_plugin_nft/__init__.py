@@ -32,6 +32,11 @@ class NFTSpec(DecoupledSpec):
     def needs(self) -> Needs:
         return Needs(rollout="old", sets=frozenset({"old"}), reference=self.kl_beta > 0)
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int]:
+        """At each level the old weights, the reference where it has a weight, and the trained ones."""
+        each = group * self.times.drawn(steps)
+        return each * (1 + self.needs.reference), each
+
 
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:

@@ -65,6 +65,11 @@ class OPDSpec(TrainerSpec):
     def learned(self, steps: int) -> range:
         return range(max(1, int(steps * self.fraction)))
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int] | None:
+        """The teacher and the student, at each step learned at. Of several teachers only the rows know."""
+        each = group * (trained or len(self.learned(steps)))
+        return (each, each) if len(self.teachers) == 1 else None
+
 
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:

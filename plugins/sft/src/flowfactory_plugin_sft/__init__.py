@@ -40,6 +40,10 @@ class SFTSpec(DecoupledSpec):
     def needs(self) -> Needs:
         return Needs(source="media", scores=False)
 
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int]:
+        """The trained weights, at each level."""
+        return 0, group * self.times.drawn(steps)
+
 
 @hookimpl
 def flowfactory_trainers() -> Iterable[Provides]:

@@ -13,11 +13,12 @@ from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, repor
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
-from flowfactory.plan import disk, launch
+from flowfactory.plan import disk
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
 from flowfactory.plan.working import Measured
+from flowfactory.processes import launch
 from flowfactory.runs import environment
 from flowfactory.spec.schema import spec_schema
 from flowfactory.spec.structure import load_spec

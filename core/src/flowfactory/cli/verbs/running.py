@@ -27,8 +27,9 @@ from flowfactory.cli.verbs.options import (
 from flowfactory.components.resolved import Components, components
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, FAILED, Ending, PluginError, RunError, SpecError, shown, typed
-from flowfactory.plan import disk, faults, launch
+from flowfactory.plan import disk, faults
 from flowfactory.plan.plan import SPEC_FILE, Plan, make_plan
+from flowfactory.processes import launch
 from flowfactory.processes.parent import watch
 from flowfactory.processes.stop import Stopped, listening
 from flowfactory.runs import archive, resumption

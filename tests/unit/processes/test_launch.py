@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from flowfactory.plan.launch import LaunchError, count, first_host, rank, rendezvous, settle, world_size
+from flowfactory.processes.launch import LaunchError, count, first_host, rank, rendezvous, settle, world_size
 
 TASK = {
     "SLURM_JOB_ID": "1234",
