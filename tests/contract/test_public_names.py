@@ -36,6 +36,7 @@ PUBLIC = [
     "GroupReward",
     "History",
     "IMAGE",
+    "Lineage",
     "Location",
     "Loss",
     "Moments",
@@ -159,6 +160,7 @@ UNDOCUMENTED = {
     "Shared",
     "Shot",
     "IMAGE",
+    "Lineage",
     "hookimpl",
 }
 """Values and types that have their words beside them in the source."""

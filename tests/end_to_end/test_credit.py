@@ -22,8 +22,10 @@ TREE = (
     "scheduler.window={rule='all'}",
     "sampling.group=1",
 )
+PRUNED = ("trainer={name='branchgrpo', splits=[0], width=4, pruning={steps=[2], every=1, share=0.5}}", *TREE[1:])
+"""In the second epoch another step is left out than in the first."""
 TRAINERS = pytest.mark.parametrize(
-    "trainer", [STEPS, ESTIMATES, FAN, TREE], ids=["completed", "estimated", "fan", "tree"]
+    "trainer", [STEPS, ESTIMATES, FAN, TREE, PRUNED], ids=["completed", "estimated", "fan", "tree", "pruned"]
 )
 
 Run = Callable[..., Path]
@@ -98,8 +100,15 @@ def refused(spec: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> st
             "part at the steps [0, 3], and [scheduler] window makes stochastic [0, 1, 2]",
         ),
         ((*TREE, "scheduler.window={rule='random', size=2}"), "makes stochastic drawn ones, or others later"),
+        ((*TREE, "trainer.splits=[0, 2, 0]"), "part at the steps [0, 2, 0], one of them twice"),
+        ((*TREE, "trainer.width=99"), "would end in 9801 samples of each start; branch into fewer: at most 4096"),
+        ((*FAN, "trainer.width=9999"), "would end in 19998 samples of each start"),
+        (
+            (*TREE, "sampling.steps=999", "trainer.width=99", f"trainer.splits={[*range(900)]}"),
+            "samples of each start",
+        ),
     ],
-    ids=["deterministic", "shared", "divided", "outside", "drawn"],
+    ids=["deterministic", "shared", "divided", "outside", "drawn", "twice", "wide", "wide-fan", "endless"],
 )
 def test_what_does_not_go_with_branches_is_refused(
     spec: Path, capsys: pytest.CaptureFixture[str], changes: tuple[str, ...], words: str

@@ -46,7 +46,7 @@ from .contracts.specs import (
 )
 from .contracts.trainer import Policy as Policy, Trainer as Trainer
 from .rewards.advantages import Scores as Scores
-from .contracts.types import Batch as Batch, Loss as Loss, Rollout as Rollout, Update as Update
+from .contracts.types import Batch as Batch, Lineage as Lineage, Loss as Loss, Rollout as Rollout, Update as Update
 from .losses.clipping import (
     ClippedTerm as ClippedTerm,
     Old as Old,

@@ -145,10 +145,9 @@ class TrainerSpec:
         return range(steps)
 
     def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int] | None:
-        """For how many velocities of a group a turn asks: without a gradient, and with one. `None`: it does not say.
+        """For how many velocities of a group of samples, or branches, a turn asks: without a gradient, and with one.
 
-        group: its samples, or branches. trained: the stochastic steps of each that are learned at. steps: all of them.
-        """
+        trained: how many stochastic steps of each are learned at. steps: all of them. `None`: it does not say."""
         return None
 
 

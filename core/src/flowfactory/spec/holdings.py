@@ -20,7 +20,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Function, Location, Size
 from flowfactory.errors import Place, Problem, listed, shown
 from flowfactory.spec.kinds import arms_of, attributes, hints, keys
-from flowfactory.spec.tables import Component, Full, Lora, plain
+from flowfactory.spec.tables import Component, Full, Lora, RunTable, plain
 
 Shape = tuple[int, ...]
 
@@ -28,10 +28,8 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """As diffusers and peft call LoRA in a folder."""
 DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight")
 """How the names end of what maps to the rank: in peft and diffusers, in checkpoints of runs, in kohya, in old files."""
-INDEX = "model_index.json"
-"""What names the parts of a pipeline."""
-PLAN = "plan.json"
-"""What the folder of a run has."""
+INDEX, PLAN = "model_index.json", "plan.json"
+"""What names the parts of a pipeline, and what the folder of a run has."""
 EXPECTED = "expected LoRA, a pipeline, a network or a run"
 _FACTOR = re.compile(r"[._]lora([._](A|B|down|up)\b|_embedding_)|\.lo(kr|ha)_|\.hada_")
 _WEIGHTS = re.compile(r"\w+(-\d+-of-\d+)?\.safetensors")
@@ -143,6 +141,18 @@ def start_problems(where: Callable[..., Place], tuning: Lora | Full) -> Iterator
     elif tuning.rank is not None and tuning.rank not in found.ranks:
         ranks = " and ".join(map(str, sorted(found.ranks)))
         yield problem("rank", f"rank is {tuning.rank}, but `from` decides it, and has {ranks}")
+
+
+def role_problems(where: Callable[..., Place], trainer: Component, run: RunTable) -> Iterator[Problem]:
+    """What does not go together with several trained roles."""
+    needs, taken = trainer.spec.needs, {"current", "reference", "ema", "default", "optimizer", "trainer"}
+    for name, role in needs.roles.items():
+        if not name.isidentifier() or name in {*taken, *needs.sets} or role.steps < 1:
+            what = f"trainer `{trainer.name}`, role `{name}`: it has no step, or its name is no word, or another set's"
+            yield Problem("role", what, where("trainer", "name"), "its author could say it otherwise")
+    if needs.roles and run.precision == "fp16":
+        what = f"trainer `{trainer.name}` trains {listed(needs.roles)} too, and fp16 scales the losses of one optimizer"
+        yield Problem("role", what, where("run", "precision"), 'set it to "bf16" or "fp32"')
 
 
 def loaded_problems(where: Callable[..., Place], trainer: Component, model: Component) -> Iterator[Problem]:

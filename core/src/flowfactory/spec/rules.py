@@ -63,7 +63,7 @@ def problems(
         (("model", "tuning"), holdings.quantize_problems),
         (("tuning",), holdings.start_problems),
         (("trainer", "model"), holdings.loaded_problems),
-        (("trainer", "run"), window.role_problems),
+        (("trainer", "run"), holdings.role_problems),
         (("memory", "run", "optimizer", "model"), _shard),
         (("memory", "model", "trainer", "sampling", "optimizer", "eval"), _shard_calls),
         (("trainer", "rewards"), _rewards),

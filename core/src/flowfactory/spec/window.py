@@ -20,9 +20,11 @@ import attrs
 
 from flowfactory.contracts.digest import seed_of
 from flowfactory.contracts.specs import Branches, Decay, SchedulerSpec, StochasticSpec, Times, Window
-from flowfactory.errors import Place, Problem, listed
-from flowfactory.spec.tables import Component, Memory, Optimizer, RunTable, Sampling
+from flowfactory.errors import Place, Problem
+from flowfactory.spec.tables import Component, Memory, Optimizer, Sampling
 
+MOST = 4096
+"""Samples that one start may grow into."""
 _PACES = {"constant": set[str](), "linear": {"least"}, "exponential": {"rate", "after"}}
 _MOVES = {"every", "stride", "restart", "pace"}
 _TAKES = {
@@ -137,6 +139,12 @@ def grown(branches: Branches, stochastic: Sequence[int], steps: int) -> Growth:
     return Growth(tuple(keeps), tuple(splits), tuple(begun), tuple(parents), tuple(rows))
 
 
+def ends(branches: Branches, stochastic: Sequence[int]) -> int:
+    """How many samples that is, without growing them."""
+    parts = sum(branches.at is None or step in branches.at for step in stochastic)
+    return branches.width**parts if branches.kind == "tree" else branches.width * parts
+
+
 def largest(branches: Branches | None, scheduler: SchedulerSpec, steps: int) -> Growth | None:
     """What grows in an epoch, or where epochs differ the most that may; `None` where nothing branches."""
     return None if branches is None else grown(branches, earliest(scheduler, steps), steps)
@@ -234,6 +242,12 @@ def credit_problems(
         only = sorted(open_steps) if fixed(scheduler.spec, sampling.steps) else "drawn ones, or others later"
         what = f"{branches} part at the steps {sorted(at)}, and [scheduler] window makes stochastic {only}"
         yield Problem("branches", what, where("scheduler", "window"), "let it hold them in every epoch")
+    if len(at) < len(needs.branches.at or ()):
+        what = f"{branches} part at the steps {list(needs.branches.at or ())}, one of them twice"
+        yield Problem("branches", what, where("trainer", "name"), "say each once; `width` says into how many they part")
+    elif (count := ends(needs.branches, sorted(open_steps))) > MOST:
+        what = f"{branches} would end in {count} samples of each start"
+        yield Problem("branches", what, where("trainer", "name"), f"branch into fewer: at most {MOST} are sampled")
 
 
 def level_problems(times: Times, steps: int) -> list[tuple[str, str]]:
@@ -280,16 +294,3 @@ def learning_rate(table: Optimizer, step: int, epochs: int) -> float:
     done = (step - 1 - table.warmup) / max(1, epochs * table.updates - table.warmup)
     shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return table.lr * shapes[table.lr_schedule]
-
-
-def role_problems(where: Callable[..., Place], trainer: Component, run: RunTable) -> Iterator[Problem]:
-    """What does not go together with several trained roles."""
-    needs = trainer.spec.needs
-    taken = {"current", "reference", "ema", "default", "optimizer", "trainer", *needs.sets}
-    for name, role in needs.roles.items():
-        if not name.isidentifier() or name in taken or role.steps < 1:
-            what = f"trainer `{trainer.name}`, role `{name}`: it has no step, or its name is no word, or another set's"
-            yield Problem("role", what, where("trainer", "name"), "its author could say it otherwise")
-    if needs.roles and run.precision == "fp16":
-        what = f"trainer `{trainer.name}` trains {listed(needs.roles)} too, and fp16 scales the losses of one optimizer"
-        yield Problem("role", what, where("run", "precision"), 'set it to "bf16" or "fp32"')

@@ -10,6 +10,28 @@ from flowfactory import Branches, ClippedSpec, Needs, Provides, hookimpl, key
 
 
 @attrs.frozen(kw_only=True)
+class Pruning:
+    """Which branches are not trained. They are sampled and compared all the same."""
+
+    steps: tuple[int, ...] | None = key(
+        "Steps whose branches are left out; none when absent.", default=None, ge=0, le=998, min_length=1
+    )
+    every: int | None = key(
+        "After so many epochs these move on by one, towards noise, until the first is the step before the last split; "
+        "they stay when absent.",
+        default=None,
+        ge=1,
+    )
+    share: float = key("Which share of the branches after the last split is trained; 1: all.", default=1.0, gt=0, le=1)
+    keep: Literal["best", "extremes"] = key(
+        "Which these are: of what each branch of the last split goes on with, the `best`, and of equal ones the first; "
+        "or of a tree's, half the best and half the worst (`extremes`).",
+        default="extremes",
+    )
+    epochs: int | None = key("For how many epochs branches are left out; always when absent.", default=None, ge=1)
+
+
+@attrs.frozen(kw_only=True)
 class BranchGRPOSpec(ClippedSpec):
     """BranchGRPO."""
 
@@ -24,10 +46,15 @@ class BranchGRPOSpec(ClippedSpec):
         "the `likely` ones more.",
         default="mean",
     )
+    pruning: Pruning = key("Branches that are not trained; without, all are.", default=Pruning())
 
     @property
     def needs(self) -> Needs:
         return attrs.evolve(super().needs, branches=Branches(self.width, self.splits, "tree"))
+
+    def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int] | None:
+        """Those of every branch; with pruning the scores have a say."""
+        return super().passes(role, update, group, trained, steps) if self.pruning == Pruning() else None
 
 
 @hookimpl

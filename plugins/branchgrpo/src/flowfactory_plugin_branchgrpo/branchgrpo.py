@@ -8,18 +8,20 @@ sampled, and trained, once. Rewards of the samples go up:
     A     = 0                                    where there is one, or std < 1e-6
     L     = max(-A rho, -A clip(rho, 1 - low, 1 + high)) + beta KL(p_theta || p_ref)
 
-for the one step that each branch begins with, `rho = p_theta(x' | x) / p_old(x' | x)`.
+for the one step that each branch begins with, `rho = p_theta(x' | x) / p_old(x' | x)`. Pruned branches take no part in
+`L`: see `pruning`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from flowfactory import Batch, ClippedTerm, Draws, Loss, Policy, Scores, Trainer, clipped_loss, clipped_terms
 from torch import Tensor
 
 from flowfactory_plugin_branchgrpo import BranchGRPOSpec
+from flowfactory_plugin_branchgrpo.pruning import pruned
 
 EPS, LEAST = 1e-8, 1e-6
 
@@ -27,7 +29,26 @@ EPS, LEAST = 1e-8, 1e-6
 class BranchGRPO(Trainer[BranchGRPOSpec]):
     """BranchGRPO, one term per branch: its step."""
 
+    def __init__(self, spec: BranchGRPOSpec) -> None:
+        super().__init__(spec)
+        self._epochs = 0  # that are over
+
     def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
+        """Those of branches that are pruned are NaN."""
+        assert scores.lineage is not None
+        last, found = max(self.spec.splits), self.compared(scores, groups)
+        return pruned(found, scores.lineage, groups, self.spec.pruning, last, self._epochs)
+
+    def after_epoch(self, metrics: Mapping[str, float]) -> None:
+        self._epochs += 1
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {"epochs": torch.tensor(self._epochs)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._epochs = int(state["epochs"])
+
+    def compared(self, scores: Scores, groups: Tensor) -> Tensor:
         """With `std = "global"` the spread is that of all trees' branches of a step."""
         assert scores.lineage is not None
         values, steps, weights = dict(scores.values), scores.lineage.steps, scores.weights
