@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
-from safetensors.torch import load_file
+from flowfactory.models.quantized import quantize
+from safetensors.torch import load_file, save_file
 
 CHECKPOINTS = "checkpoints"
 
@@ -102,3 +105,30 @@ def test_without_the_library_it_is_refused_in_words(
 def test_every_weight_cannot_be_trained_on_a_quantized_base(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(spec), "--set=model.quantize=int8"]) == 2
     assert "weights in int8 cannot be trained" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it is read")
+def test_a_checkpoint_in_bitsandbytes_layout_is_counted_and_told_to_need_a_gpu(
+    checkpoint: Path, run: Runner, spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As counted where the base is quantized here; diffusers itself reads such weights on a GPU only."""
+    path = shutil.copytree(checkpoint, tmp_path / "stored")
+    network: Any = FluxTransformer2DModel.from_pretrained(path / "transformer")
+    quantize(network, "nf4", torch.float32)
+    stored = {name: value.contiguous() for name, value in network.to("cpu").state_dict().items()}
+    save_file(stored, path / "transformer" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    config = json.loads((path / "transformer" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (path / "transformer" / "config.json").write_text(json.dumps(config))
+    layers, frozen = [], []
+    for change in ("model.quantize=nf4", f"model.path={path}"):
+        assert main(["plan", str(spec), "--json", "--unset=full", "--set=lora.rank=8", f"--set={change}"]) == 0
+        parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["memory"]["parts"]}
+        layers.append(parts["trained"]["bytes"])
+        frozen.append(parts["frozen"]["bytes"])
+    assert layers[0] == layers[1]
+    assert frozen[1] == pytest.approx(frozen[0], rel=0.2)
+    with pytest.raises(AssertionError, match="assert 1 == 0"):
+        run("stored", *LORA, f"model.path={path}")
+    said = capsys.readouterr().err
+    assert f"{path} cannot be read as a diffusers pipeline: No GPU found" in " ".join(said.split())

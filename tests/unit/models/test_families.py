@@ -40,6 +40,7 @@ LEADS_NOWHERE = {
     "mochi": {f"{LAST}1.add_q_proj"},
     "qwen-image": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
     "qwen-image-edit": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
+    "qwen-image-edit-plus": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
 }
 """Layers whose results their own networks discard: what the last block makes of the text."""
 

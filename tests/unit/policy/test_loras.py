@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, PRXPipeline
 from diffusers.loaders import single_file_utils
 from flowfactory.policy import kohya, loras
 from flowfactory.policy.loras import Given
@@ -221,3 +221,10 @@ def test_the_names_of_sd3_are_those_of_its_original_checkpoint() -> None:
     (blocks,) = kohya.LAYOUTS["SD3Transformer2DModel"].values()
     assert blocks.modules
     assert set(blocks.modules) <= {name.replace(".", "_") for name in original}
+
+
+@pytest.mark.parametrize(("kind", "takes"), [(FluxPipeline, True), (PRXPipeline, False)])
+def test_a_pipeline_that_loads_lora_for_another_network_than_it_has_takes_none(
+    kind: type[DiffusionPipeline], takes: bool
+) -> None:
+    assert loras.takes_lora(kind.__new__(kind)) is takes

@@ -10,7 +10,6 @@ from typing import Any
 
 import attrs
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from flowfactory.models import reading
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy.kohya import A, from_kohya, to_kohya, unread
 from flowfactory.policy.loaded import LORA_NAME
+from flowfactory.policy.loras import takes_lora
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.spec.tables import Spec
@@ -99,7 +99,7 @@ class LoraFolder(Form):
 
     def write(self, trained: Trained, folder: Path) -> None:
         pipe = trained.adapter.pipe
-        if not isinstance(pipe, LoraBaseMixin):
+        if not takes_lora(pipe):
             raise ValueError(f"{type(pipe).__name__} loads no LoRA; write the merged weights")
         if not trained.weights.configs:
             raise ValueError("all its weights were trained, so there is no LoRA")

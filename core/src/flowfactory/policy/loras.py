@@ -118,8 +118,13 @@ class _Model:
 
 def _model(networks: Mapping[str, nn.Module], pipe: DiffusionPipeline | None) -> _Model:
     modules = {name: dict(network.named_modules()) for name, network in networks.items()}
-    main = pipe.transformer_name if isinstance(pipe, LoraBaseMixin) else next(iter(networks))
-    return _Model(modules, main, pipe if isinstance(pipe, LoraBaseMixin) else None)
+    own: Any = pipe if takes_lora(pipe) else None
+    return _Model(modules, next(iter(networks)) if own is None else own.transformer_name, own)
+
+
+def takes_lora(pipe: DiffusionPipeline | None) -> bool:
+    """Whether a pipeline's class loads LoRA for its transformer; there are some that do for a `unet` they have not."""
+    return isinstance(pipe, LoraBaseMixin) and "transformer" in pipe._lora_loadable_modules
 
 
 def _low_rank(file: Path, model: _Model, network: str) -> dict[str, LowRank]:
