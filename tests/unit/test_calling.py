@@ -250,3 +250,25 @@ def test_an_exception_is_said_whatever_it_holds() -> None:
     assert said(ValueError()) == "ValueError"
     assert said(ValueError("a\x1b[2Jb\udc80ü\nc")) == "ValueError: a\\x1b[2Jb\\udc80ü\nc"
     assert len(said(ValueError("x" * 10**6))) < 1100
+
+
+def test_a_network_that_chooses_its_attention_meanwhile_is_nobody_elses_doing() -> None:
+    """As `[memory] attention = "_native_math"` does in each call, while rewards are asked in another thread."""
+    begun, switched, found = threading.Event(), threading.Event(), list[BaseException]()
+
+    def asked() -> None:
+        try:
+            with calling("reward 'r'"):
+                begun.set()
+                assert switched.wait(10)
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=asked)
+    thread.start()
+    assert begun.wait(10)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        switched.set()
+        thread.join()
+        assert not torch.backends.cuda.flash_sdp_enabled(), "the network's own choice is not put back"
+    assert not found

@@ -111,8 +111,6 @@ def _process_settings() -> Mapping[str, Setting]:
     if torch is None:
         return own
     flags = {"mkldnn": ("enabled",), "cudnn": ("enabled", "benchmark", "deterministic", "allow_tf32")}
-    attention = ("flash", "math", "mem_efficient", "cudnn")
-    cuda = vars(torch.backends.cuda)
     return own | {
         "torch's default dtype": Setting(torch.get_default_dtype, torch.set_default_dtype),
         "whether torch is deterministic": Setting(
@@ -128,10 +126,6 @@ def _process_settings() -> Mapping[str, Setting]:
             f"torch.backends.{part}.{name}": _attribute(vars(torch.backends)[part], name)
             for part, names in flags.items()
             for name in names
-        },
-        **{
-            f"whether attention may be {name}": Setting(cuda[f"{name}_sdp_enabled"], cuda[f"enable_{name}_sdp"])
-            for name in attention
         },
     }
 
@@ -173,7 +167,7 @@ def _thread_settings() -> Mapping[str, Setting]:
 def _main_settings() -> dict[str, Setting]:
     """What the main thread changes itself at times, so that other threads cannot tell who did."""
     handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    return {
+    return _attention() | {
         "sys.stdout": _attribute(sys, "stdout", computes=False),
         "sys.stderr": _attribute(sys, "stderr", computes=False),
         "which warnings are errors": Setting(_errors, _restore_errors, computes=False),
@@ -184,6 +178,18 @@ def _main_settings() -> dict[str, Setting]:
             for number, handler in handled.items()
             if handler is not None  # whoever set it was not Python
         },
+    }
+
+
+def _attention() -> dict[str, Setting]:
+    """Which kernels may compute attention; a network that is to use one of torch's switches others off."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    cuda = vars(torch.backends.cuda)
+    return {
+        f"whether attention may be {name}": Setting(cuda[f"{name}_sdp_enabled"], cuda[f"enable_{name}_sdp"])
+        for name in ("flash", "math", "mem_efficient", "cudnn")
     }
 
 
