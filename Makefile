@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := $(shell sed -n 's/^packages = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast reproduce lint types resolve dist docs clean
+.PHONY: quickstart test test-fast gpu reproduce lint types resolve dist docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/flowfactory run plugins/shapes/examples/shapes-grpo.toml
@@ -17,6 +17,10 @@ test: $(STAMP)
 # What one wants while working: no runs, no environments, no whole pipelines.
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/unit tests/contract $(PYTEST)
+
+# Where there is a GPU: what docs/performance.md should say of it. What is measured already is not measured again.
+gpu: $(STAMP)
+	$(BIN)/python tests/gpu/suite.py --to docs/results/gpu; $(BIN)/python tests/gpu/suite.py --table --to docs/results/gpu
 
 reproduce: $(STAMP)
 	$(BIN)/python plugins/shapes/reproduce/reproduce.py --to docs/results

@@ -6,7 +6,7 @@ The epochs are those of a real run, in a folder that is thrown away; nothing is 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import attrs
 import torch
 
 from flowfactory.components.resolved import Components
+from flowfactory.conditions.cache import Source as Encoded
 from flowfactory.conditions.cache import row_key
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.types import Conditions, Row
@@ -41,6 +42,7 @@ class Bench:
     flops: what such passes take, and what the machine can do.
     memory: bytes at the peak of each phase, as `Gauge` has them. estimated: the same, as planned.
     peak_rss: bytes of main memory, 0 with a GPU. peak_device: bytes of GPU memory, 0 without one.
+    training: what trainers say, `train/…`; means over the epochs.
     """
 
     epochs: int
@@ -54,6 +56,7 @@ class Bench:
     estimated: Mapping[str, int]
     peak_rss: int
     peak_device: int
+    training: Mapping[str, float]
 
     @property
     def seconds(self) -> float:
@@ -142,12 +145,17 @@ def encode_always(
 
 
 def bench(
-    plan: Plan, components: Components, display: Display, warmup: int, epochs: int, baseline: bool = False
+    plan: Plan,
+    components: Components,
+    display: Display,
+    warmup: int,
+    epochs: int,
+    load: Callable[..., Encoded] = load_model,
 ) -> Bench:
     """Run `warmup` epochs that do not count and then `epochs` that do, and take their means.
 
     Args:
-        baseline: encode prompts in every epoch and keep the encoders, as without a condition cache.
+        load: see `assemble`; `encode_always` is without a condition cache.
     """
     spec = attrs.evolve(
         plan.spec,
@@ -158,7 +166,6 @@ def bench(
     lines: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name, listening() as stop:
         processes = Processes(spec.run.precision, spec.memory.shard)
-        load = encode_always if baseline else load_model
         parts = assemble(plan, components, Path(name), display, processes, load)
         progress = Progress()
         clock, stopwatch = parts.instruments.clock, parts.instruments.stopwatch
@@ -187,6 +194,7 @@ def bench(
         estimated={need.name: need.bytes or 0 for need in estimate(spec, plan.world).phases},
         peak_rss=0 if cuda else peak + clock.gauge.start,
         peak_device=peak if cuda else 0,
+        training={name: _mean(counted, name) for name in counted[0] if name.startswith("train/")},
     )
 
 

@@ -1,0 +1,278 @@
+"""What `make gpu` measures, a function for each part: it makes what it needs in a folder, and returns rows of figures.
+
+`tiny` asks for the smallest sizes, at which every part runs on a CPU in seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import attrs
+import made
+import torch
+from accelerate.state import AcceleratorState
+from flowfactory.cli.verbs.running import resolved
+from flowfactory.discovery.registry import Registry
+from flowfactory.plan.estimate import estimate
+from flowfactory.plan.plan import make_plan
+from flowfactory.policy.weights import masters
+from flowfactory.processes import sharding
+from flowfactory.spec.structure import load_spec
+from flowfactory.training import exact
+from flowfactory.training.bench import Bench, bench
+from flowfactory.training.encoding import load_model
+
+Row = dict[str, Any]
+"""`what` was measured, and figures by name."""
+
+SPEC = """
+plugins = ["./rewards.py"]
+run = {{ name = "gpu", epochs = 1, save_samples = 0, precision = "bf16" }}
+model = {{ name = "{family}", path = "{path}" }}
+lora = {{ rank = 64, alpha = 128 }}
+data = {{ prompts = "prompts.txt" }}
+sampling = {{ size = {size}, steps = {steps}, prompts = {prompts}, group = {group}, micro_batch = {batch}, \
+guidance = {guidance} }}
+scheduler = {{ name = "flow-sde", eta = 0.7, window = {{ rule = "list", steps = [1, 2] }} }}
+trainer = {{ name = "grpo" }}
+optimizer = {{ lr = 1e-5, micro_batch = {batch}, ema = 0.0 }}
+eval = {{ every = 0 }}
+memory = {{ {memory} }}
+
+[[reward]]
+name = "eye"
+layers = {layers}
+width = {width}
+"""
+
+REWARDS = Path(__file__).with_name("rewards.py")
+
+
+class Silent:
+    """A display and its phases, for nobody."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Any:
+        """A bar for people."""
+        return nullcontext(self)
+
+    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float], watched: Any = ()) -> None:
+        """A line for people."""
+
+    def advance(self, by: int = 1) -> None:
+        """So many more."""
+
+    def note(self, **values: Any) -> None:
+        """Beside the bar."""
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """A geometry: of a family, at published sizes or at tiny ones."""
+
+    family: str
+    sizes: made.Sizes
+    tiny: bool
+    size: Any = 512
+    steps: int = 6
+    prompts: int = 2
+    group: int = 8
+    batch: int = 8
+    guidance: float = 1.0
+    memory: str = "gradient_checkpointing = true"
+    layers: int = 2
+    width: int = 1280
+
+    def written(self, folder: Path) -> Path:
+        """The spec, with its checkpoint and its prompts."""
+        registry, checkpoint = Registry(), folder / "checkpoint"
+        adapter: Any = registry.target("adapters", self.family)
+        adapter.tiny(checkpoint)
+        if not self.tiny:
+            made.resize(checkpoint, self.sizes)
+            if self.family == "qwen-image":
+                made.resize_text_of_qwen(checkpoint)
+        (folder / "prompts.txt").write_text("a cat\na dog on the moon\na red bird\n" * 16)
+        (folder / "rewards.py").write_text(REWARDS.read_text())
+        own = attrs.asdict(self, recurse=False)
+        if self.tiny:
+            video = self.family == "wan"
+            own |= {"size": [32, 32, 5] if video else 32, "steps": 4, "prompts": 1, "group": 2}
+            own |= {"batch": 2, "layers": 1, "width": 32}
+        file = folder / "spec.toml"
+        file.write_text(SPEC.format(path=checkpoint, **own))
+        return file
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measured(folder: Path, setting: Setting, *sets: str, cached: bool = True, warmup: int = 1) -> Bench:
+    """Epochs of a spec with some changes: `warmup` that do not count, and one that does."""
+    registry = Registry()
+    folder.mkdir(parents=True)
+    spec = load_spec(setting.written(folder), registry, sets)
+    try:
+        plan = make_plan(spec, registry.versions())
+        return bench(plan, resolved(spec, registry), Silent(), 0 if setting.tiny else warmup, 1, made.loading(cached))
+    finally:
+        AcceleratorState._reset_state(True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def figures(what: str, found: Bench) -> Row:
+    """Where the time went, and how fast it was."""
+    row: Row = {"what": what, "seconds an epoch": found.seconds, "samples/s": found.samples / found.seconds}
+    for phase, seconds in found.network.items():
+        row[f"network of {phase} %"] = 100 * seconds / found.phases[phase]
+    if found.flops is not None and found.utilisation is not None:
+        row |= {"utilisation %": 100 * found.utilisation, "ceiling TFLOP/s": found.flops.ceiling / 1e12}
+    return row | {"peak GiB": (found.peak_device or found.peak_rss) / 2**30}
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------
+
+
+def ratio(folder: Path, tiny: bool) -> list[Row]:
+    """How far ratios are from 1 in the first update, by what differs from sampling; in FLUX's width, cut short."""
+    short = {**made.FLUX, "transformer": {**made.FLUX["transformer"], "num_layers": 4, "num_single_layers": 8}}
+    setting = Setting(family="flux", sizes=short, tiny=tiny, guidance=3.5, memory="")
+    small = 1 if tiny else 2
+    changes: dict[str, tuple[str, ...]] = {
+        "alike": (),
+        "smaller micro-batches in the update": (f"optimizer.micro_batch={small}",),
+        "the same, replayed": (f"optimizer.micro_batch={small}", "trainer.old=replayed"),
+        "gradient checkpointing": ("memory.gradient_checkpointing=true",),
+        "attention _native_math": ("memory.attention=_native_math",),
+    }
+    if torch.cuda.is_available():
+        changes |= {f"attention {name}": (f"memory.attention={name}",) for name in ("_native_flash", "_native_cudnn")}
+        changes["compiled"] = ("memory.compile=true",)
+    rows = []
+    for number, (what, sets) in enumerate(changes.items()):
+        found = measured(folder / str(number), setting, *sets, warmup=0).training
+        names = {"deviation": "train/ratio_deviation", "in clip widths": "train/first_deviation"}
+        rows.append({"what": what, **{said: found[name] for said, name in names.items()}})
+    return rows
+
+
+def flux(folder: Path, tiny: bool) -> list[Row]:
+    """FLUX.1-dev at its size, LoRA of rank 64, 512 x 512."""
+    setting = Setting(family="flux", sizes=made.FLUX, tiny=tiny, guidance=3.5)
+    return [figures("FLUX.1-dev, LoRA 64, 512 x 512", measured(folder / "a", setting))]
+
+
+def preprocessing(folder: Path, tiny: bool) -> list[Row]:
+    """The same with a reward as large as PickScore and whole text encoders: prompts encoded once, or every epoch."""
+    setting = Setting(family="flux", sizes=made.FLUX_WHOLE, tiny=tiny, guidance=3.5, layers=32, prompts=4, group=4)
+    kept = measured(folder / "kept", setting)
+    anew = measured(folder / "anew", setting, cached=False)
+    rows = [figures("encoded once", kept), figures("encoded in every epoch, encoders stay", anew)]
+    faster, less = anew.seconds / kept.seconds, 1 - rows[0]["peak GiB"] / rows[1]["peak GiB"]
+    return [*rows, {"what": "of the two", "times as fast": faster, "less memory %": 100 * less}]
+
+
+def qwen(folder: Path, tiny: bool) -> list[Row]:
+    """Qwen-Image at its size: LoRA of rank 64, 512 x 512, guidance 4, 10 steps of which 2 are trained."""
+    setting = Setting(family="qwen-image", sizes=made.QWEN, tiny=tiny, guidance=4.0, steps=10, group=4, batch=4)
+    return [figures("Qwen-Image, LoRA 64, 512 x 512, guidance 4, 10 steps", measured(folder / "a", setting))]
+
+
+def wan(folder: Path, tiny: bool) -> list[Row]:
+    """Wan 2.1 1.3B, 81 frames of 480 x 832."""
+    setting = Setting(
+        family="wan", sizes=made.WAN, tiny=tiny, size=[480, 832, 81], steps=4, prompts=1, group=2, batch=1, guidance=1.0
+    )
+    return [figures("Wan 2.1 1.3B, 81 frames of 480 x 832", measured(folder / "a", setting, warmup=0))]
+
+
+def memory(folder: Path, tiny: bool) -> list[Row]:
+    """What FLUX.1-dev takes with all that saves memory, beside what is planned for it."""
+    saving = 'gradient_checkpointing = true, offload = ["vae", "rewards", "trajectories"]'
+    setting = Setting(family="flux", sizes=made.FLUX, tiny=tiny, guidance=3.5, memory=saving)
+    found = measured(folder / "a", setting, "optimizer.bits=8")
+    registry = Registry()
+    spec = load_spec(folder / "a" / "spec.toml", registry, ["optimizer.bits=8"])
+    known = exact.parts(exact.model(spec, registry.target("adapters", spec.model.name)))
+    return [
+        {"what": f"in {need.name}", "planned GiB": need.bytes / 2**30, "measured GiB": found.memory[need.name] / 2**30}
+        for need in estimate(spec, known=known).phases
+        if need.bytes is not None and need.name in found.memory
+    ]
+
+
+def kinds(folder: Path, tiny: bool) -> list[Row]:
+    """What computes otherwise on a GPU than elsewhere, on the smallest checkpoints: that it works there."""
+    runs = {
+        "plain": (),
+        "8-bit optimizer": ("optimizer.bits=8",),
+        "nf4": ("model.quantize=nf4",),
+        "int8": ("model.quantize=int8",),
+        "offload": ("memory.offload=['vae', 'rewards', 'trajectories']",),
+    }
+    rows: list[Row] = []
+    for name, sets in runs.items():
+        home = folder / name.replace(" ", "-")
+        home.mkdir(parents=True)
+        registry = Registry()
+        spec = load_spec(Setting(family="flux", sizes={}, tiny=True).written(home), registry, sets)
+        spec = attrs.evolve(spec, memory=attrs.evolve(spec.memory, cache=str(home / "cache")))
+        found = bench(make_plan(spec, registry.versions()), resolved(spec, registry), Silent(), 0, 1, load_model)
+        rows.append({"what": name, "gradient": found.training["train/gradient_norm"], "seconds": found.seconds})
+        AcceleratorState._reset_state(True)
+    return [*rows, divided()]
+
+
+def divided() -> Row:
+    """A network divided among one process: its answers and gradients beside those of the whole one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh(device.type, (1,))
+        torch.manual_seed(0)
+        blocks = torch.nn.ModuleList([torch.nn.Linear(16, 16) for _ in range(2)])
+        whole = Stacked(blocks).to(device)
+        halves = Stacked(torch.nn.ModuleList([torch.nn.Linear(16, 16) for _ in range(2)])).to(device)
+        halves.load_state_dict(whole.state_dict())
+        sharding.divide(halves, mesh, masters)
+        x, gradients = torch.randn(4, 16, device=device), []
+        for network in (whole, halves):
+            network(x).square().sum().backward()
+            gradients.append(torch.cat([sharding.whole(p.grad).flatten() for p in network.parameters()]))
+        return {"what": "divided (FSDP2), one process", "difference": float((gradients[0] - gradients[1]).abs().max())}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Stacked(torch.nn.Module):
+    """Layers one after the other."""
+
+    def __init__(self, blocks: torch.nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+PARTS: Mapping[str, Callable[[Path, bool], Sequence[Row]]] = {
+    part.__name__: part for part in (ratio, flux, preprocessing, qwen, wan, memory, kinds)
+}
+"""In the order of their value."""
+
+
+def timed(name: str, folder: Path, tiny: bool) -> tuple[Sequence[Row], float]:
+    """The rows of a part, and the seconds that it took."""
+    start = time.perf_counter()
+    return PARTS[name](folder, tiny), time.perf_counter() - start
