@@ -145,7 +145,8 @@ def bench_spec(
     plan = make_plan(load_spec(spec, registry, sets, unsets, disk.RULES), registry.versions())
     with ui.phase("loading torch"):
         load_libraries()
-        from flowfactory.training.bench import bench, encode_always, load_model
+        from flowfactory.training.bench import bench, encode_always
+        from flowfactory.training.encoding import load_model
     with prints_to_stderr():
         load = encode_always if baseline else load_model
         measured = bench(plan, resolved(plan.spec, registry), ui, warmup, epochs, load)
