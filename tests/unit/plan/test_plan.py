@@ -44,6 +44,25 @@ def test_numbers(spec: Path) -> None:
     assert reasons["samples"] == "samples per epoch: 12 prompts x groups of 6"
 
 
+GRPO, REPLAYED = "trainer={name='grpo'}", "trainer={name='grpo', old='replayed'}"
+
+
+def test_equal_micro_batches_are_recommended_where_probabilities_are_compared(spec: Path) -> None:
+    def reason(*sets: str) -> str:
+        return next(number.reason for number in plan(spec, *sets).numbers if number.name == "accumulation")
+
+    unlike = (GRPO, "sampling.micro_batch=8", "optimizer.micro_batch=4")
+    assert reason(*unlike).endswith("; 8 at a time are sampled: first ratios are exactly 1 where the two are the same")
+    for alike in ((*unlike, "sampling.micro_batch=4"), (*unlike, REPLAYED)):
+        assert "are sampled" not in reason(*alike)
+
+
+def test_replays_are_counted_for_every_update_but_the_first(spec: Path) -> None:
+    sets = ("sampling.prompts=12", "sampling.group=6", "optimizer.updates=3", REPLAYED)
+    assert plan(spec, *sets)["replay_passes"] == 2 * 24 * 2  # updates x samples of each x steps
+    assert plan(spec, *sets, "optimizer.updates=1")["replay_passes"] == 0
+
+
 def test_groups_with_steps_of_their_own_may_not_share_a_micro_batch(spec: Path) -> None:
     sets = ("sampling.prompts=12", "sampling.group=6", "sampling.micro_batch=10", "optimizer.updates=3")
     own = "scheduler.window={rule='random', size=2, per='prompt'}"
