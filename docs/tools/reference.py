@@ -67,7 +67,7 @@ def coming_from_page() -> str:
     keys = aliases.aliases("key")
     lines = ["# Coming from …", COMING_FROM_INTRODUCTION]
     for program in sorted({program for alias in keys for program in alias.words}, key=str.lower):
-        lines += [f"## {program}", "", "| there | here | |", "|---|---|---|"]
+        lines += [f"## {program or 'Several programs'}", "", "| there | here | |", "|---|---|---|"]
         for alias in keys:
             if program in alias.words:
                 there = ", ".join(f"`{word}`" for word in alias.words[program])

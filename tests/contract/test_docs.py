@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -13,13 +14,16 @@ import api
 import flowfactory
 import pytest
 import reference
+import tuning
+import versions
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
 from flowfactory.contracts import hooks
+from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import KINDS
 from flowfactory.discovery.registry import Registry
 from flowfactory.spec.kinds import keys
-from flowfactory.spec.structure import TABLES
+from flowfactory.spec.structure import TABLES, load_spec
 from flowfactory.spec.tables import RewardEntry
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -105,6 +109,54 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     named = re.findall(r"([a-z0-9/-]+\.md)$", text, re.MULTILINE)
     assert sorted(named) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def words(page: str) -> list[str]:
+    """The words that a page's table explains."""
+    return re.findall(r"^\| \*\*(.+?)\*\* \|", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_glossary_has_every_concept_by_alphabet() -> None:
+    assert len(words("concepts.md")) > 10
+    assert set(words("concepts.md")) <= set(words("glossary.md"))
+    assert words("glossary.md") == sorted(set(words("glossary.md")), key=str.lower)
+
+
+def test_the_curves_of_tuning_are_those_that_the_page_shows() -> None:
+    shown = re.findall(r"\(images/([\w-]+)\.svg\)", (DOCS / "tuning.md").read_text(encoding="utf-8"))
+    assert shown == [*tuning.FIGURES]
+    assert {run for figure in tuning.FIGURES.values() for run in figure.lines} == {*tuning.CHANGES}
+    for changes in tuning.CHANGES.values():
+        example = locate(tuning.SPEC, Path(), exists=True)
+        assert load_spec(Path(example), Registry(), [*tuning.SHORT, *changes]).run.epochs == 16
+    for name, figure in tuning.FIGURES.items():
+        text = (DOCS / "images" / f"{name}.svg").read_text(encoding="utf-8")
+        assert all(words in text for words in (*figure.lines.values(), *figure.panels.values()))
+
+
+@pytest.mark.slow
+def test_gpus_are_what_plan_estimates() -> None:
+    code = "import gpus; print('\\n'.join(gpus.lines()))"
+    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=DOCS / "tools", capture_output=True, text=True)
+    assert made.stdout == (DOCS / "gpus.md").read_text(encoding="utf-8"), "run: python docs/tools/gpus.py docs/gpus.md"
+    assert "| `flux-dev-grpo` | 31.4 | 28.4 | 30.2 | 48 GiB |" in made.stdout  # as in performance.md
+
+
+def test_the_site_opens_with_its_latest_version(tmp_path: Path) -> None:
+    for name in ("0.9", "0.10", "assets"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text("")
+    versions.listed(tmp_path)
+    entries = json.loads((tmp_path / "versions.json").read_text())
+    assert [(entry["version"], entry["aliases"]) for entry in entries] == [("0.10", ["latest"]), ("0.9", [])]
+    assert 'url=0.10/index.html"' in (tmp_path / "index.html").read_text()
+    with pytest.raises(SystemExit, match=r"1\.2\.3 is no version of the site; say e\.g\. 0\.1"):
+        versions.add("1.2.3", tmp_path)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_every_heading_says_something(page: Path) -> None:
+    assert re.findall(r"^#+\s*$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 PLACES = ("*.md", "core/*.md", "docs/**/*.md", "downstream/*.md", "plugins/*/*.md")
