@@ -16,6 +16,7 @@ import pytest
 import reference
 import tuning
 import versions
+from browser import browser, needs_chromium, prefer, serious
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
 from flowfactory.contracts import hooks
@@ -210,6 +211,16 @@ def test_every_public_name_has_its_place_in_the_site(site: Path) -> None:
             value = flowfactory.__getattr__(name)
             if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__.startswith("flowfactory"):
                 assert letters((value.__doc__ or "").splitlines()[0]) in letters(own), name
+
+
+@needs_chromium
+def test_axe_finds_nothing_serious_in_the_site(site: Path, tmp_path: Path) -> None:
+    with browser(tmp_path) as driver:
+        for page in ("index.html", "tuning.html", "plugin/grpo.html"):
+            for scheme in ("light", "dark"):
+                prefer(driver, scheme)
+                driver.get((site / page).as_uri())
+                assert serious(driver) == [], (page, scheme)
 
 
 def letters(text: str) -> str:
