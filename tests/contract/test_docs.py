@@ -19,6 +19,7 @@ import versions
 from browser import browser, needs_chromium, prefer, serious
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
+from flowfactory.components.resolved import contributions
 from flowfactory.contracts import hooks
 from flowfactory.data.locations import locate
 from flowfactory.discovery.entries import KINDS
@@ -110,6 +111,15 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     named = re.findall(r"([a-z0-9/-]+\.md)$", text, re.MULTILINE)
     assert sorted(named) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_the_readme_names_every_plugin() -> None:
+    table = (
+        (DOCS.parent / "README.md").read_text(encoding="utf-8").partition("## What is in it")[2].partition("\n- ")[0]
+    )
+    offered = [offer.provides.name for offers in contributions(Registry())[0].values() for offer in offers]
+    assert len(offered) > 50
+    assert [name for name in offered if f"`{name}`" not in table] == []
 
 
 def words(page: str) -> list[str]:
