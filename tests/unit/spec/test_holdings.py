@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flowfactory.plan.plan import fingerprint
 from flowfactory.spec import holdings
+from flowfactory.spec.holdings import fingerprint
 
 
 def lay(file: Path, *names: str, shape: tuple[int, ...] = (4, 32)) -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 from flowfactory.contracts.key import Function, key
-from flowfactory.plan.plan import _by_content
 from flowfactory.spec import toml
+from flowfactory.spec.holdings import by_content
 from flowfactory.spec.reader import Reader
 from flowfactory.spec.schema import value_schema
 
@@ -55,10 +55,10 @@ def test_a_function_counts_by_its_files_content(tmp_path: Path) -> None:
     def content(folder: str, text: str) -> Any:
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "a.py").write_text(text)
-        return _by_content(Keys(score=Function(f"{tmp_path / folder / 'a.py'}:score")))["score"]
+        return by_content(Keys(score=Function(f"{tmp_path / folder / 'a.py'}:score")))["score"]
 
     assert content("one", "x") == content("two", "x") != content("two", "y")
-    assert _by_content(Keys(score=Function("package.module:score")))["score"] == ["package.module", "score"]
+    assert by_content(Keys(score=Function("package.module:score")))["score"] == ["package.module", "score"]
 
 
 def test_an_editor_sees_a_string() -> None:
