@@ -113,6 +113,23 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(named) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
+MOST_WORDS = 45
+"""In a sentence: who reads English as a second language loses longer ones."""
+
+
+@pytest.mark.parametrize("page", sorted({*DOCS.glob("*.md"), DOCS.parent / "README.md"}), ids=lambda page: page.stem)
+def test_sentences_are_short(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if text.startswith("<!-- Written by") or page.stem == "papers":
+        return  # of docstrings; formulas
+    prose = re.sub(r"^```.*?^```$|<!--.*?-->|^\|.*?$", "", text, flags=re.MULTILINE | re.DOTALL)
+    paragraphs = re.split(r"\n\s*\n|\n(?=- |#|\d+\. )", re.sub(r"\]\([^)]*\)", "]", prose))
+    sentences = [
+        words for one in paragraphs for words in re.split(r"(?<=[.?!:])\s+(?=[A-Z*`\[])", " ".join(one.split()))
+    ]
+    assert [words for words in sentences if len(words.split()) > MOST_WORDS] == []
+
+
 def test_the_readme_names_every_plugin() -> None:
     table = (
         (DOCS.parent / "README.md").read_text(encoding="utf-8").partition("## What is in it")[2].partition("\n- ")[0]

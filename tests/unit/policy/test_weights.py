@@ -198,3 +198,11 @@ def test_alpha_is_twice_the_rank_unless_it_is_said() -> None:
     assert [Lora().alpha, Lora(rank=4).alpha, Lora(rank=4, alpha=64.0).alpha] == [64.0, 8.0, 64.0]
     (layer,) = (m for m in weights(Lora(rank=2))[0].modules() if isinstance(m, BaseTunerLayer) and m.in_features == 4)
     assert layer.scaling == {"default": 2.0}
+
+
+@pytest.mark.parametrize("rank", [4, 8, 64])
+def test_lora_outputs_have_one_scale_whatever_the_rank(rank: int) -> None:
+    """Who lowers the rank expects no louder adapter: `alpha` is twice the rank where it is not said."""
+    net, _ = weights(Lora(rank=rank))
+    scales = [module.scaling["default"] for module in net.modules() if isinstance(module, BaseTunerLayer)]
+    assert scales == [2.0, 2.0]
