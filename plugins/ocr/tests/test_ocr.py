@@ -74,6 +74,11 @@ def test_lines_below_the_confidence_are_not_read() -> None:
     assert reward(confidence=0.5).read(drawn("FLOW 2026")) == "FLOW 2026"
 
 
+def test_a_word_that_fills_its_image_is_read_as_one_line() -> None:
+    narrow = drawn("FLOW 2026")[:, 12:56, 8:200]
+    assert reward(detect=False).score([sample(narrow), sample(torch.ones_like(narrow))]) == [1.0, 0.0]
+
+
 def test_colours_are_handed_over_in_opencvs_order() -> None:
     image = torch.zeros(3, 2, 2)
     image[0] = 1.0
