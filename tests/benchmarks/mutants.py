@@ -218,7 +218,7 @@ def wrong_with(spec: Path, folder: Path, base: Path) -> str:
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    from flowfactory.plan.rate import learning_rate
+    from flowfactory.spec.window import learning_rate
 
     return learning_rate(plan.spec.optimizer, step, plan.spec.run.epochs)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 import flowfactory
 import pytest
-from flowfactory.discovery.entries import installed_entries
+from flowfactory.discovery.entries import Entry, installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, Problem, SpecError
 from flowfactory.plan import disk
@@ -309,6 +309,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("installed"))
 
 
+def entries() -> list[Entry]:
+    """Of core, two families and the tests' own distributions."""
+    families = {"flowfactory-plugin-flux", "flowfactory-plugin-wan"}
+    ours = {"flowfactory", *families, *(distribution.name for distribution in DISTRIBUTIONS)}
+    return [entry for entry in installed_entries() if entry.source.name in ours]
+
+
 def message(case: Case, folder: Path) -> tuple[str, str]:
     """The kind of the first problem of a case, and all that is printed."""
     toy = TOY.replace(*case.toy) if case.toy[0] else TOY
@@ -316,9 +323,7 @@ def message(case: Case, folder: Path) -> tuple[str, str]:
     for name, text in case.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    families = {"flowfactory-plugin-flux", "flowfactory-plugin-wan"}
-    ours = {"flowfactory", *families, *(distribution.name for distribution in DISTRIBUTIONS)}
-    registry = Registry([entry for entry in installed_entries() if entry.source.name in ours])
+    registry = Registry(entries())
     notes: list[Problem] = []
     try:
         made = load_spec(folder / "spec.toml", registry, case.sets, case.unsets, disk.RULES, notes.append)
@@ -372,3 +377,97 @@ def kinds() -> Iterator[str]:
                 name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
                 if name in ("Problem", "PluginError", "note") and isinstance(node.args[0].value, str):
                     yield node.args[0].value
+
+
+# --- none hides another --------------------------------------------------------------------------------------------
+
+ASIDE = (
+    "run.save_samples=x",
+    "run.precision=bf61",
+    "model.revision=3",
+    "lora.alpha=x",
+    "sampling.overlap=3",
+    "sampling.storage=3",
+    "trainer.beta=x",
+    "reward[0].timeout=x",
+    "optimizer.betas=1",
+    "memory.compile=3",
+    "eval.seed=x",
+    "checkpoint.keep=x",
+    "track.project=3",
+)
+"""A mistake in every table, in keys that few rules look at."""
+NAMES = ("model.name=nobody", "scheduler.name=nobody", "trainer.name=nobody")
+
+
+ON = {
+    "model": {"package", "target", "size", "quantize", "images", "loaded", "shard-calls", "pipeline"},
+    "scheduler": {"looks", "branches"},
+    "trainer": {"no-reward", "weights", "unscored-source"},
+    "precision": {"role"},
+}
+"""Kinds of problems that depend on a plugin, or on a key, which their words do not name."""
+
+
+def concerns(problem: Problem, change: str) -> bool:
+    """Whether a problem is about the key that a change sets, or about the plugin that it names."""
+    table, _, name = change.partition("=")[0].rpartition(".")
+    subject = table if name == "name" else name
+    return subject in problem.what or problem.kind in ON.get(subject, ())
+
+
+class Lookout:
+    """Loads the cases again and again, with further changes; cases of the same plugin share what is loaded of it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch, self.registries = folder, monkeypatch, dict[str, Registry]()
+
+    def told(self, case: Case, *sets: str) -> list[Problem]:
+        """Every mistake."""
+        toy = TOY.replace(*case.toy) if case.toy[0] else TOY
+        if toy not in self.registries:
+            self.registries[toy] = Registry(entries())
+            (self.folder / str(len(self.registries))).mkdir()
+        shared = self.folder / str([*self.registries].index(toy) + 1)
+        folder = shared / str(CASES.index(case))
+        folder.mkdir(exist_ok=True)
+        (shared / "toy.py").write_text(toy)
+        lay(folder, edited(*case.edits, text=SPEC).replace('["./toy.py"', '["../toy.py"'), toy)
+        for name, text in case.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        self.monkeypatch.chdir(folder)
+        with pytest.raises(SpecError) as caught:
+            load_spec(folder / "spec.toml", self.registries[toy], [*case.sets, *sets], case.unsets, disk.RULES)
+        return list(caught.value.problems)
+
+
+BROKEN = {"toml-syntax", "unreadable-file", "bad-extends", "extends-cycle"}
+"""What leaves no spec to look at."""
+
+
+def test_no_mistake_hides_one_of_another_table(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case, with a mistake in every table besides; and with each plugin's name misspelt."""
+    monkeypatch.syspath_prepend(str(site))
+    lookout, compared = Lookout(tmp_path, monkeypatch), 0
+    for case in CASES:
+        if case.kind in BROKEN or case.note or case.target or case.world > 1:
+            continue
+        alone = lookout.told(case)
+        assert case.kind in {one.kind for one in alone}
+        for aside in (ASIDE, *((name,) for name in NAMES)):
+            changes = [change for change in aside if not creates(case, change)]
+            both = {(one.kind, one.what) for one in lookout.told(case, *changes)}
+            for one in alone:
+                if not any(concerns(one, change) for change in changes):
+                    compared += 1
+                    assert (one.kind, one.what) in both, f"{one.what} is hidden by {changes}"
+    for distribution in DISTRIBUTIONS:
+        sys.modules.pop(distribution.module, None)
+    assert compared > 300
+
+
+def creates(case: Case, change: str) -> bool:
+    """Whether a change would write a table that the case leaves out."""
+    table = re.split(r"[.[]", change)[0]
+    return f"[{table}]" in SPEC and (table in case.unsets or f"[{table}]" not in edited(*case.edits))

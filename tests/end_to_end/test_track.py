@@ -9,7 +9,7 @@ from time import monotonic, sleep
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from flowfactory.cli.main import main
-from flowfactory.spec.rules import TRACKERS
+from flowfactory.spec.rules.scores import TRACKERS
 
 TRACKER = """
 import json

@@ -8,11 +8,18 @@ import torch
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Decay, Times
 from flowfactory.losses.times import continuous, noise_levels, noised, shifted, step_strata, strata
-from flowfactory.spec.window import decay_problems, level_problems
+from flowfactory.spec.window import LEVELS, LEVELS_OF_STEPS, decay_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import GRID, Case, close, each
 from torch import Tensor
+
+
+def level_problems(times: Times, steps: int) -> list[tuple[str, str]]:
+    """All that is wrong with noise levels."""
+    ever = [fault for check in LEVELS for fault in check(times)]
+    return ever + [fault for check in LEVELS_OF_STEPS for fault in check(times, steps)]
+
 
 UNIFORM = Times(rule="uniform", range=(0.0, 1.0))
 SAMPLES = 4000
@@ -238,7 +245,7 @@ def test_nothing_is_wrong_with_defaults() -> None:
 def test_a_decay_that_starts_above_its_limit_is_refused() -> None:
     ((found, message),) = decay_problems(Decay(start=0.9, limit=0.5, rate=0.0))
     assert (found, message) == ("start", "expected at most `limit`, 0.5, not 0.9")
-    assert decay_problems(Decay(start=0.5, limit=0.5, rate=0.0)) == []
+    assert [*decay_problems(Decay(start=0.5, limit=0.5, rate=0.0))] == []
 
 
 @pytest.mark.parametrize("std", [0.3, 0.1, 0.07, 0.04])

@@ -9,10 +9,16 @@ from itertools import combinations
 import attrs
 import pytest
 from flowfactory.contracts.specs import Window
-from flowfactory.spec.window import candidates, problems, stochastic_steps
+from flowfactory.spec.window import candidates, meaningless, misfits, stochastic_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Case, each
+
+
+def problems(window: Window, steps: int) -> list[tuple[str, str]]:
+    """All that is wrong with a window."""
+    return [*meaningless(window), *misfits(window, steps)]
+
 
 EPOCHS = range(1, 301)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import attrs
 
 from flowfactory.contracts.key import NAME, Location, key
 from flowfactory.contracts.types import Row
 from flowfactory.data.rows import load
-from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed
 
 
 @attrs.frozen(kw_only=True)
@@ -68,8 +66,10 @@ class Data:
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        """The names of the sources with prompts for evaluation."""
-        return tuple(source.name for source in self.sources if source.eval_prompts is not None)
+        """The names of the sources with prompts for evaluation; `""` is the name of what has none."""
+        if self.source is None:
+            return () if self.eval_prompts is None else ("",)
+        return tuple(source.name for source in self.source if source.eval_prompts is not None)
 
 
 def load_training(data: Data, folder: Path | None = None) -> list[Row]:
@@ -141,83 +141,3 @@ def drawn(shares: tuple[int, ...], epochs: range, prompts: int) -> list[int]:
     """How many prompts of some successive epochs, counted from 1, come from each source."""
     first, last = (before(shares, (epoch - 1) * prompts) for epoch in (epochs.start, epochs.stop))
     return [b - a for a, b in zip(first, last, strict=True)]
-
-
-# --- what can be wrong ---------------------------------------------------------------------------------------------
-
-
-def problems(where: Callable[..., Place], data: Data) -> Iterator[Problem]:
-    """What is wrong with `[data]` by itself."""
-    if data.source is None:
-        if data.prompts is None:
-            what = "[data] lacks `prompts` (training prompts), or [[data.source]] where there are several sources"
-            yield Problem("missing-key", what, where("data"))
-        return
-    for name, written in {"prompts": data.prompts, "eval_prompts": data.eval_prompts}.items():
-        if written is not None:
-            what = f"[data] has [[data.source]], which have `{name}` of their own, and `{name}` besides"
-            yield Problem("sources", what, where("data", name), "make it one of the sources, or `--unset` it")
-    names = [source.name for source in data.source]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            what = f"two sources are called `{name}`, which rewards and metrics know them by"
-            yield Problem("sources", what, where("data", "source", i, "name"), "give one of them another name")
-
-
-class Scoring(Protocol):
-    """What a reward's table says of sources."""
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def weight(self) -> float: ...
-
-    @property
-    def sources(self) -> tuple[str, ...] | None: ...
-
-    def applies_to(self, source: str) -> bool:
-        """Whether it scores the samples of a source."""
-        ...
-
-
-def reward_problems(
-    where: Callable[..., Place], trainer: Any, data: Data, rewards: Sequence[Scoring], evaluation: Any
-) -> Iterator[Problem]:
-    """What is wrong with the sources that rewards name.
-
-    Args:
-        trainer, evaluation: the tables `[trainer]` and `[eval]`.
-    """
-    evaluated = evaluation.every > 0
-    yield from _named(where, data, rewards, ("reward",), evaluated and not evaluation.rewards)
-    yield from _named(where, data, evaluation.rewards, ("eval", "reward"), evaluated)
-    if trainer.spec.needs.scores:
-        yield from _unscored(where, data, rewards)
-
-
-def _named(
-    where: Callable[..., Place], data: Data, rewards: Sequence[Scoring], at: tuple[str, ...], evaluated: bool
-) -> Iterator[Problem]:
-    known = [source.name for source in data.source or ()]
-    for i, entry in enumerate(rewards):
-        for j, name in enumerate(entry.sources or ()):
-            if name not in known:
-                what = f"reward `{entry.label}`: there is no source `{name}` (there is: {listed(known)})"
-                hint = did_you_mean(name, known) or "sources are named in [[data.source]]"
-                yield Problem("no-such-source", what, where(*at, i, "sources", j), hint)
-        if evaluated and data.held_out and not any(map(entry.applies_to, data.held_out)):
-            what = f"reward `{entry.label}` scores no source that has `eval_prompts`, so evaluations leave it out"
-            yield Problem("not-evaluated", what, where(*at, i, "sources"), code=DONE)
-
-
-def _unscored(where: Callable[..., Place], data: Data, rewards: Sequence[Scoring]) -> Iterator[Problem]:
-    """Sources whose samples no reward that counts scores."""
-    counting = [entry for entry in rewards if entry.weight != 0]
-    for i, source in enumerate(data.source or ()):
-        if counting and not any(entry.applies_to(source.name) for entry in counting):
-            what = (
-                f"no [[reward]] that counts scores the samples of source `{source.name}`: nothing is learned from them"
-            )
-            hint = "name it in the `sources` of one, or leave the source out"
-            yield Problem("unscored-source", what, where("data", "source", i, "name"), hint)

@@ -6,20 +6,20 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
-from flowfactory.contracts.specs import AdapterSpec
+from flowfactory.contracts.specs import AdapterSpec, SchedulerSpec
 from flowfactory.data.text import path_of
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
 from flowfactory.plan import bases, faults, prompts
 from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
 from flowfactory.spec.holdings import INDEX
-from flowfactory.spec.rules import Rule, Where
-from flowfactory.spec.tables import Component, Eval, Full, Lora, Memory, Optimizer, RewardEntry, Sampling
+from flowfactory.spec.rules.rule import Rule, Where
+from flowfactory.spec.tables import Component, Full, RewardEntry, Sampling
 
 UNUSUAL_LR = 0.1
 
@@ -28,71 +28,89 @@ OTHERS = ("/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
 """Where a Linux kernel shows NVIDIA's GPUs; and what there is where torch may find some that are not shown there."""
 
 
-def _checkpoint(
-    where: Where, model: Component, tuning: Lora | Full, memory: Memory, configs: bool = False
-) -> Iterator[Problem]:
+def _files(where: Where, model: AdapterSpec, configs: bool = False) -> Iterator[Problem]:
+    if isinstance(model, PipelineSpec):
+        return _faults(where, faults.in_files(model, configs))
+    return _is_file(where, model)
+
+
+def _is_file(where: Where, own: AdapterSpec) -> Iterator[Problem]:
+    if Path(own.path).is_file():
+        what = f"{shown(Path(own.path))} is a file; a checkpoint is a folder"
+        yield Problem("checkpoint", what, where("model", "path"))
+
+
+def _stored(where: Where, model: AdapterSpec) -> Iterator[Problem]:
+    return _faults(where, faults.in_precision(model) if isinstance(model, PipelineSpec) else ())
+
+
+def _stored_and_full(where: Where, own: AdapterSpec, _: Full) -> Iterator[Problem]:
+    return _faults(where, faults.in_fewer_bits(own, faults.EVERY_WEIGHT) if isinstance(own, PipelineSpec) else ())
+
+
+def _stored_and_shard(where: Where, own: AdapterSpec, shard: bool) -> Iterator[Problem]:
+    return _faults(where, faults.in_fewer_bits(own, faults.WHOLE) if isinstance(own, PipelineSpec) and shard else ())
+
+
+def _faults(where: Where, found: Iterable[faults.Fault]) -> Iterator[Problem]:
+    return (Problem("checkpoint", f"[model] {what}", where("model", "path"), hint) for what, hint in found)
+
+
+def _kind(where: Where, model: Component) -> Iterator[Problem]:
     own = model.spec
-    if isinstance(own, PipelineSpec):
-        wrong = [*faults.found(own, tuning, memory, configs)]
-        yield from (Problem("checkpoint", f"[model] {what}", where("model", "path"), hint) for what, hint in wrong)
-        if wrong:
-            return
-    elif Path(own.path).is_file():
-        yield Problem(
-            "checkpoint", f"{shown(Path(own.path))} is a file; a checkpoint is a folder", where("model", "path")
-        )
-    kind = _pipeline(own)
-    if own.pipelines and kind is not None and kind not in own.pipelines:
+    kind = _pipeline(own) if own.pipelines else None
+    if kind is not None and kind not in own.pipelines:
         what = f"adapter `{model.name}` drives {' or '.join(own.pipelines)}, but {shown(Path(own.path))} is a {kind}"
         yield Problem("pipeline", what, where("model", "path"), "set [model] name to that pipeline's adapter")
 
 
 def _distilled(
-    where: Where, model: Component, sampling: Sampling, scheduler: Component, trainer: Component
+    where: Where, model: AdapterSpec, sampling: Sampling, scheduler: SchedulerSpec, trainer: Component
 ) -> Iterator[Problem]:
-    own = model.spec
-    embeds = any(part.config.get("guidance_embeds") for name, part in _parts(own).items() if own.trains(name))
-    if (found := bases.distilled(own, embeds)) is not None:
-        what, hint = bases.advice(found, sampling, scheduler.spec, trainer.spec, trainer.name)
+    embeds = any(part.config.get("guidance_embeds") for name, part in _parts(model).items() if model.trains(name))
+    if (found := bases.distilled(model, embeds)) is not None:
+        what, hint = bases.advice(found, sampling, scheduler, trainer.spec, trainer.name)
         yield Problem("distilled", what, where("model", "path"), hint, DONE)
 
 
-def _packages(where: Where, model: Component) -> Iterator[Problem]:
-    for module, install in model.spec.packages().items():
+def _packages(where: Where, model: AdapterSpec) -> Iterator[Problem]:
+    for module, install in model.packages().items():
         if importlib.util.find_spec(module) is None:
             what = f"the model needs the package `{module}`, which is not installed"
             yield Problem("package", what, where("model"), f'pip install "{install}"')
 
 
-def _fewer_bits(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
-    if optimizer.bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+def _fewer_bits(where: Where, bits: int) -> Iterator[Problem]:
+    if bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
         what = "[optimizer] bits = 8 needs the package `bitsandbytes`, which is not installed"
         yield Problem("package", what, where("optimizer", "bits"), 'pip install "flowfactory[bitsandbytes]"')
 
 
-def _sampled(where: Where, model: Component, sampling: Sampling) -> Iterator[Problem]:
-    yield from _size(where("sampling", "size"), model.spec, sampling.size)
+def _sampled(where: Where, model: AdapterSpec, size: Size) -> Iterator[Problem]:
+    return _size(where, where("sampling", "size"), model, size)
 
 
-def _evaluated(where: Where, model: Component, table: Eval) -> Iterator[Problem]:
-    if table.size is not None:
-        yield from _size(where("eval", "size"), model.spec, table.size)
+def _evaluated(where: Where, model: AdapterSpec, size: Size | None) -> Iterator[Problem]:
+    return iter(()) if size is None else _size(where, where("eval", "size"), model, size)
 
 
-def _size(place: Place, own: AdapterSpec, size: Size) -> Iterator[Problem]:
-    step, slower = multiples(own, _parts(own))
+def _size(where: Where, place: Place, own: AdapterSpec, size: Size) -> Iterator[Problem]:
+    return where.each([_sides(place, own, size), _frames(place, own, size)])
+
+
+def _sides(place: Place, own: AdapterSpec, size: Size) -> Iterator[Problem]:
+    step, _ = multiples(own, _parts(own))
     if size.height % step or size.width % step:
         near = [_near(side, step) for side in (size.height, size.width)]
         nearest = " or ".join(dict.fromkeys(f"{a}x{b}" for a, b in zip(*near, strict=True)))
         what = f"the checkpoint makes sizes that are multiples of {step}, not {size.height}x{size.width}"
         yield Problem("size", what, place, f"the nearest are {nearest}")
-    yield from _frames(place, own, size, slower)
 
 
-def _frames(place: Place, own: AdapterSpec, size: Size, slower: int) -> Iterator[Problem]:
+def _frames(place: Place, own: AdapterSpec, size: Size) -> Iterator[Problem]:
     if own.makes == "image" and size.frames > 1:
         yield Problem("size", f"the adapter makes images, not {size.frames} frames", place)
-    elif own.makes == "video" and (size.frames - 1) % slower:
+    elif own.makes == "video" and (size.frames - 1) % (slower := multiples(own, _parts(own))[1]):
         low = (size.frames - 1) // slower * slower + 1
         what = f"the checkpoint makes 1 frame and multiples of {slower} more, not {size.frames}"
         yield Problem("size", what, place, f"the nearest are {low} and {low + slower}")
@@ -129,12 +147,9 @@ def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
     return scale * max(own.patch, side if isinstance(side, int) else 1), slower
 
 
-def _targets(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Problem]:
-    own = model.spec
+def _targets(where: Where, own: AdapterSpec, targets: Sequence[str] | None) -> Iterator[Problem]:
     networks = {name: part for name, part in _parts(own).items() if own.trains(name)}
-    if not isinstance(tuning, Lora) or not tuning.targets or not networks:
-        return
-    for i, target in enumerate(tuning.targets):
+    for i, target in enumerate(targets or () if networks else ()):
         adapted = [name for name, part in networks.items() if part.adapted([target])]
         if not adapted:
             names = [layer for part in networks.values() for layer in part.linear()]
@@ -147,11 +162,11 @@ def _targets(where: Where, model: Component, tuning: Lora | Full) -> Iterator[Pr
             yield Problem("target", what, where("lora", "targets", i), code=DONE)
 
 
-def _cache(where: Where, memory: Memory) -> Iterator[Problem]:
-    if memory.cache is None:
+def _cache(where: Where, cache: str | None) -> Iterator[Problem]:
+    if cache is None:
         return
     try:
-        folder = path_of(memory.cache, Path.cwd())
+        folder = path_of(cache, Path.cwd())
     except ValueError as error:
         yield Problem("cache", f"`cache`: {error}", where("memory", "cache"))
         return
@@ -161,9 +176,9 @@ def _cache(where: Where, memory: Memory) -> Iterator[Problem]:
         yield Problem("cache", what, where("memory", "cache"))
 
 
-def _lr(where: Where, optimizer: Optimizer) -> Iterator[Problem]:
-    if optimizer.lr > UNUSUAL_LR:
-        what = f"a learning rate of {optimizer.lr:g} is far above what trains; LoRA takes about 1e-4"
+def _lr(where: Where, lr: float) -> Iterator[Problem]:
+    if lr > UNUSUAL_LR:
+        what = f"a learning rate of {lr:g} is far above what trains; LoRA takes about 1e-4"
         yield Problem("unusual-lr", what, where("optimizer", "lr"), code=DONE)
 
 
@@ -184,23 +199,24 @@ def gpus() -> float:
 
 
 RULES: tuple[Rule, ...] = (
-    (("model", "tuning", "memory"), _checkpoint),
-    (("model",), _packages),
-    (("optimizer",), _fewer_bits),
-    (("model", "sampling", "scheduler", "trainer"), _distilled),
-    (("model", "sampling"), _sampled),
-    (("model", "eval"), _evaluated),
-    (("model", "tuning"), _targets),
+    (("model.spec",), _files),
+    (("model.spec",), _stored),
+    (("model.spec", "full"), _stored_and_full),
+    (("model.spec", "memory.shard"), _stored_and_shard),
+    (("model",), _kind),
+    (("model.spec",), _packages),
+    (("optimizer.bits",), _fewer_bits),
+    (("model.spec", "sampling", "scheduler.spec", "trainer"), _distilled),
+    (("model.spec", "sampling.size"), _sampled),
+    (("model.spec", "eval.size"), _evaluated),
+    (("model.spec", "lora.targets"), _targets),
     *prompts.RULES,
-    (("memory",), _cache),
-    (("optimizer",), _lr),
+    (("memory.cache",), _cache),
+    (("optimizer.lr",), _lr),
     (("rewards",), _devices),
 )
 
-RULES_OF_CONFIGS: tuple[Rule, ...] = (
-    (("model", "tuning", "memory"), functools.partial(_checkpoint, configs=True)),
-    *RULES[1:],
-)
+RULES_OF_CONFIGS: tuple[Rule, ...] = ((("model.spec",), functools.partial(_files, configs=True)), *RULES[1:])
 """Where a pipeline's configs will do in the place of its weights."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import headers
 from flowfactory.plan.checkpoint import FILE, OTHERS, Folder, Part, on_disk
 from flowfactory.spec.holdings import INDEX
-from flowfactory.spec.tables import Full, Lora, Memory, Spec
+from flowfactory.spec.tables import Full, Spec
 
 LIBRARIES = {
     "auto-round": ("auto_round", "auto-round"),
@@ -36,15 +37,43 @@ _SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "sc
 Fault = tuple[str, str]
 """What is wrong, and what to do about it."""
 
+EVERY_WEIGHT, WHOLE = "[full] trains every weight", "[memory] shard cannot divide it"
+"""With what networks in fewer bits do not go together."""
 
-def found(own: PipelineSpec, tuning: Lora | Full, memory: Memory, configs: bool = False) -> Iterator[Fault]:
-    """Everything that is wrong with a model's files; to look takes no network and no torch.
+
+def in_files(own: PipelineSpec, configs: bool = False) -> Iterator[Fault]:
+    """Everything that is wrong with a model's files by themselves; to look takes no network and no torch.
 
     Args:
         configs: whether those of a pipeline without any weights will do.
     """
     yield from _file_faults(own)
-    yield from _path_faults(own, tuning, memory, configs)
+    if not Path(own.path).is_absolute() and (wrong := [*_id_faults(own.path)]):
+        yield from wrong
+    elif Path(own.path).is_file():
+        hint = "set [model] path to the pipeline's folder or hub id, and [model] single_file to this file"
+        yield f"path {own.path} is one file, and a pipeline has several models", hint
+    elif Path(own.path).is_dir() and not (Path(own.path) / INDEX).is_file():
+        yield f"path {own.path} is no diffusers pipeline: it has no {INDEX}", ""
+    elif Path(own.path).is_absolute() and (folder := on_disk(own)):
+        yield from _folder_faults(own, folder, configs)
+
+
+def in_precision(own: PipelineSpec) -> Iterator[Fault]:
+    """What is missing for networks that come in fewer bits, or does not go together with that in `[model]`."""
+    for name, method in _stored(own):
+        package, install = LIBRARIES.get(method, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            yield f"path {own.path}: {name} is read by {install}, which is not installed", f"pip install {install}"
+    if own.quantize is not None:
+        yield from in_fewer_bits(own, f'quantize = "{own.quantize}" would round it again')
+
+
+def in_fewer_bits(own: PipelineSpec, clash: str) -> Iterator[Fault]:
+    """That a trained network comes in fewer bits, with which something else does not go together."""
+    for name, method in _stored(own):
+        if own.trains(name):
+            yield f"path {own.path}: {name} is stored in fewer bits by {method}, and {clash}", "leave that out"
 
 
 def refuse(spec: Spec) -> None:
@@ -54,21 +83,15 @@ def refuse(spec: Spec) -> None:
         SpecError: with everything that is wrong with them.
     """
     own = spec.model.spec
-    if isinstance(own, PipelineSpec) and (wrong := [*found(own, spec.tuning, spec.memory)]):
+    if not isinstance(own, PipelineSpec):
+        return
+    wrong = [*in_files(own), *in_precision(own)]
+    if isinstance(spec.tuning, Full):
+        wrong += in_fewer_bits(own, EVERY_WEIGHT)
+    if spec.memory.shard:
+        wrong += in_fewer_bits(own, WHOLE)
+    if wrong:
         raise SpecError([Problem("checkpoint", f"[model] {what}", None, hint) for what, hint in wrong])
-
-
-def _path_faults(own: PipelineSpec, tuning: Lora | Full, memory: Memory, configs: bool) -> Iterator[Fault]:
-    if not Path(own.path).is_absolute() and (wrong := [*_id_faults(own.path)]):
-        yield from wrong
-    elif Path(own.path).is_file():
-        hint = "set [model] path to the pipeline's folder or hub id, and [model] single_file to this file"
-        yield f"path {own.path} is one file, and a pipeline has several models", hint
-    elif Path(own.path).is_dir() and not (Path(own.path) / INDEX).is_file():
-        yield f"path {own.path} is no diffusers pipeline: it has no {INDEX}", ""
-    elif folder := on_disk(own):
-        wrong = [*_folder_faults(own, folder, configs)] if Path(own.path).is_absolute() else []
-        yield from wrong or _precision_faults(own, folder, tuning, memory)
 
 
 def _id_faults(name: str) -> Iterator[Fault]:
@@ -187,29 +210,17 @@ def _shard_faults(path: str, folder: Folder, name: str, index: str) -> Iterator[
         yield f"path {path}: its part `{name}` lacks {what}", ""
 
 
-def _precision_faults(own: PipelineSpec, folder: Folder, tuning: Lora | Full, memory: Memory) -> Iterator[Fault]:
-    """Networks that come in fewer bits, with keys that cannot go together with that."""
-    try:
-        tables = {n: folder.table(f"{n}/config.json") for n in folder.models() if f"{n}/config.json" in folder.names}
-    except (ValueError, OSError):
+def _stored(own: PipelineSpec) -> Iterator[tuple[str, str]]:
+    """The models that come in fewer bits, and by what."""
+    here = Path(own.path).is_dir() if Path(own.path).is_absolute() else not [*_id_faults(own.path)]
+    folder = on_disk(own) if here else None
+    if folder is None:
         return
-    for name, config in tables.items():
-        method = _method(own, name, config)
-        if not method:
-            continue
-        package, install = LIBRARIES.get(method, ("", ""))
-        if package and importlib.util.find_spec(package) is None:
-            yield f"path {own.path}: {name} is read by {install}, which is not installed", f"pip install {install}"
-        if not own.trains(name):
-            continue
-        clashes = {
-            "[full] trains every weight": isinstance(tuning, Full),
-            f'quantize = "{own.quantize}" would round it again': own.quantize is not None,
-            "[memory] shard cannot divide it": memory.shard,
-        }
-        for clash, holds in clashes.items():
-            if holds:
-                yield f"path {own.path}: {name} is stored in fewer bits by {method}, and {clash}", "leave that out"
+    with suppress(ValueError, OSError):
+        for name in folder.models():
+            with suppress(ValueError, OSError):
+                if method := _method(own, name, folder.table(f"{name}/config.json")):
+                    yield name, method
 
 
 def _method(own: PipelineSpec, name: str, config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from flowfactory.plan.counts import Number, numbers
 from flowfactory.spec import toml
 from flowfactory.spec.holdings import by_content
 from flowfactory.spec.kinds import attributes
-from flowfactory.spec.rules import nearest_divisors
+from flowfactory.spec.rules.updates import nearest_divisors
 from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, unstructure
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"

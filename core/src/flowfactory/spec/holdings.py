@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,9 +19,10 @@ import attrs
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Function, Location, Size
+from flowfactory.contracts.specs import AdapterSpec, Needs
 from flowfactory.errors import Place, Problem, listed, shown
-from flowfactory.spec.kinds import arms_of, attributes, hints, keys
-from flowfactory.spec.tables import Component, Full, Lora, RunTable, plain
+from flowfactory.spec.kinds import arms_of, attributes, hints, keys, sound
+from flowfactory.spec.tables import Component, Full, Lora, Tuning, plain
 
 Shape = tuple[int, ...]
 
@@ -110,73 +112,68 @@ def header(file: Path) -> tuple[dict[str, Shape], dict[str, str]]:
         raise ValueError(f"{shown(file)} is no safetensors file") from error
 
 
-def quantize_problems(where: Callable[..., Place], model: Component, tuning: Lora | Full) -> Iterator[Problem]:
-    """Weights in fewer bits cannot move."""
-    if isinstance(model.spec, PipelineSpec) and model.spec.quantize and isinstance(tuning, Full):
-        what = f"[full] trains every weight, and weights in {model.spec.quantize} cannot be trained"
-        yield Problem("quantize", what, where("model", "quantize"), "leave it out, or train [lora]")
-
-
-def start_problems(where: Callable[..., Place], tuning: Lora | Full) -> Iterator[Problem]:
-    """What is wrong with the weights to begin with."""
-    table = "lora" if isinstance(tuning, Lora) else "full"
-
-    def problem(key: str, what: str, hint: str = "leave it out") -> Problem:
-        return Problem("from", f"[{table}] {what}", where(table, key), hint)
-
-    if tuning.from_ is None:
-        if tuning.reference is not None:
-            what = "reference has no meaning without `from`: the model is both the start and the base"
-            yield problem("reference", what)
-        return
-    try:
-        found = find(tuning.from_)
-    except ValueError as error:
-        yield problem("from", f"from: {error}", EXPECTED)
-        return
-    if found is None or isinstance(tuning, Full):
+def lora_problems(where: Callable[..., Place], tuning: Lora) -> Iterator[Problem]:
+    """What is wrong with the LoRA to begin with."""
+    wrong = [*_start_problems(where, "lora", tuning)]
+    yield from wrong
+    found = None if wrong or tuning.from_ is None else find(tuning.from_)
+    if found is None:
         return
     if found.kind != "lora":
-        yield problem("from", "from: there are whole weights, not LoRA", "make them the model's, or train [full]")
+        what = "[lora] from: there are whole weights, not LoRA"
+        yield Problem("from", what, where("lora", "from"), "make them the model's, or train [full]")
     elif tuning.rank is not None and tuning.rank not in found.ranks:
         ranks = " and ".join(map(str, sorted(found.ranks)))
-        yield problem("rank", f"rank is {tuning.rank}, but `from` decides it, and has {ranks}")
+        what = f"[lora] rank is {tuning.rank}, but `from` decides it, and has {ranks}"
+        yield Problem("from", what, where("lora", "rank"), "leave it out")
 
 
-def role_problems(where: Callable[..., Place], trainer: Component, run: RunTable) -> Iterator[Problem]:
-    """What does not go together with several trained roles."""
-    needs, taken = trainer.spec.needs, {"current", "reference", "ema", "default", "optimizer", "trainer"}
-    for name, role in needs.roles.items():
-        if not name.isidentifier() or name in {*taken, *needs.sets} or role.steps < 1:
-            what = f"trainer `{trainer.name}`, role `{name}`: it has no step, or its name is no word, or another set's"
-            yield Problem("role", what, where("trainer", "name"), "its author could say it otherwise")
-    if needs.roles and run.precision == "fp16":
-        what = f"trainer `{trainer.name}` trains {listed(needs.roles)} too, and fp16 scales the losses of one optimizer"
-        yield Problem("role", what, where("run", "precision"), 'set it to "bf16" or "fp32"')
+def full_problems(where: Callable[..., Place], tuning: Full) -> Iterator[Problem]:
+    """What is wrong with the weights to begin with."""
+    return _start_problems(where, "full", tuning)
 
 
-def loaded_problems(where: Callable[..., Place], trainer: Component, model: Component) -> Iterator[Problem]:
+def _start_problems(where: Callable[..., Place], table: str, tuning: Tuning) -> Iterator[Problem]:
+    try:
+        if tuning.from_ is not None:
+            find(tuning.from_)
+        elif tuning.reference is not None:
+            what = f"[{table}] reference has no meaning without `from`: the model is both the start and the base"
+            yield Problem("from", what, where(table, "reference"), "leave it out")
+    except ValueError as error:
+        yield Problem("from", f"[{table}] from: {error}", where(table, "from"), EXPECTED)
+
+
+def loaded_problems(where: Callable[..., Place], trainer: Component, needs: Needs) -> Iterator[Problem]:
     """What is wrong with the weights a trainer reads from elsewhere."""
-    needs = trainer.spec.needs
-    quantized = isinstance(model.spec, PipelineSpec) and model.spec.quantize is not None
     taken = {"current", "reference", "ema", "default", *needs.sets, *needs.roles}
     for name, location in needs.loaded.items():
-        written = _address(trainer.spec, location) or ("name",)
-
-        def problem(what: str, hint: str, name: str = name, written: Sequence[str | int] = written) -> Problem:
-            said = f"trainer `{trainer.name}`, weights `{name}`: {what}"
-            return Problem("loaded", said, where("trainer", *written), hint)
-
         if not name.isidentifier() or name in taken:
-            yield problem("the name is not a word, or is another set's", "its author could call them otherwise")
-            continue
+            what, hint = "the name is not a word, or is another set's", "its author could call them otherwise"
+            yield _loaded(where, trainer, name, location, what, hint)
         try:
-            found = find(location)
+            find(location)
         except ValueError as error:
-            yield problem(str(error), EXPECTED)
-            continue
-        if quantized and found is not None and found.kind != "lora":
-            yield problem("whole weights cannot take the place of [model] quantize", "leave that out, or take a LoRA")
+            yield _loaded(where, trainer, name, location, str(error), EXPECTED)
+
+
+def loaded_whole(
+    where: Callable[..., Place], trainer: Component, needs: Needs, model: AdapterSpec
+) -> Iterator[Problem]:
+    """Whole weights cannot be read in the place of others that are in fewer bits."""
+    quantized = isinstance(model, PipelineSpec) and model.quantize is not None
+    for name, location in needs.loaded.items() if quantized else ():
+        with suppress(ValueError):
+            found = find(location)
+            if found is not None and found.kind != "lora":
+                what = "whole weights cannot take the place of [model] quantize"
+                yield _loaded(where, trainer, name, location, what, "leave that out, or take a LoRA")
+
+
+def _loaded(where: Callable[..., Place], trainer: Component, name: str, location: str, what: str, hint: str) -> Problem:
+    written = _address(trainer.spec, location) or ("name",)
+    said = f"trainer `{trainer.name}`, weights `{name}`: {what}"
+    return Problem("loaded", said, where("trainer", *written), hint)
 
 
 def _address(value: Any, location: str) -> tuple[str | int, ...] | None:
@@ -185,8 +182,7 @@ def _address(value: Any, location: str) -> tuple[str | int, ...] | None:
         return ()
     inner: Mapping[str | int, Any] = {}
     if attrs.has(type(value)):
-        own = attributes(value)
-        inner = {name: own[field.name] for name, field in keys(type(value)).items()}
+        inner = dict(sound(value).items())
     elif isinstance(value, tuple):
         inner = dict(enumerate(value))
     found = ((key, _address(item, location)) for key, item in inner.items())

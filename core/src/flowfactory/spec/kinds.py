@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
@@ -40,6 +42,15 @@ _hints = functools.cache(typing.get_type_hints)
 def attributes(instance: Any) -> Mapping[str, Any]:
     """The attributes of an attrs instance by name, values as they are."""
     return attrs.asdict(instance, recurse=False)
+
+
+def sound(instance: Any) -> Mapping[str, Any]:
+    """The values of an attrs instance by their keys; of a part, those that are sound."""
+    found = {}
+    for name, field in keys(type(instance)).items():
+        with contextlib.suppress(AttributeError):
+            found[name] = attrgetter(field.name)(instance)
+    return found
 
 
 def words(kind: Any) -> str:

@@ -196,7 +196,10 @@ class Reader:
             if failed == MANY:
                 self.note("wrong-type", f"`{name}`: what follows is not looked at before this is mended", child.place)
                 break
-        return FAILED if failed else tuple(values)
+        if not failed:
+            return tuple(values)
+        parts = [value.part if isinstance(value, Failed) else value for value in values]
+        return FAILED if None in parts else Failed(tuple(parts))  # tables: each as far as it is sound
 
     def _size(self, node: Node, name: str) -> Any:
         numbers = [child.value for child in node.value] if node.is_array else [node.value] * 2

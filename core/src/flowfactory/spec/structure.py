@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
-from packaging.requirements import InvalidRequirement, Requirement
 
 from flowfactory.data.sources import Data
-from flowfactory.data.text import path_of
-from flowfactory.discovery.entries import KINDS
 from flowfactory.discovery.registry import Registry
-from flowfactory.discovery.soundness import unmet_requirement
-from flowfactory.errors import BAD_PLUGIN, PluginError, Problem, SpecError
-from flowfactory.spec import layers, rules
+from flowfactory.errors import Problem, SpecError
+from flowfactory.spec import layers
 from flowfactory.spec.kinds import FAILED, keys
+from flowfactory.spec.named import Named
 from flowfactory.spec.reader import WHOLE, Reader
+from flowfactory.spec.rules import scores, stochastic, updates
+from flowfactory.spec.rules.rule import Rule, Where, broken
 from flowfactory.spec.tables import (
     COMPONENTS,
     Checkpoint,
@@ -36,8 +34,6 @@ from flowfactory.spec.tables import (
 )
 from flowfactory.spec.toml import Node
 
-T = TypeVar("T")
-
 TABLES: Mapping[str, type] = {
     "run": RunTable,
     "lora": Lora,
@@ -51,6 +47,7 @@ TABLES: Mapping[str, type] = {
     "track": Track,
 }
 """Core's own tables by name; `Eval.rewards` comes from `[[eval.reward]]`."""
+RULES: tuple[Rule, ...] = (*stochastic.RULES, *updates.RULES, *scores.RULES)
 TOP = ("extends", "requires", "plugins", *TABLES, *COMPONENTS, "reward")
 
 
@@ -59,7 +56,7 @@ def load_spec(
     registry: Registry,
     sets: Sequence[str] = (),
     unsets: Sequence[str] = (),
-    also: Sequence[rules.Rule] = (),
+    also: Sequence[Rule] = (),
     tell: Callable[[Problem], object] = lambda note: None,
     moved: bool = False,
 ) -> Spec:
@@ -104,31 +101,33 @@ class _Loader:
         root: Node,
         registry: Registry,
         problems: Sequence[Problem] = (),
-        also: Sequence[rules.Rule] = (),
+        also: Sequence[Rule] = (),
         moved: bool = False,
     ) -> None:
         self.path, self.root, self.registry, self.also = path, root, registry, also
         self.reader = Reader(_homes(), moved)
         self.reader.problems += problems
+        self.named = Named(root, registry, self.reader)
 
     def spec(self) -> tuple[Spec, Sequence[Problem]]:
         """The spec, and notes on it."""
         self.reader.unknown_keys(self.root, TOP, WHOLE)
-        self._requires()
-        parts: dict[str, Any] = {"plugins": self._plugins()}
+        self.named.requires()
+        parts: dict[str, Any] = {"plugins": self.named.plugins()}
         parts |= {name: self._component(name, kind) for name, kind in COMPONENTS.items()}
         parts |= {name: self._table(name) for name in TABLES if name not in ("eval", "lora", "full")}
-        parts["tuning"] = self._tuning()
+        parts |= {name: self._table(name) for name in ("lora", "full") if self.root.at(name) is not None}
+        parts["tuning"] = self._tuning(parts)
         reward = self.root.at("reward")  # whether there must be one, the trainer says
         parts["rewards"] = () if reward is None else self._rewards(reward, "[[reward]]")
         parts["eval"] = self._eval()
         sound = {name: part for name, part in parts.items() if part is not None}
         notes = self._check(sound)
-        return Spec(**sound), notes
+        return Spec(**{name: part for name, part in sound.items() if name not in ("lora", "full")}), notes
 
     def rewards(self) -> tuple[RewardEntry, ...]:
-        self._requires()
-        self._plugins()
+        self.named.requires()
+        self.named.plugins()
         found = self._rewards(self.root.at("reward"), "[[reward]]")
         self._check({} if found is None else {"rewards": found})
         assert found is not None, "what is missing is a problem"
@@ -136,60 +135,12 @@ class _Loader:
 
     def _check(self, parts: Mapping[str, Any]) -> Sequence[Problem]:
         """What must hold between parts; raises if anything at all is wrong, else returns notes."""
-        whole = not self.reader.problems
-        self.reader.problems += rules.problems(self.root, parts, self.registry, whole, self.also)
+        where = Where(self.root, self.registry, whole=not self.reader.problems)
+        self.reader.problems += broken(where, parts, (*RULES, *self.also))
         found = sorted(self.reader.problems, key=_reading_order)
         if wrong := [problem for problem in found if problem.code]:
             raise SpecError(wrong)
         return found
-
-    # --- plugins
-
-    def _requires(self) -> None:
-        for node in self._strings("requires"):
-            try:
-                requirement = Requirement(node.value)
-            except InvalidRequirement:
-                what = f"`requires` expects entries such as 'flowfactory-plugin-x>=1.0', not {node.value!r}"
-                self.reader.note("bad-requirement", what, node.place)
-                continue
-            unmet = unmet_requirement(requirement)
-            if unmet is not None:
-                what = f"the spec requires {requirement}, {unmet[0]}"
-                self.reader.problems.append(Problem("unmet-requirement", what, node.place, unmet[1], BAD_PLUGIN))
-
-    def _plugins(self) -> tuple[str, ...]:
-        found = []
-        for node in self._strings("plugins"):
-            name, load = node.value, functools.partial(self.registry.observe, node.value)
-            if name.endswith(".py") or "/" in name:
-                try:
-                    path = path_of(name, node.place.folder)
-                except ValueError as error:
-                    self.reader.note("no-such-location", f"`plugins`: {error}", node.place)
-                    continue
-                name, load = str(path), functools.partial(self.registry.load_file, path)
-            self._attempt(node, load)
-            found.append(name)
-        return tuple(found)
-
-    def _strings(self, name: str) -> Iterator[Node]:
-        node = self.root.at(name)
-        if node is None:
-            return
-        if not node.is_array or not all(isinstance(child.value, str) for child in node.value):
-            self.reader.note("wrong-type", f"`{name}` expects an array of strings", node.place)
-            return
-        yield from node.value
-
-    def _attempt(self, node: Node, load: Callable[[], T]) -> T | None:
-        try:
-            return load()
-        except PluginError as error:
-            self.reader.problems.append(error.problem(node.place))
-            return None
-
-    # --- tables
 
     def _table(self, name: str) -> Any:
         """A core table; its defaults when absent and nothing is required."""
@@ -203,18 +154,18 @@ class _Loader:
     def _missing(self, title: str, required: Sequence[str]) -> None:
         self.reader.note("missing-table", f"{title} is missing; it needs {', '.join(required)}", self.root.place)
 
-    def _tuning(self) -> Lora | Full | None:
+    def _tuning(self, parts: Mapping[str, Any]) -> Lora | Full | None:
         lora, full = self.root.at("lora"), self.root.at("full")
         if lora is not None and full is not None:
             what = "[lora] and [full] exclude each other: train adapters or all weights"
             self.reader.note("two-tunings", what, self._later(lora, full).key, "remove one of them, or `--unset` it")
-            self._table("lora")
-            self._table("full")
+            return None
         if lora is None and full is None:
             what = "what to train is missing: [lora] for adapters, or [full] for all weights"
             self.reader.note("no-tuning", what, self.root.place)
             return None
-        return self._table("lora" if full is None else "full") if lora is None or full is None else None
+        found: Lora | Full | None = parts["lora" if full is None else "full"]
+        return found
 
     def _later(self, one: Node, other: Node) -> Node:
         """That of two tables which was probably written last: in the spec itself, or further down in it."""
@@ -225,7 +176,7 @@ class _Loader:
         if node is None:
             self._missing(title, ["`name`"])
             return None
-        own = self._own(node, kind, title, ())
+        own = self.named.table(node, kind, title, ())
         return None if own is None else Component(name=node.value["name"].value, spec=own)
 
     def _rewards(self, node: Node | None, title: str) -> tuple[RewardEntry, ...] | None:
@@ -234,13 +185,13 @@ class _Loader:
             return None
         if not node.is_array or not all(child.is_table for child in node.value):
             self.reader.note("not-an-array", f"rewards are an array of tables, each headed {title}", node.key)
-            return None
-        entries = [self._reward(child, title) for child in node.value]
-        return None if None in entries else tuple(entry for entry in entries if entry is not None)
+        tables = [child for child in node.value if child.is_table] if node.is_array else []
+        entries = [entry for child in tables if (entry := self._reward(child, title)) is not None]
+        return tuple(entries) if node.is_array and len(entries) == len(node.value) else None
 
     def _reward(self, node: Node, title: str) -> RewardEntry | None:
         core = [key for key in keys(RewardEntry) if key not in ("name", "spec")]
-        own = self._own(node, "rewards", title, core)
+        own = self.named.table(node, "rewards", title, core)
         name = node.at("name")
         given: dict[str, Any] = {"name": FAILED, "spec": FAILED if own is None else own}
         if name is not None and isinstance(name.value, str):
@@ -250,25 +201,6 @@ class _Loader:
         elif "label" not in node.value:
             given["label"] = FAILED
         return self.reader.table(node.only(*core), RewardEntry, title, given)
-
-    def _own(self, node: Node, kind: str, title: str, core: Sequence[str]) -> Any:
-        """What a plugin's own class makes of its table, less core's keys; `None` if it is not known which class."""
-        if not node.is_table:
-            self.reader.not_a_table(node, title)
-            return None
-        name = node.at("name")
-        if name is None:
-            known = ", ".join(f"`{n}`" for n in self.registry.names(kind)) or "none is installed"
-            self.reader.note("missing-key", f"{title} lacks `name` ({KINDS[kind].name}s: {known})", node.key)
-            return None
-        if not isinstance(name.value, str):
-            self.reader.note("wrong-type", f"{title} `name` expects a string", name.place)
-            return None
-        found = self._attempt(name, functools.partial(self.registry.find, kind, name.value))
-        if found is None:
-            return None
-        known_keys = ("name", *core)
-        return self.reader.table(node, found.provides.spec, title, known=known_keys, owner=found.title)
 
     def _eval(self) -> Eval | None:
         node = self.root.at("eval")

@@ -20,8 +20,8 @@ import attrs
 
 from flowfactory.contracts.digest import seed_of
 from flowfactory.contracts.specs import Branches, Decay, SchedulerSpec, StochasticSpec, Times, Window
-from flowfactory.errors import Place, Problem
-from flowfactory.spec.tables import Component, Memory, Optimizer, Sampling
+from flowfactory.spec.kinds import sound
+from flowfactory.spec.tables import Optimizer
 
 MOST = 4096
 """Samples that one start may grow into."""
@@ -187,89 +187,80 @@ def candidates(window: Window, steps: int) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-def problems(window: Window, steps: int) -> list[tuple[str, str]]:
-    """What is wrong with a window for trajectories of `steps` steps: `(key, message)` pairs, none if it is sound."""
+Faults = Iterator[tuple[str, str]]
+"""What is wrong with a table: `(key, message)` pairs, none if it is sound."""
+
+
+def meaningless(window: Window) -> Faults:
+    """What is wrong with a window however many steps there are."""
+    own = {name: value for name, value in sound(window).items() if name in _KEYS}
+    given = [name for name, value in own.items() if value is not None]
+    yield from ((n, f"has no meaning for rule {window.rule!r}") for n in given if n not in _TAKES[window.rule])
+    absent = [name for name in _KEYS if own.get(name, name) is None]
+    yield from ((n, f"rule {window.rule!r} needs it") for n in absent if n in _REQUIRES[window.rule])
+    if window.rule != "progressive":
+        return
+    if window.every is not None and window.least is not None and window.least > window.every:
+        yield "least", f"expected at most `every`, {window.every}, which shrinks to it, not {window.least}"
     pace = window.pace or "constant"
-    given = [name for name in _KEYS if getattr(window, name) is not None]
-    found = [(name, f"has no meaning for rule {window.rule!r}") for name in given if name not in _TAKES[window.rule]]
-    if not found and window.rule == "progressive":
-        others = set[str]().union(*_PACES.values()) - _PACES[pace]
-        found += [(name, f"has no meaning for pace {pace!r}") for name in given if name in others]
-    required = _REQUIRES[window.rule]
-    found += [(name, f"rule {window.rule!r} needs it") for name in _KEYS if name in required and name not in given]
-    return found or _misfits(window, steps)
+    others = set[str]().union(*_PACES.values()) - _PACES[pace]
+    yield from ((name, f"has no meaning for pace {pace!r}") for name in given if name in others)
 
 
-def _misfits(window: Window, steps: int) -> list[tuple[str, str]]:
-    if window.steps is not None and window.range is not None:
-        return [("range", "give either the steps or their range")]
+def misfits(window: Window, steps: int) -> Faults:
+    """What is wrong with a window for trajectories of `steps` steps."""
+    if window.rule == "subset" and window.steps is not None and window.range is not None:
+        yield "range", "give either the steps or their range"
+        return
     if steps < 2:
-        return [("rule", "one step leaves none to be stochastic: the last step never is")]
-    open_steps, last = candidates(window, steps), steps - 2
-    if window.range is not None and not open_steps:
-        return [("range", f"expected [first, last] with first <= last, not {list(window.range)}")]
+        yield "rule", "one step leaves none to be stochastic: the last step never is"
+        return
+    own, last = sound(window), steps - 2
+    if any(own.get(name) is not None for name in {"steps", "range", "size"} - _TAKES[window.rule]):
+        return  # what has no meaning does not have to fit
+    open_steps = candidates(window, steps)
+    if not open_steps:
+        yield "range", f"expected [first, last] with first <= last, not {list(window.range or ())}"
+        return
     if len(set(open_steps)) < len(open_steps):
-        return [("steps", f"expected each step once, not {list(open_steps)}")]
+        yield "steps", f"expected each step once, not {list(open_steps)}"
     if open_steps[-1] > last:
         where = "steps" if window.steps is not None else "range"
-        return [(where, f"step {open_steps[-1]} cannot be stochastic: of {steps} steps, 0 to {last} can")]
+        yield where, f"step {open_steps[-1]} cannot be stochastic: of {steps} steps, 0 to {last} can"
     if window.size is not None and window.size > len(open_steps):
-        return [("size", f"expected at most {len(open_steps)}, the number of steps it may choose from")]
-    if window.least is not None and window.every is not None and window.least > window.every:
-        return [("least", f"expected at most `every`, {window.every}, which shrinks to it, not {window.least}")]
-    return []
+        yield "size", f"expected at most {len(open_steps)}, the number of steps it may choose from"
 
 
-def credit_problems(
-    where: Callable[..., Place], trainer: Component, sampling: Sampling, scheduler: Component, memory: Memory
-) -> Iterator[Problem]:
-    """What looks and branches do not go together with."""
-    needs, per_prompt = trainer.spec.needs, drawn_for_prompts(scheduler.spec)
-    if needs.looks != "none" and per_prompt and trainer.spec.std == "global":
-        what = f"trainer `{trainer.name}` compares single steps, and with one spread for all prompts they are others"
-        yield Problem("looks", what, where("trainer", "std"), 'set it to "group", or [scheduler] window per to "epoch"')
-    if needs.branches is None:
-        return
-    branches = f"the branches of trainer `{trainer.name}`"
-    if sampling.shared_noise:
-        what = f"{branches} share their start, and [sampling] shared_noise would make all starts of a prompt equal"
-        yield Problem("branches", what, where("sampling", "shared_noise"), "set it to false; branch into more")
-    if memory.shard:
-        what = f"[memory] shard: every process has to call the network as often, and how often {branches} do differs"
-        yield Problem("branches", what, where("memory", "shard"), "set it to false")
-    at, open_steps = set(needs.branches.at or ()), set(earliest(scheduler.spec, sampling.steps))
-    if at and open_steps and not (fixed(scheduler.spec, sampling.steps) and at <= open_steps):
-        only = sorted(open_steps) if fixed(scheduler.spec, sampling.steps) else "drawn ones, or others later"
-        what = f"{branches} part at the steps {sorted(at)}, and [scheduler] window makes stochastic {only}"
-        yield Problem("branches", what, where("scheduler", "window"), "let it hold them in every epoch")
-    if len(at) < len(needs.branches.at or ()):
-        what = f"{branches} part at the steps {list(needs.branches.at or ())}, one of them twice"
-        yield Problem("branches", what, where("trainer", "name"), "say each once; `width` says into how many they part")
-    elif (count := ends(needs.branches, sorted(open_steps))) > MOST:
-        what = f"{branches} would end in {count} samples of each start"
-        yield Problem("branches", what, where("trainer", "name"), f"branch into fewer: at most {MOST} are sampled")
-
-
-def level_problems(times: Times, steps: int) -> list[tuple[str, str]]:
-    """What is wrong for schedules of `steps` steps: `(key, message)` pairs, none if all is sound."""
+def _level_keys(times: Times) -> Faults:
     discrete, normal, mode = times.rule.startswith("discrete"), times.rule == "logit-normal", times.rule == "mode"
     cut = normal or times.rule == "uniform"
     applies = {"range": cut, "mean": normal, "std": normal, "peak": mode, "fraction": discrete}
     applies |= {"shift": cut or mode, "table": cut or mode}
-    found = [
-        (name, f"has no meaning for rule {times.rule!r}")
-        for name, meant in applies.items()
-        if getattr(times, name) is not None and not meant
-    ]
+    given = [name for name, value in sound(times).items() if value is not None and not applies.get(name, True)]
+    yield from ((name, f"has no meaning for rule {times.rule!r}") for name in given)
+
+
+def _level_range(times: Times) -> Faults:
     if times.range is not None and times.range[0] >= times.range[1]:
-        found.append(("range", f"expected [lowest, highest], not {list(times.range)}"))
-    elif normal and not _mass(times) > 0:
-        found.append(("std", "no noise level is ever drawn from the range, so far from the mean it lies"))
+        yield "range", f"expected [lowest, highest], not {list(times.range)}"
+    elif times.rule == "logit-normal" and not _mass(times) > 0:
+        yield "std", "no noise level is ever drawn from the range, so far from the mean it lies"
+
+
+def _level_count(times: Times, steps: int) -> Faults:
     if times.rule == "subset" and (times.count or 1) > steps:
-        found.append(("count", f"expected at most {steps}, the steps of a schedule, not {times.count}"))
-    if discrete and int(steps * (times.fraction or 1)) < 1 + (times.rule != "discrete"):
-        found.append(("fraction", f"too few of {steps} steps are left to draw from"))
-    return found
+        yield "count", f"expected at most {steps}, the steps of a schedule, not {times.count}"
+
+
+def _level_fraction(times: Times, steps: int) -> Faults:
+    least = {"discrete": 1, "discrete-with-first": 2, "discrete-without-first": 2}.get(times.rule, 0)
+    if least and int(steps * (times.fraction or 1)) < least:
+        yield "fraction", f"too few of {steps} steps are left to draw from"
+
+
+LEVELS: tuple[Callable[[Times], Faults], ...] = (_level_keys, _level_range)
+LEVELS_OF_STEPS: tuple[Callable[[Times, int], Faults], ...] = (_level_count, _level_fraction)
+"""What can be wrong with noise levels; and what for schedules of so many steps."""
 
 
 def _mass(times: Times) -> float:
@@ -281,10 +272,10 @@ def _mass(times: Times) -> float:
     return (math.erfc(low) - math.erfc(high) if low > 0 else math.erfc(-high) - math.erfc(-low)) / 2
 
 
-def decay_problems(decay: Decay) -> list[tuple[str, str]]:
-    """What is wrong with a decay: `(key, message)` pairs, none if all is sound."""
-    above = decay.start > decay.limit
-    return [("start", f"expected at most `limit`, {decay.limit:g}, not {decay.start:g}")] if above else []
+def decay_problems(decay: Decay) -> Faults:
+    """What is wrong with a decay."""
+    if decay.start > decay.limit:
+        yield "start", f"expected at most `limit`, {decay.limit:g}, not {decay.start:g}"
 
 
 def learning_rate(table: Optimizer, step: int, epochs: int) -> float:
