@@ -196,6 +196,10 @@ def test_lora_starts_with_deviation_1_over_the_rank_and_two_networks_differently
 
 def test_alpha_is_twice_the_rank_unless_it_is_said() -> None:
     assert [Lora().alpha, Lora(rank=4).alpha, Lora(rank=4, alpha=64.0).alpha] == [64.0, 8.0, 64.0]
+
+
+def test_rank_and_alpha_are_left_to_weights_to_begin_with() -> None:
+    assert [Lora(from_="a/lora").rank, Lora(from_="a/lora").alpha] == [None, None]
     (layer,) = (m for m in weights(Lora(rank=2))[0].modules() if isinstance(m, BaseTunerLayer) and m.in_features == 4)
     assert layer.scaling == {"default": 2.0}
 
