@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
+from flowfactory.plan.counts import cuts
 from flowfactory.plan.plan import Plan, make_plan
 from flowfactory.spec.holdings import fingerprint
 from flowfactory.spec.structure import load_spec
@@ -214,3 +217,18 @@ def test_written_plans_read_back(spec: Path) -> None:
     assert json.loads((folder / "plan.json").read_text()) == made.as_json()
     again = plan(folder / "spec.toml")
     assert (again.digest, again.versions) == (made.digest, made.versions)
+
+
+def test_groups_that_micro_batches_cut_are_counted_without_counting_them() -> None:
+    """Against counting, and where counting would take days."""
+    for samples, size, group in itertools.product(range(1, 30), range(1, 35), range(1, 15)):
+        assert cuts(samples, size, group) == sum(end % group > 0 for end in range(size, samples, size))
+    assert cuts(10**18, 7, 10**12) == -(-(10**18) // 7) - 1 - (10**18 - 1) // (7 * 10**12)
+
+
+def test_a_plan_of_huge_numbers_is_made_at_once(spec: Path) -> None:
+    huge = ("sampling.group=1000000000000000", "sampling.micro_batch=1", "run.epochs=1000000000000000")
+    for sets in (huge, (*huge, "sampling.shared_noise=true", 'scheduler.window.per="prompt"')):
+        begun = time.process_time()
+        assert plan(spec, *sets)["samples"] == 4 * 10**15
+        assert time.process_time() - begun < 2

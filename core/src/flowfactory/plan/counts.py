@@ -195,10 +195,15 @@ def _sampled(spec: Spec, world: int) -> int:
     first = next(iter(window.earliest(scheduler, s.steps)), 0) if s.shared_noise else 0
     rest = scheduler.calls(s.steps - first)
     together = s.group if window.drawn_for_prompts(scheduler) else own
-    cuts = sum(end % s.group > 0 for end in range(s.micro_batch, together, s.micro_batch))
-    trunks = world * (own // together) * (together // s.group + cuts)
+    trunks = world * (own // together) * (together // s.group + cuts(together, s.micro_batch, s.group))
     shared = scheduler.calls(s.steps) - rest
     return trunks * shared + world * own * rest + looks
+
+
+def cuts(samples: int, micro_batch: int, group: int) -> int:
+    """How many micro-batches end inside a group; as many samples as there may be, it takes no time."""
+    ends = -(-samples // micro_batch) - 1
+    return ends - ends // (group // math.gcd(group, micro_batch))
 
 
 def _run(spec: Spec) -> Iterator[Number]:
