@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, product
 
 import attrs
 import pytest
-from flowfactory.contracts.specs import Window
-from flowfactory.spec.window import candidates, meaningless, misfits, stochastic_steps
+from flowfactory.contracts.specs import Branches, Window
+from flowfactory.spec.window import candidates, grown, meaningless, misfits, stochastic_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Case, each
@@ -191,3 +191,11 @@ def test_steps_may_be_drawn_for_each_prompt(window: Window) -> None:
 )  # fmt: skip
 def test_only_what_is_drawn_can_be_drawn_for_prompts(window: Window) -> None:
     assert problems(window, 10) == [("per", f"has no meaning for rule {window.rule!r}")]
+
+
+def test_calls_of_huge_groups_are_counted_without_counting_them() -> None:
+    growth = grown(Branches(2), (0, 1), 4)
+    for starts, most in product(range(1, 20), range(1, 40)):
+        sizes = [min(growth.together(most), starts - at) for at in range(0, starts, growth.together(most))]
+        assert growth.calls(starts, most) == sum(-(-size * rows // most) for size in sizes for rows in growth.rows)
+    assert growth.calls(10**15, 1) == 10**15 * sum(growth.rows)

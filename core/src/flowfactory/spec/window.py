@@ -114,8 +114,8 @@ class Growth:
     def calls(self, starts: int, most: int) -> int:
         """How often the network is called for some starts, with at most so many rows at a time."""
         whole, rest = divmod(starts, self.together(most))
-        sizes = [self.together(most)] * whole + [rest]
-        return sum(math.ceil(size * rows / most) for size in sizes for rows in self.rows)
+        counts = {self.together(most): whole, rest: 1}
+        return sum(count * -(-size * rows // most) for size, count in counts.items() for rows in self.rows)
 
 
 def grown(branches: Branches, stochastic: Sequence[int], steps: int) -> Growth:
