@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 TOLERANCE = 1e-5
 """Of each metric, and of each weight after two epochs at lr 1e-3: sums are added up in another order."""
+DEVIATIONS = ("train/ratio_deviation", "train/first_deviation")
+"""The largest rounding of a micro-batch, and that in clip widths of 1e-4: they are others in other batches."""
 
 PAIR = Path(__file__).parent.parent / "pair.py"
 
@@ -108,7 +110,7 @@ def distance(one: Path, other: Path) -> float:
     for a, b in zip(metrics(one), metrics(other), strict=True):
         # What passes the network is more where processes keep each other company; the rest has to be the same.
         assert {name for name in a if not name.startswith("network/")} <= b.keys()
-        apart += [abs(a[name] - b[name]) for name in a if not name.startswith(("network/", "train/ratio_deviation"))]
+        apart += [abs(a[name] - b[name]) for name in a if not name.startswith("network/") and name not in DEVIATIONS]
     files = [
         {file.name: file for file in (run / "checkpoints/epoch-0002").glob("*.safetensors")} for run in (one, other)
     ]
@@ -255,8 +257,8 @@ def test_processes_that_read_different_specs_do_not_start(spec: Path) -> None:
         (spec.parent / "rewards.py").read_text()
         + "\nimport os, pathlib\n"
         + "if os.environ.get('RANK') == '1':\n"
-        + "    import flowfactory.plan.plan\n"
-        + "    flowfactory.plan.plan.fingerprint = lambda path: 'older'\n"
+        + "    import flowfactory.spec.holdings\n"
+        + "    flowfactory.spec.holdings.fingerprint = lambda path: 'older'\n"
     )
     assert "read another spec, or other files, than process 0" in fails(spec)
 
