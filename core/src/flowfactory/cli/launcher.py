@@ -118,7 +118,8 @@ def code_of(workers: Sequence[subprocess.Popen[bytes]], passed_on: Sequence[int]
                 worker.kill()
         time.sleep(0 if len(ended) == len(workers) else GLANCE)
     codes = [code for code in ended.values() if code]
-    said = [code for code in codes if code > 0]
+    killed = not passed_on and min(codes, default=0) < 0  # so that the others were asked to stop, and may say that
+    said = [code for code in codes if code > 0 and not (killed and code == 128 + signal.SIGTERM)]
     if passed_on and (not said or not workers):
         return 128 + passed_on[0]  # before they knew how to stop
     return said[0] if said else FAILED if codes else 0
