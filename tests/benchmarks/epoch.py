@@ -14,13 +14,13 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.running import resolved
 from flowfactory.discovery.registry import Registry
 from flowfactory.plan.plan import make_plan
@@ -51,23 +51,6 @@ STOCHASTIC, DETERMINISTIC = '{ name = "flow-sde", eta = 0.7 }', '{ name = "ode" 
 TRAINERS = ("grpo", "grpo-guard", "grpo-guard,trainer.old=replayed", "nft", "awm")
 
 
-class Silent:
-    """A display and its phases, for nobody."""
-
-    def say(self, text: str) -> None:
-        """A line for people."""
-
-    def phase(self, name: str, total: int | None = None, unit: str = "") -> Any:
-        """A bar for people."""
-        return nullcontext(self)
-
-    def advance(self, by: int = 1) -> None:
-        """So many more."""
-
-    def note(self, **values: Any) -> None:
-        """Beside the bar."""
-
-
 def parts_of(folder: Path, trainer: str) -> Parts:
     """A run, loaded."""
     name, *changes = trainer.split(",")
@@ -79,7 +62,7 @@ def parts_of(folder: Path, trainer: str) -> Parts:
     (home / "spec.toml").write_text(SPEC.format(folder=folder, trainer=name, scheduler=scheduler))
     spec = load_spec(home / "spec.toml", registry, changes)
     plan = make_plan(spec, registry.versions())
-    return assemble(plan, resolved(spec, registry), home / "run", Silent(), Processes("fp32"))  # type: ignore[arg-type]
+    return assemble(plan, resolved(spec, registry), home / "run", Ui(quiet=True), Processes("fp32"))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import attrs
 import made
 import torch
 from accelerate.state import AcceleratorState
+from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.running import resolved
 from flowfactory.discovery.registry import Registry
 from flowfactory.plan.estimate import estimate
@@ -50,26 +50,6 @@ width = {width}
 """
 
 REWARDS = Path(__file__).with_name("rewards.py")
-
-
-class Silent:
-    """A display and its phases, for nobody."""
-
-    def say(self, text: str) -> None:
-        """A line for people."""
-
-    def phase(self, name: str, total: int | None = None, unit: str = "") -> Any:
-        """A bar for people."""
-        return nullcontext(self)
-
-    def epoch_line(self, epoch: int, epochs: int, metrics: Mapping[str, float], watched: Any = ()) -> None:
-        """A line for people."""
-
-    def advance(self, by: int = 1) -> None:
-        """So many more."""
-
-    def note(self, **values: Any) -> None:
-        """Beside the bar."""
 
 
 @attrs.frozen(kw_only=True)
@@ -120,7 +100,9 @@ def measured(folder: Path, setting: Setting, *sets: str, cached: bool = True, wa
     spec = load_spec(setting.written(folder), registry, sets)
     try:
         plan = make_plan(spec, registry.versions())
-        return bench(plan, resolved(spec, registry), Silent(), 0 if setting.tiny else warmup, 1, made.loading(cached))
+        return bench(
+            plan, resolved(spec, registry), Ui(quiet=True), 0 if setting.tiny else warmup, 1, made.loading(cached)
+        )
     finally:
         AcceleratorState._reset_state(True)
         if torch.cuda.is_available():
@@ -225,7 +207,7 @@ def kinds(folder: Path, tiny: bool) -> list[Row]:
         registry = Registry()
         spec = load_spec(Setting(family="flux", sizes={}, tiny=True).written(home), registry, sets)
         spec = attrs.evolve(spec, memory=attrs.evolve(spec.memory, cache=str(home / "cache")))
-        found = bench(make_plan(spec, registry.versions()), resolved(spec, registry), Silent(), 0, 1, load_model)
+        found = bench(make_plan(spec, registry.versions()), resolved(spec, registry), Ui(quiet=True), 0, 1, load_model)
         rows.append({"what": name, "gradient": found.training["train/gradient_norm"], "seconds": found.seconds})
         AcceleratorState._reset_state(True)
     return [*rows, divided()]

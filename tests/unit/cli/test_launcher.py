@@ -23,6 +23,8 @@ def started(*programs: str) -> Workers:
 
 
 SLEEPS = "import time; time.sleep(60)"
+KILLED = "import os, time; time.sleep(0.5); os.kill(os.getpid(), 9)"
+STOPS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit({})); time.sleep(60)"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,9 @@ SLEEPS = "import time; time.sleep(60)"
         (("import sys; sys.exit(2)", SLEEPS), 2),
         ((SLEEPS, "import sys; sys.exit(75)"), 75),
         (("import os; os.kill(os.getpid(), 9)", SLEEPS), 1),
+        ((KILLED, STOPS.format(143)), 1),
+        ((STOPS.format(75), KILLED), 1),
+        ((KILLED, STOPS.format(3)), 3),
         (("", "import sys; sys.exit(3)"), 3),
     ],
 )

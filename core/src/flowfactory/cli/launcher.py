@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from flowfactory.cli.ui import Ui
+from flowfactory.cli.verbs.options import TERMINATED
 from flowfactory.errors import FAILED
 from flowfactory.processes.stop import heard
 
@@ -20,6 +21,9 @@ GRACE = 300.0
 
 GLANCE = 0.1
 """Seconds between looks at whether they are alive."""
+
+STOPPED = (TERMINATED, 128 + signal.SIGTERM)
+"""What a process ends with that was told to, with a checkpoint and without."""
 
 HOST = "127.0.0.1"
 
@@ -103,12 +107,12 @@ def forwarding(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]
 def code_of(workers: Sequence[subprocess.Popen[bytes]], passed_on: Sequence[int]) -> int:
     """Wait for all, and no longer than `GRACE` for the others once one has failed; returns the first one's code."""
     ended: dict[int, int] = {}
-    deadline = float("inf")
+    deadline, killed = float("inf"), False
     while len(ended) < len(workers):
         fresh = {n: code for n, w in enumerate(workers) if n not in ended and (code := w.poll()) is not None}
         if any(fresh.values()) and not any(ended.values()):
             tell_lost(fresh, passed_on)
-            deadline = time.monotonic() + GRACE
+            deadline, killed = time.monotonic() + GRACE, not passed_on and min(fresh.values()) < 0
             for number, worker in enumerate(workers):
                 if number not in {**ended, **fresh} and not passed_on:
                     worker.terminate()
@@ -118,8 +122,7 @@ def code_of(workers: Sequence[subprocess.Popen[bytes]], passed_on: Sequence[int]
                 worker.kill()
         time.sleep(0 if len(ended) == len(workers) else GLANCE)
     codes = [code for code in ended.values() if code]
-    killed = not passed_on and min(codes, default=0) < 0  # so that the others were asked to stop, and may say that
-    said = [code for code in codes if code > 0 and not (killed and code == 128 + signal.SIGTERM)]
+    said = [code for code in codes if code > 0 and not (killed and code in STOPPED)]
     if passed_on and (not said or not workers):
         return 128 + passed_on[0]  # before they knew how to stop
     return said[0] if said else FAILED if codes else 0

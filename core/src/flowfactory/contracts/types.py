@@ -90,13 +90,13 @@ class Rollout:
         return len(next(iter(self.latents.values())))
 
     def __getitem__(self, samples: slice | Tensor) -> Rollout:
-        return self.each(lambda own: {i: x[samples] for i, x in own.items()})
+        return self._each(lambda own: {i: x[samples] for i, x in own.items()})
 
     def to(self, device: torch.device) -> Rollout:
         """The same trajectories on `device`; noise levels stay on the CPU."""
-        return self.each(lambda own: moved(own, device))
+        return self._each(lambda own: moved(own, device))
 
-    def each(self, change: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]) -> Rollout:
+    def _each(self, change: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]) -> Rollout:
         """What `change` makes of latents, of log-probabilities, and of means."""
         own = change(self.latents), change(self.logprobs), change(self.means)
         return Rollout(self.sigmas, self.steps, *own)

@@ -41,7 +41,7 @@ def replayed(policy: Policy, batch: Batch, at: Transition, spec: RatioSpec) -> O
     return Old(at.score(v), at.moments(v).mean)
 
 
-def old_logprob(batch: Batch, at: Transition, logprob: Tensor, old: Old | None, spec: RatioSpec) -> Tensor:
+def old_logprob(at: Transition, logprob: Tensor, old: Old | None, spec: RatioSpec) -> Tensor:
     """The log-probability `(B,)` that the new one is compared with."""
     if old is not None:
         return old.logprob
@@ -87,7 +87,7 @@ def clipped_loss(policy: Policy, batch: Batch, term: ClippedTerm, spec: ClippedS
     at = Transition.of(batch, term.step)
     v = at.velocity(policy, batch)
     logprob = at.score(v)
-    log_ratio = logprob - old_logprob(batch, at, logprob, term.old, spec)
+    log_ratio = logprob - old_logprob(at, logprob, term.old, spec)
     surrogate = clipped(log_ratio.exp(), batch.at(term.step), spec)
     for weight in weights:
         surrogate = weight * surrogate

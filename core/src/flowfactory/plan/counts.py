@@ -98,8 +98,16 @@ def _looks(spec: Spec) -> Iterator[Number]:
         most = "" if window.fixed(spec.scheduler.spec, steps) else ", at most"
         how = f"scored besides, per epoch{most}: {samples} samples x {_count(len(looks), 'state')} on the way"
         yield Number("looks", samples * len(looks), f"{how}, {needs.looks}")
-        rest = sum(spec.scheduler.spec.calls(steps - 1 - step) for step in looks) if needs.looks == "completed" else 0
+        rest = _completed(spec)
         yield Number("look_passes", samples * rest, f"of samples, per epoch{most}: {samples} x {rest} further steps")
+
+
+def _completed(spec: Spec) -> int:
+    """How many further steps the states of a sample take that are looked at completed."""
+    if spec.trainer.spec.needs.looks != "completed":
+        return 0
+    scheduler, steps = spec.scheduler.spec, spec.sampling.steps
+    return sum(scheduler.calls(steps - 1 - step) for step in window.earliest(scheduler, steps))
 
 
 def _shares(spec: Spec) -> Iterator[Number]:
@@ -191,13 +199,12 @@ def _sampled(spec: Spec, world: int) -> int:
     if growth is not None:
         return s.prompts * s.group * sum(growth.rows)
     own = s.prompts * s.group // world
-    looks = next((number.value for number in _looks(spec) if number.name == "look_passes"), 0)
     first = next(iter(window.earliest(scheduler, s.steps)), 0) if s.shared_noise else 0
     rest = scheduler.calls(s.steps - first)
     together = s.group if window.drawn_for_prompts(scheduler) else own
     trunks = world * (own // together) * (together // s.group + cuts(together, s.micro_batch, s.group))
     shared = scheduler.calls(s.steps) - rest
-    return trunks * shared + world * own * rest + looks
+    return trunks * shared + world * own * (rest + _completed(spec))
 
 
 def cuts(samples: int, micro_batch: int, group: int) -> int:

@@ -52,7 +52,7 @@ class DPPO(Trainer[DPPOSpec]):
         at = Transition.of(batch, term.step)
         v = at.velocity(policy, batch)
         moments, logprob = at.moments(v), at.score(v)
-        log_ratio = logprob - old_logprob(batch, at, logprob, term.old, self.spec)
+        log_ratio = logprob - old_logprob(at, logprob, term.old, self.spec)
         mean, A = moments.mean.detach(), batch.advantages.to(log_ratio)
         divergence = per_sample_mean((mean - old_mean(batch, at, mean, term.old)) ** 2 / (2 * moments.std**2))
         far, ratio = divergence >= self.spec.delta, log_ratio.detach().exp()

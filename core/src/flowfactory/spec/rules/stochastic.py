@@ -101,8 +101,7 @@ def _branches_in_all(
     where: Where, trainer: str, branches: Branches | None, steps: int, scheduler: SchedulerSpec
 ) -> Iterator[Problem]:
     open_steps = sorted(set(window.earliest(scheduler, steps)))
-    twice = branches is None or len({*(branches.at or ())}) < len(branches.at or ())
-    if branches is not None and not twice and (count := window.ends(branches, open_steps)) > window.MOST:
+    if branches is not None and (count := window.ends(branches, open_steps)) > window.MOST:
         what = f"{_branches(trainer)} would end in {count} samples of each start"
         hint = f"branch into fewer: at most {window.MOST} are sampled"
         yield Problem("branches", what, where("trainer", "name"), hint)
