@@ -6,26 +6,15 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import api
 import click
+import hook_pages
 import plugin_pages
 from flowfactory.cli.commands import KIND as COMMANDS
 from flowfactory.cli.main import cli
 from flowfactory.components.resolved import contributions
-from flowfactory.contracts import hooks
-from flowfactory.contracts.hooks import Provides
-from flowfactory.contracts.specs import (
-    AdapterSpec,
-    Decay,
-    Needs,
-    SchedulerSpec,
-    StochasticSpec,
-    Times,
-    TrainerSpec,
-    Window,
-)
+from flowfactory.contracts.specs import AdapterSpec, StochasticSpec, TrainerSpec
 from flowfactory.data.sources import Data, DataSource
 from flowfactory.discovery.entries import KINDS, installed_entries
 from flowfactory.discovery.registry import Registry
@@ -46,7 +35,7 @@ def pages() -> Mapping[str, str]:
     """Every generated page by its file name."""
     own = {
         "spec.md": spec_page(),
-        "hooks.md": hooks_page(),
+        "hooks.md": hook_pages.hooks_page(),
         "cli.md": cli_page(),
         "plugins.md": plugins_page(),
         "coming-from.md": coming_from_page(),
@@ -139,81 +128,6 @@ def _provided() -> Iterator[str]:
         for offer in offers:
             yield from (f"### {KINDS[kind].name} `{offer.provides.name}`", "", offer.provides.summary, "")
             yield from keys_table(offer.provides.spec, leave=inherited(offer.provides.spec))
-
-
-# --- hooks ---------------------------------------------------------------------------------------------------------
-
-HOOKS_INTRODUCTION = """
-A plugin is a distribution with entry points. The name of an entry point is the public name; its value is the *hook
-module*, which holds spec classes and the functions below, each marked with `flowfactory.hookimpl`. The hook module must
-not import torch: `check`, `plan` and `schema` load it.
-
-```toml
-[project]
-name = "flowfactory-plugin-mine"
-dependencies = ["flowfactory>=0.1,<1"]
-
-[project.entry-points."flowfactory.rewards"]
-mine = "flowfactory_plugin_mine"
-```
-
-```python
-import attrs
-from flowfactory import Provides, hookimpl, key
-
-
-@attrs.frozen(kw_only=True)
-class MineSpec:
-    \"\"\"Keys of `[[reward]] name = "mine"`.\"\"\"
-
-    strength: float = key("How much.", default=1.0, gt=0)
-
-
-@hookimpl
-def flowfactory_rewards():
-    yield Provides("mine", MineSpec, "flowfactory_plugin_mine.reward:Mine", "What it rewards, in one line.")
-```
-
-A single file does as well: `plugins = ["./my_rewards.py"]` in the spec loads it as a hook module, and there `target`
-may be the object itself.
-
-A plugin is imported when a spec uses one of its names or lists it in `plugins`. Observers, which only implement event
-hooks, have entry points in the group `flowfactory.plugins` and are always listed. `FLOWFACTORY_TRACE=1` prints every
-hook call.
-"""
-
-
-def hooks_page() -> str:
-    """`docs/hooks.md`."""
-    lines = ["# Hooks", HOOKS_INTRODUCTION, "## Entry-point groups", "", "| group | hook | what |", "|---|---|---|"]
-    for kind in KINDS.values():
-        lines.append(row(f"`{kind.group}`", f"`{kind.hook}`", f"named by `{kind.key}`"))
-    lines += [row("`flowfactory.plugins`", "any event hook", "observers, named in `plugins`")]
-    lines += [row("`flowfactory.commands`", "none", "click commands, by their names: `flowfactory NAME`"), ""]
-    lines += ["## `Provides`", "", inspect.cleandoc(Provides.__doc__ or "").replace("\n", "  \n"), ""]
-    lines += ["## `key`", "", *_function_doc(vars(sys.modules[Needs.__module__])["key"]), ""]
-    lines += ["## Hook functions", "", inspect.cleandoc(hooks.__doc__ or "").partition("\n\n")[2], ""]
-    for name, function in hook_functions().items():
-        lines += [f"### `{name}`", "", "```py", f"def {name}{_signature(function)}", "```", ""]
-        lines += [inspect.cleandoc(function.__doc__ or ""), ""]
-    lines += ["## What spec classes are made of", ""]
-    for cls in (AdapterSpec, SchedulerSpec, StochasticSpec, TrainerSpec, Window, Times, Decay):
-        lines += [f"### `{cls.__name__}`", "", inspect.cleandoc(cls.__doc__ or ""), "", *keys_table(cls)]
-    lines += ["### `Needs`", "", inspect.cleandoc(Needs.__doc__ or "").replace("\n", "  \n"), ""]
-    return page(lines)
-
-
-def hook_functions() -> Mapping[str, Any]:
-    """Every hook specification, in the order of the source."""
-    return {name: value for name, value in vars(hooks).items() if name.startswith("flowfactory_")}
-
-
-def _signature(function: Any) -> str:
-    return str(inspect.signature(function)).replace("'", "")
-
-
-def _function_doc(function: Any) -> list[str]:
-    return ["```text", inspect.cleandoc(function.__doc__ or ""), "```"]
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

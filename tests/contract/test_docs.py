@@ -12,6 +12,7 @@ from pathlib import Path
 
 import api
 import flowfactory
+import hook_pages
 import pytest
 import reference
 import tuning
@@ -56,7 +57,7 @@ def test_every_key_is_in_the_page() -> None:
 
 def test_every_hook_and_group_is_in_the_page() -> None:
     page = (DOCS / "hooks.md").read_text(encoding="utf-8")
-    for name in reference.hook_functions():
+    for name in hook_pages.hook_functions():
         assert f"### `{name}`" in page
         assert (vars(hooks)[name].__doc__ or "").splitlines()[0] in page
     assert all(kind.group in page for kind in KINDS.values())
@@ -77,7 +78,7 @@ def test_reference_imports_no_torch() -> None:
 
 
 def test_the_hook_pages_plugin_works(tmp_path: Path) -> None:
-    (code,) = snippets("python", reference.HOOKS_INTRODUCTION)
+    (code,) = snippets("python", hook_pages.HOOKS_INTRODUCTION)
     (tmp_path / "mine.py").write_text(code)
     registry = Registry()
     registry.load_file(tmp_path / "mine.py")

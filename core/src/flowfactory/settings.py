@@ -35,7 +35,7 @@ class Setting:
     computes: bool = True
 
 
-def process_settings() -> Mapping[str, Setting]:
+def _process_settings() -> Mapping[str, Setting]:
     """What the whole process shares, and no part of a run changes."""
     own = {
         "what logging leaves out": Setting(lambda: logging.root.manager.disable, logging.disable, computes=False),
@@ -162,12 +162,14 @@ class Shared:
         self._lock, self._calls, self._before = Lock(), 0, dict[str, Any]()
 
     def enter(self) -> None:
+        """Foreign code begins."""
         with self._lock:
             if self._calls == 0:
-                self._before = {name: setting.read() for name, setting in process_settings().items()}
+                self._before = {name: setting.read() for name, setting in _process_settings().items()}
             self._calls += 1
 
     def leave(self) -> dict[str, bool]:
+        """It has ended; see `differences` for what is returned."""
         with self._lock:
             self._calls -= 1
-            return differences(process_settings(), self._before)
+            return differences(_process_settings(), self._before)
