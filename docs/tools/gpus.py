@@ -35,9 +35,10 @@ INTRODUCTION = """
 # Which GPU for which example
 
 **These are estimates, not measurements.** They are what `flowfactory plan` says of the examples of all plugins, for one
-process. Weights are counted from the checkpoints' configs. Activations follow from a formula that is off by up to a
-factor of 1.5 ([how good it is](performance.md#memory)). What rewards' networks take, and what the VAE computes with,
-is in none of the numbers.
+process. Weights are counted from configs that were transcribed by hand; nobody has compared them with the hub's yet.
+Activations follow from a formula that is too low by up to a factor of 1.8 where it was measured
+([how good it is](performance.md#memory)). What rewards' networks take, and what the VAE computes with, is in none of
+the numbers.
 
 *encode*, *sample* and *update* are the phases of a run, in GiB, as the example stands. *card* is the smallest of the
 table below in which the largest phase takes no more than nine tenths. *least* is the same with

@@ -1,6 +1,7 @@
 """The networks of published checkpoints by their configs, without weights: what `plan` counts. Imports torch.
 
-The numbers are those of each checkpoint's own `config.json`; what a class has by default is left out.
+The numbers are meant to be those of each checkpoint's own `config.json`, transcribed by hand and not compared with the
+hub's; what a class has by default is left out.
 """
 
 from __future__ import annotations
