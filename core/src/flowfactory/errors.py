@@ -16,6 +16,8 @@ DONE = 0
 FAILED = 1
 BAD_SPEC = 2
 BAD_PLUGIN = 3
+TERMINATED = 75
+INTERRUPTED = 130
 
 CORE = Path(__file__).parent
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import TERMINATED
-from flowfactory.errors import FAILED
+from flowfactory.errors import FAILED, TERMINATED
 from flowfactory.processes.stop import heard
 
 GRACE = 300.0

@@ -20,8 +20,19 @@ from flowfactory.cli.commands import Commands
 from flowfactory.cli.leaving import in_time
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs import evaluating, examples, looking, plugins, results, running
-from flowfactory.cli.verbs.options import INTERRUPTED, report
-from flowfactory.errors import BAD_PLUGIN, BAD_SPEC, DONE, FAILED, PluginError, RunError, SpecError, meant, shortened
+from flowfactory.cli.verbs.options import report
+from flowfactory.errors import (
+    BAD_PLUGIN,
+    BAD_SPEC,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PluginError,
+    RunError,
+    SpecError,
+    meant,
+    shortened,
+)
 from flowfactory.processes import launch
 from flowfactory.processes.stop import AtOnce, Stopped, listening
 from flowfactory.streams import speaking

@@ -18,8 +18,6 @@ from flowfactory.discovery.entries import Entry
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 
-TERMINATED, INTERRUPTED = 75, 130
-
 
 class AnyPath(click.Path):
     """A path, which need not be there."""

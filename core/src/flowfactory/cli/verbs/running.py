@@ -15,8 +15,6 @@ import click
 from flowfactory.cli import commands, completion, launcher
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import (
-    INTERRUPTED,
-    TERMINATED,
     AnyPath,
     SpecFile,
     as_json,
@@ -26,7 +24,18 @@ from flowfactory.cli.verbs.options import (
 )
 from flowfactory.components.resolved import Components, components
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import DONE, FAILED, Ending, PluginError, RunError, SpecError, shown, typed
+from flowfactory.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    Ending,
+    PluginError,
+    RunError,
+    SpecError,
+    shown,
+    typed,
+)
 from flowfactory.plan import disk, faults
 from flowfactory.plan.plan import SPEC_FILE, Plan, make_plan
 from flowfactory.processes import launch
