@@ -125,6 +125,8 @@ def _without_models(name: str, scheduler: Callable[[], Any]) -> DiffusionPipelin
 def small_sizes(patch: pytest.MonkeyPatch) -> None:
     """What pipelines scale images to: to a 256th of a million pixels, to one of a few sizes, or to 32 x 32.
 
+    Two that pad every prompt to many hundred tokens, or write it anew in so many, do it to fewer.
+
     Cosmos' checker of prompts, a package of its own, is taken for one that lets everything pass.
 
     What is encoded so is cached apart: the key of a condition does not know that its pipeline was changed.
@@ -139,6 +141,8 @@ def small_sizes(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(image_processor.BUCKETS, 1024, [(32, 48), (48, 32), (32, 64), (64, 32)])
     _from_then_on(patch, diffusers.HiDreamImagePipeline, default_sample_size=4)
     _from_then_on(patch, diffusers.Kandinsky5T2IPipeline, resolutions=[(48, 32)])
+    _from_then_on(patch, diffusers.LongCatImagePipeline, tokenizer_max_length=64)
+    _from_then_on(patch, diffusers.HunyuanVideo15Pipeline, tokenizer_2_max_length=64, vision_num_semantic_tokens=16)
 
 
 def _from_then_on(patch: pytest.MonkeyPatch, kind: Any, **values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -34,12 +35,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
     return lambda *family, **options: train(tmp_path_factory.mktemp("run"), *family, **options)
 
 
+@pytest.fixture(scope="module")
+def shared(trained: Callable[..., Trained]) -> Callable[..., Trained]:
+    """The same run for the same arguments, for tests that change nothing of it but its exports."""
+    return functools.cache(trained)
+
+
+@pytest.fixture(scope="module")
+def exports(shared: Callable[..., Trained]) -> Callable[[str, str], Exported]:
+    """What is exported of a family's shared run in a form, for tests that only read it."""
+
+    @functools.cache
+    def exports(name: str, form: str) -> Exported:
+        made = shared(name)
+        return made.export(form, folder=made.folder / f"only-{form}")
+
+    return exports
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux", "qwen-image", "wan", "wan-2.2"])
 def test_lora_does_in_diffusers_what_it_did_in_memory(
-    name: str, trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shared: Callable[..., Trained],
+    exports: Callable[[str, str], Exported],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = trained(name)
-    exported = made.export()
+    made, exported = shared(name), exports(name, "lora")
     assert exported.difference <= 1e-5
     reference = made.by_diffusers(exported, monkeypatch)
     assert made.furthest_from(reference) <= 1e-5
@@ -52,7 +73,7 @@ def test_lora_does_in_diffusers_what_it_did_in_memory(
 def plain_card(made: Trained, exported: Exported) -> Path:
     """A card that loads the base model only: the export must matter."""
     card = re.sub(r"pipe.load_lora_weights.*\n", "", (exported.folder / "README.md").read_text())
-    plain = made.folder / "export" / "plain"
+    plain = made.folder / "plain"
     plain.mkdir(exist_ok=True)
     (plain / "README.md").write_text(card)
     return plain
@@ -63,9 +84,9 @@ DOUBLE = 'targets = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.att
 
 @pytest.mark.parametrize(("name", "targets"), [("qwen-image", ""), ("wan-2.2", ""), ("flux", DOUBLE)])
 def test_kohyas_layout_is_read_by_diffusers(
-    name: str, targets: str, trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+    name: str, targets: str, shared: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = trained(name, targets=targets)
+    made = shared(name, targets=targets)
     exported = made.export("kohya")
     keys = load_file(exported.folder / "small.safetensors").keys()
     assert all(re.fullmatch(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)", key) for key in keys)
@@ -100,9 +121,9 @@ def test_fluxs_single_blocks_in_kohyas_layout_at_their_real_size() -> None:
 
 @pytest.mark.parametrize(("name", "tuning"), [("sd3", LORA), ("wan-2.2", LORA), ("sd3", FULL), ("flux", FULL)])
 def test_whole_pipelines_do_in_diffusers_what_was_trained(
-    name: str, tuning: str, trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+    name: str, tuning: str, shared: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = trained(name, tuning)
+    made = shared(name, tuning)
     exported = made.export("merged")
     assert exported.difference == 0
     assert exported.rounding <= 1e-5
@@ -112,9 +133,9 @@ def test_whole_pipelines_do_in_diffusers_what_was_trained(
 
 @pytest.mark.parametrize("name", ["sd3", "wan"])
 @pytest.mark.parametrize(("form", "tuning"), [("lora", LORA), ("merged", LORA), ("merged", FULL)])
-def test_low_precision(name: str, form: str, tuning: str, trained: Callable[..., Trained]) -> None:
+def test_low_precision(name: str, form: str, tuning: str, shared: Callable[..., Trained]) -> None:
     """Parts of Wan stay in float32."""
-    exported = trained(name, tuning, precision="bf16").export(form)
+    exported = shared(name, tuning, precision="bf16").export(form)
     assert exported.difference <= 1e-5
     assert (exported.rounding > 0) is (tuning == LORA)
     assert "dtype=torch.bfloat16" in (exported.folder / "README.md").read_text()
@@ -147,10 +168,12 @@ def test_the_card_says_what_it_is_and_how_it_was_made(trained: Callable[..., Tra
     assert not (exported.folder / "held-out-evaluation.png").exists()  # it leads out of the run's folder
 
 
-def test_no_file_of_an_export_says_where_this_machine_keeps_things(trained: Callable[..., Trained]) -> None:
-    made = trained("sd3")
+def test_no_file_of_an_export_says_where_this_machine_keeps_things(
+    shared: Callable[..., Trained], exports: Callable[[str, str], Exported]
+) -> None:
+    made = shared("sd3")
     for form in ("lora", "merged"):
-        for file in made.export(form).folder.rglob("*"):
+        for file in exports("sd3", form).folder.rglob("*"):
             if file.is_file():
                 assert str(made.folder).encode() not in file.read_bytes(), file
     assert made.export("lora", folder=made.folder.parent / "x").folder.is_dir()
@@ -158,18 +181,15 @@ def test_no_file_of_an_export_says_where_this_machine_keeps_things(trained: Call
 
 @pytest.mark.parametrize(("rank", "alpha"), [(3, 5.0), (2, 7.0), (5, 1.0)])
 @pytest.mark.parametrize("name", ["flux", "wan"])
-def test_kohyas_layout_in_bf16_at_any_scale(
-    name: str, rank: int, alpha: float, trained: Callable[..., Trained]
-) -> None:
-    made = trained(name, f"[lora]\nrank = {rank}\nalpha = {alpha}", precision="bf16")
+def test_kohyas_layout_in_bf16_at_any_scale(name: str, rank: int, alpha: float, shared: Callable[..., Trained]) -> None:
+    made = shared(name, f"[lora]\nrank = {rank}\nalpha = {alpha}", precision="bf16")
     assert made.export("kohya").difference <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_kohyas_layout_where_diffusers_does_not_read_it(name: str, trained: Callable[..., Trained]) -> None:
+def test_kohyas_layout_where_diffusers_does_not_read_it(name: str, exports: Callable[[str, str], Exported]) -> None:
     """It is read back by the layout itself; the card says so, and gives no Python that would fail."""
-    made = trained(name)
-    exported = made.export("kohya")
+    exported = exports(name, "kohya")
     assert exported.difference <= 1e-5
     assert (exported.rounding > 1e-3) is False
     card = (exported.folder / "README.md").read_text()
@@ -183,8 +203,8 @@ def test_kohyas_layout_where_diffusers_does_not_read_it(name: str, trained: Call
 
 @pytest.mark.parametrize("form", ["lora", "kohya", "merged"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_the_number_format_can_be_chosen(form: str, dtype: str, trained: Callable[..., Trained]) -> None:
-    made = trained("wan" if form == "kohya" else "sd3", "[lora]\nrank = 3\nalpha = 5.0")
+def test_the_number_format_can_be_chosen(form: str, dtype: str, shared: Callable[..., Trained]) -> None:
+    made = shared("wan" if form == "kohya" else "sd3", "[lora]\nrank = 3\nalpha = 5.0")
     exported = made.export(form, dtype=dtype)
     assert exported.difference <= 1e-5
     assert exported.rounding > 0
@@ -193,8 +213,8 @@ def test_the_number_format_can_be_chosen(form: str, dtype: str, trained: Callabl
     assert found == {{"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]}
 
 
-def test_an_older_export_is_replaced_and_nothing_else_is(trained: Callable[..., Trained]) -> None:
-    made = trained("sd3")
+def test_an_older_export_is_replaced_and_nothing_else_is(shared: Callable[..., Trained]) -> None:
+    made = shared("sd3")
     place = made.folder / "out"
     place.mkdir()
     made.export("lora", folder=place)
@@ -207,8 +227,8 @@ def test_an_older_export_is_replaced_and_nothing_else_is(trained: Callable[..., 
     assert not list(made.folder.glob(".writing-*"))
 
 
-def test_files_have_the_modes_of_others_and_say_what_they_are(trained: Callable[..., Trained]) -> None:
-    made = trained("sd3")
+def test_files_have_the_modes_of_others_and_say_what_they_are(shared: Callable[..., Trained]) -> None:
+    made = shared("sd3")
     made.export("kohya")
     exported = made.export("lora")
     (made.folder / "other").touch()
@@ -239,8 +259,8 @@ def test_a_run_is_exported_where_its_prompts_and_its_base_are_not(
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
-def test_the_set_and_the_epoch_can_be_chosen(trained: Callable[..., Trained]) -> None:
-    made = trained("sd3")
+def test_the_set_and_the_epoch_can_be_chosen(shared: Callable[..., Trained]) -> None:
+    made = shared("sd3")
     chosen = [made.export(weights=name, epoch=3, folder=made.folder / name) for name in ("current", "ema")]
     a, b = (load_file(e.folder / "pytorch_lora_weights.safetensors") for e in chosen)
     assert all(not torch.equal(a[key], b[key]) for key in a)
@@ -285,10 +305,11 @@ def test_the_command(run: Callable[..., Path], capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("form", ["lora", "kohya"])
 @pytest.mark.parametrize("name", ["sd3", "flux", "qwen-image", "wan", "wan-2.2"])
-def test_training_goes_on_from_an_export(name: str, form: str, trained: Callable[..., Trained]) -> None:
+def test_training_goes_on_from_an_export(
+    name: str, form: str, shared: Callable[..., Trained], exports: Callable[[str, str], Exported]
+) -> None:
     """What was exported is read back as it was trained: the same layers and ranks, and to rounding the same numbers."""
-    made = trained(name)
-    exported = made.export(form)
+    made, exported = shared(name), exports(name, form)
     adapter = PipelineAdapter(made.spec.model.spec)
     adapter.load(torch.device("cpu"), torch.float32)
     given = loras.read(str(exported.folder), adapter.networks(), adapter.pipe)
