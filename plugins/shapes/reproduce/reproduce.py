@@ -29,11 +29,11 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 CREDIT = ("stepgrpo", "stepgrpo-estimated", "tempflow", "branchgrpo")
-SAMPLING = ("grpo", *CREDIT, "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo", "opd")
+SAMPLING = ("grpo", "grpo-guard", "flow-grpo-fast", "dppo", "nft", "awm", "dgpo", "crd", "dpo", "opd")
 STORED = ("diffusion-dpo", "sft")
 GRADIENTS = ("nft-colours", "draft", "refl")
 STUDENTS = ("dmd", "tdm", "dmd-nft")
-ALGORITHMS = (*SAMPLING, *STORED, *GRADIENTS, *STUDENTS)
+ALGORITHMS = (*SAMPLING, *CREDIT, *STORED, *GRADIENTS, *STUDENTS)
 BEGINS = {"dmd-nft": "dmd"}
 """Who goes on from the run of whom, with the same seed."""
 REWARD, CORRECT, COLOURS = (f"eval/{name}/mean" for name in ("shapes", "shapes-correct", "shapes-colours"))
@@ -90,7 +90,8 @@ def main(to: Path, runs: Path, budget: int, examples: int, seeds: int, jobs: int
             list(pool.map(lambda w: train(runs, *w, lengths[w[0]].epochs), now))
     curves = [Curve(a, seed, list(points(runs / f"{a}-{seed}", lengths[a]))) for a, seed in wanted]
     to.mkdir(parents=True, exist_ok=True)
-    draw(curves, to / "curves.png")
+    draw(curves, PANELS, to / "curves.png")
+    draw(curves, BESIDE, to / "curves-credit.png")
     for algorithm in ALGORITHMS:
         copyfile(runs / f"{algorithm}-0" / "before-after.png", to / f"{algorithm}.png")
     (to / "index.md").write_text(page(curves, lengths, budget, examples), encoding="utf-8")
@@ -152,13 +153,17 @@ PANELS = {
     "examples": ("examples seen", STORED),
     "minutes": ("minutes of training, one thread", (*SAMPLING, *STORED)),
 }
-"""What the held-out reward is drawn against, in which words, and for whom."""
+BESIDE = {
+    "calls": ("transformer calls, those of looks and branches among them", ("grpo", *CREDIT)),
+    "minutes": ("minutes of training, one thread", ("grpo", *CREDIT)),
+}
+"""What the held-out reward is drawn against, in which words, and for whom; of credit by step and branches apart."""
 
 
-def draw(curves: Sequence[Curve], file: Path) -> None:
+def draw(curves: Sequence[Curve], panels: Mapping[str, tuple[str, Sequence[str]]], file: Path) -> None:
     """Held-out reward against what was spent: each run thin, the mean of the seeds thick."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4.6), sharey=True, layout="constrained")
-    for axis, (spent, (words, shown)) in zip(axes, PANELS.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4.6), sharey=True, layout="constrained")
+    for axis, (spent, (words, shown)) in zip(axes, panels.items(), strict=True):
         for algorithm in shown:
             colour = matplotlib.colormaps["tab20"](ALGORITHMS.index(algorithm))
             own = [curve for curve in curves if curve.algorithm == algorithm]
@@ -190,6 +195,12 @@ def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, ex
         f"About {budget} transformer calls each; a call is one sample through the transformer:",
         "",
         *table(curves, lengths, SAMPLING),
+        "",
+        "Credit by step and branches, as many calls, those of looks and branches among them:",
+        "",
+        *table(curves, lengths, CREDIT),
+        "",
+        "![Curves of credit by step and branches](curves-credit.png)",
         "",
         f"About {examples} examples each, pictures of the data, of which a pair has two; nothing is sampled:",
         "",
