@@ -14,6 +14,10 @@ import pytest
 from accelerate.state import AcceleratorState
 from end_to_end.conftest import REWARDS, SPEC, metrics
 from flowfactory.cli.main import main
+from flowfactory.discovery.registry import Registry
+from flowfactory.plan.plan import Plan, make_plan
+from flowfactory.processes.traffic import traffic
+from flowfactory.spec.structure import load_spec
 from pair import fork
 from safetensors.torch import load_file
 
@@ -55,8 +59,13 @@ KINDS = {
 }
 WHOLE = ("branches",)
 """Those that refuse to have weights divided."""
+ONCE = ("--set=run.epochs=1", "--set=eval.every=0", "--set=optimizer.micro_batch=2")
+COUNTED = {
+    "whole": (*ONCE, "--unset=full", "--set=lora.rank=2"),
+    "roles": (*ONCE, *KINDS["roles"]),
+    "divided": (*ONCE, "--unset=full", "--set=lora.rank=2", SHARD := "--set=memory.shard=true"),
+}
 DROPS = "def redness(samples):\n    assert samples[0].row.prompt != 'a dog'\n"
-SHARD = "--set=memory.shard=true"
 
 
 def lay(folder: Path, checkpoint: Path, rewards: str = REWARDS) -> Path:
@@ -99,6 +108,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     for name in ("replicated-lora", "sharded-full", "sharded-roles", "one-full"):
         together += [["fork", str(folder / name), str(folder / f"resumed-{name}")]]
         together += [["resume", str(folder / f"resumed-{name}")]]
+    plain = lay(folder / "plain", checkpoint)
+    for name, options in COUNTED.items():
+        own = ["run", str(plain), "--folder", str(folder / f"counted-{name}"), *options]
+        together += [["counted", str(folder / f"{name}.json"), *own]]
     code, said = forks.pair(folder, PAIR, json.dumps([*together, ["divided"]]))
     assert code == 0, said
     return folder
@@ -130,6 +143,34 @@ def test_two_processes_train_what_one_trains(runs: Path, how: str, kind: str) ->
     assert json.loads((runs / f"{how}-{kind}" / "plan.json").read_text())["world"] == 2
     assert sum(line["reward/dropped_groups"] for line in metrics(runs / f"one-{kind}")[1:]) > 0
     assert distance(runs / f"one-{kind}", runs / f"{how}-{kind}") < TOLERANCE
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_processes_send_is_what_was_planned(runs: Path, name: str) -> None:
+    """Of two processes each sends half of what goes round, and of sums that twice, as rings do."""
+    sizes = json.loads((runs / f"{name}.json").read_text())
+    made = planned(runs / f"counted-{name}")
+    found = traffic(made, 1e9)
+    assert found is not None
+    sent = {need.name: need.bytes for need in found.sent}
+    assert sent["scores"] == (0 if name == "roles" else 6 * (8 + 9) // 2)  # trainer `tdm` asks for no scores
+    largest = max(sizes["all_reduce"], default=0)
+    if name == "divided":
+        gathers = [size for size in sizes["all_gather_single"] if size > 1000]
+        assert sum(sizes["reduce_scatter_single"]) == made["updates"] * 2 * sent["gradients"]
+        assert sum(gathers) == made["updates"] * 2 * sent["weights"], sorted(set(gathers))
+    else:
+        turns = 2 if name == "roles" else 1
+        assert sizes["all_reduce"].count(largest) == made["updates"] * turns
+        assert sent["gradients"] == largest * turns
+    line = metrics(runs / f"counted-{name}")[-1]
+    assert line["network/trained"] == made["trained_passes"]
+    assert 2 * made["samples_per_process"] == made["samples"]
+
+
+def planned(folder: Path) -> Plan:
+    registry = Registry()
+    return make_plan(load_spec(folder / "spec.toml", registry), registry.versions(), 2)
 
 
 @pytest.mark.parametrize("name", ["replicated-lora", "sharded-full", "sharded-roles"])

@@ -20,6 +20,8 @@ from flowfactory.plan.working import BYTES, Measured, Need, count_of, working
 from flowfactory.spec import holdings
 from flowfactory.spec.tables import Full, Spec
 
+UNCOUNTED = "the model's weights cannot be counted"
+
 UNKNOWN = "is not on this disk, and would say"
 """Of what is read from elsewhere: the LoRA to begin with, and sets that never move."""
 
@@ -77,6 +79,15 @@ def checkpoint_bytes(spec: Spec) -> int | None:
     sizes = [need.bytes for need in _weights(spec, found, 1) if need.name in ("trained", "moments", "sets")]
     known = [size for size in sizes if size is not None]
     return sum(known) if any(known) and len(known) == len(sizes) else None
+
+
+def models(spec: Spec, known: Mapping[str, Part]) -> dict[str, Part]:
+    """The models of the checkpoint, none where they cannot be counted; `known` is as above.
+
+    Raises:
+        SpecError: they cannot be read.
+    """
+    return _parts(spec.model.spec, True, known)[0]
 
 
 def _parts(own: AdapterSpec, fetch: bool, known: Mapping[str, Part]) -> tuple[dict[str, Part], str]:

@@ -93,6 +93,8 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
         near = nearest_divisors(groups, world)
         what = f"{world} processes cannot share the {groups} groups of an update (prompts / updates) evenly"
         hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
+        if world > groups:
+            hint += f"; all have work where [sampling] prompts is a multiple of {world * spec.optimizer.updates}"
         raise SpecError([Problem("world", what, None, hint)])
     return Plan(spec, world, tuple(numbers(spec, world)), versions, digest_of(spec))
 

@@ -9,7 +9,7 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
+from flowfactory.cli.verbs.options import Bandwidth, SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
@@ -18,7 +18,7 @@ from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import make_plan
 from flowfactory.plan.working import Measured
-from flowfactory.processes import launch
+from flowfactory.processes import launch, traffic
 from flowfactory.runs import environment
 from flowfactory.spec.schema import spec_schema
 from flowfactory.spec.structure import load_spec
@@ -65,10 +65,26 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 @click.option(
     "--exact", is_flag=True, help="Measure activations, on networks of the real sizes; weights need not be here."
 )
+@click.option(
+    "--bandwidth", type=Bandwidth(), default="50GB/s", show_default=True, help="What a process can send meanwhile."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Samples a second of one process, as `bench` measures.",
+)
 @as_json
 @click.pass_obj
 def plan(
-    ui: Ui, spec: Path, sets: Sequence[str], unsets: Sequence[str], processes: int, exact: bool, as_json: bool
+    ui: Ui,
+    spec: Path,
+    sets: Sequence[str],
+    unsets: Sequence[str],
+    processes: int,
+    exact: bool,
+    bandwidth: float,
+    rate: float | None,
+    as_json: bool,
 ) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
@@ -77,14 +93,21 @@ def plan(
     made = make_plan(loaded, registry.versions(), launch.count(processes))
     known, measured = _exactly(ui, made.spec, registry) if exact else ({}, None)
     needed = estimate(made.spec, made.world, True, known, measured)
+    sent = traffic.traffic(made, bandwidth, rate, known)
+    for note in traffic.starved(made):
+        ui.say(str(note))
     if as_json:
-        ui.json(made.as_json() | {"memory": needed.as_json()})
+        between = {"between": sent.as_json()} if sent else {}
+        ui.json(made.as_json() | {"memory": needed.as_json()} | between)
         return
     ui.rows(("number", "value", "because"), [(n.name, str(n.value), n.reason) for n in made.numbers])
     for head, needs in (("memory of a process", needed.parts), ("in use together", needed.phases)):
         if needs:
             ui.data("")
             ui.rows((head, "estimate", "because"), [(n.name, readable(n.bytes), n.reason) for n in needs])
+    if sent:
+        ui.data("")
+        ui.rows(("sent by a process, a step", "estimate", "because"), sent.rows())
     ui.data("")
     ui.rows(("plugin", "version"), list(made.versions.items()))
     ui.data(f"\ndigest {made.digest}")
