@@ -22,6 +22,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError, Problem, SpecError
 from flowfactory.plan import disk
 from flowfactory.plan.plan import make_plan
+from flowfactory.processes.traffic import starved
 from flowfactory.spec.structure import load_spec
 from specs import DISTRIBUTIONS, SPEC, TOY, edited, install, lay
 
@@ -283,6 +284,7 @@ CASES = (
     Case("not-evaluated", edits=SOURCES, files=OF_SOURCES, sets=("reward[1].sources=['other']",), note=True),
     Case("unusual-lr", sets=("optimizer.lr=300",), note=True),
     Case("device", sets=("reward[0].device=cuda:99",), note=True),
+    Case("starved", sets=("sampling.micro_batch=8", "optimizer.micro_batch=8"), world=2, note=True),
     Case("world", world=3),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "tyo"'),)),
     Case("plugin-missing", edits=(('name = "toy"', 'name = "zebra"'),)),
@@ -328,6 +330,7 @@ def message(case: Case, folder: Path) -> tuple[str, str]:
     try:
         made = load_spec(folder / "spec.toml", registry, case.sets, case.unsets, disk.RULES, notes.append)
         if case.note:
+            notes.extend(starved(make_plan(made, registry.versions(), case.world)))
             (note,) = [note for note in notes if note.kind == case.kind]
             return note.kind, cleaned(str(note), folder)
         make_plan(made, registry.versions(), case.world)
