@@ -86,6 +86,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no header": (lambda m: (m / WEIGHTS).write_bytes(b"\x07" + bytes(7) + b'{"a":1}'), "its header is not one"),
     "fp16 only": (
         lambda m: as_variant(m, "transformer", "vae", "text_encoder"),
+        "has weights of its parts `text_encoder`, `transformer`, `vae` as the variant fp16 only; "
+        'set [model] variant = "fp16"',
+    ),
+    "one in fp16 only": (
+        lambda m: as_variant(m, "transformer"),
         'has weights of its part `transformer` as the variant fp16 only; set [model] variant = "fp16"',
     ),
     "a shard": (
@@ -137,9 +142,16 @@ def test_files_of_one_file_checkpoints(spec: Path, model: Path, tmp_path: Path) 
     cut(single, 0.5)
     assert "single_file" in (said := what_is_wrong(spec, model, f"model.single_file={single}"))
     assert "is cut short" in said
-    other = tmp_path / "comfy.ckpt"
-    other.touch()
-    assert "is neither a .safetensors nor a .gguf file" in what_is_wrong(spec, model, f"model.single_file={other}")
+    for ending, advice in {
+        ".ckpt": "weights_only=True",
+        ".pt": "save_file",
+        ".bin": "may run",
+        ".sft": "end in",
+    }.items():
+        (other := tmp_path / f"comfy{ending}").touch()
+        said = what_is_wrong(spec, model, f"model.single_file={other}")
+        assert "is neither a .safetensors nor a .gguf file; " in said
+        assert advice in said
 
 
 FOREIGN: dict[str, tuple[dict[str, torch.Tensor], str]] = {

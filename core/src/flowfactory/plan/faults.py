@@ -34,6 +34,16 @@ _LORA = re.compile(r"lora_(A|B|up|down|a|b)\b|lora\.(up|down)\b")
 _SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
 """In the names of what a LoRA has; how those of scales end, as ComfyUI has them beside weights of 8 bits."""
 
+_PICKLED = (
+    "such a file may run anything when it is read; write its tensors to another with safetensors.torch.save_file, "
+    "having read them with torch.load(…, weights_only=True)"
+)
+_ENDINGS = {
+    ".sft": "if it is one by another name, as .sft files are, let its name end in .safetensors",
+    **dict.fromkeys((".bin", ".ckpt", ".pt", ".pth"), _PICKLED),
+}
+"""What can be done with a file that holds one network, by how its name ends."""
+
 Fault = tuple[str, str]
 """What is wrong, and what to do about it."""
 
@@ -109,7 +119,7 @@ def _file_faults(own: PipelineSpec) -> Iterator[Fault]:
         return
     file = Path(own.single_file)
     if file.suffix not in (".safetensors", ".gguf"):
-        yield f"single_file {file} is neither a .safetensors nor a .gguf file", ""
+        yield f"single_file {file} is neither a .safetensors nor a .gguf file", _ENDINGS.get(file.suffix, "")
         return
     try:
         held = headers.weights(file).tensors
@@ -163,10 +173,10 @@ def _folder_faults(own: PipelineSpec, folder: Folder, configs: bool) -> Iterator
         there = sorted({v for found in variants.values() for v in found if v})
         yield f"variant `{own.variant}` is of no part of {path}; there is {', '.join(there) or 'none'}", ""
         return
-    for name in models:
-        if own.single_file and own.trains(name):
-            continue
-        yield from _model_faults(own, folder, name, variants[name])
+    read = {name: found for name, found in variants.items() if not (own.single_file and own.trains(name))}
+    yield from _variant_faults(own, read)
+    for name, found in read.items():
+        yield from _model_faults(own, folder, name, found)
 
 
 def _variants(folder: Folder, model: str) -> set[str | None]:
@@ -175,14 +185,22 @@ def _variants(folder: Folder, model: str) -> set[str | None]:
     return {match["variant"] or match["late"] for match in matches if match}
 
 
+def _variant_faults(own: PipelineSpec, variants: Mapping[str, set[str | None]]) -> Iterator[Fault]:
+    """Models that come only as a variant which is not asked for: once for all that come as the same."""
+    only: dict[tuple[str, ...], list[str]] = {}
+    for name, found in variants.items():
+        if found and not found & {None, own.variant}:
+            only.setdefault(tuple(sorted(v for v in found if v)), []).append(f"`{name}`")
+    for there, names in only.items():
+        parts = f"part{'s' * (len(names) > 1)} {', '.join(names)}"
+        what = f"path {own.path} has weights of its {parts} as the variant {' and '.join(there)} only"
+        yield what, f'set [model] variant = "{there[0]}"'
+
+
 def _model_faults(own: PipelineSpec, folder: Folder, name: str, variants: set[str | None]) -> Iterator[Fault]:
     path = own.path
     if not variants:
         yield f"path {path} has no weights for its part `{name}`", ""
-    elif None not in variants and own.variant not in variants:
-        there = sorted(v for v in variants if v)
-        what = f"path {path} has weights of its part `{name}` as the variant {' and '.join(there)} only"
-        yield what, f'set [model] variant = "{there[0]}"'
     read = folder.files(name, own.variant)
     for index in [n for n in folder.names if n.startswith(f"{name}/") and ".safetensors.index" in n]:
         if index.endswith(f".index.{own.variant}.json" if own.variant in variants - {None} else ".index.json"):
