@@ -68,7 +68,6 @@ EVERY = OFTEN | RARE | FURTHER
 
 LIKE = {
     "ltx": ("LTXImageToVideoPipeline",),
-    "sana": ("SanaSprintPipeline",),
     "skyreels-v2-forcing": ("SkyReelsV2DiffusionForcingImageToVideoPipeline",),
 }
 """Classes that are made of the parts of a family, and are refused when they are called."""
@@ -88,6 +87,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "PixArtAlphaPipeline": diffusers.DPMSolverMultistepScheduler,
     "PixArtSigmaPAGPipeline": diffusers.DPMSolverMultistepScheduler,
     "PixArtSigmaPipeline": diffusers.DPMSolverMultistepScheduler,
+    "SanaSprintPipeline": diffusers.SCMScheduler,
     "VQDiffusionPipeline": functools.partial(diffusers.VQDiffusionScheduler, num_vec_classes=8),
 }
 """Classes that are refused for the scheduler that their published checkpoints have."""

@@ -193,7 +193,7 @@ def test_dev_obeys_guidance(tmp_path):
 
 
 def test_a_size_that_cannot_be_made_is_refused(folder):
-    with pytest.raises(ValueError, match="cannot make 40x32; the nearest it can is 32x32"):
+    with pytest.raises(ValueError, match="cannot make 40x32; asked for it, it makes 32x32"):
         load(folder).latent_shape(Size(40, 32))
 
 

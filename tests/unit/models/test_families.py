@@ -47,6 +47,9 @@ LEADS_NOWHERE = {
 ROUNDS_LATER = {"hunyuan-video"}
 """In bfloat16 the latents of this pipeline, and so its timesteps, are float32 in the first step and bfloat16 after."""
 
+OF_ONE_SHAPE = {"joyimage-edit", "kandinsky-5-image"}
+"""Its rows' images have the shape of what is made; or there is a list of sizes, here of one."""
+
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder", "vision_language_encoder")
 
 TABLE = Path(__file__).parents[3] / "docs" / "families.md"
@@ -166,6 +169,31 @@ def test_velocity_in_bfloat16(case: Case) -> None:
             v = velocity(half, x, reference.sigmas[i : i + 1], conditions)
             assert torch.equal(v, reference.velocities[i])
     note(case.name, "bf16", "0 in the first step" if case.name in ROUNDS_LATER else "0")
+
+
+def test_frames_that_it_cannot_make_are_refused(case: Case) -> None:
+    size = case.family.size
+    if size.frames > 1:
+        with pytest.raises(tap.Refused, match=f" with {size.frames + 1} frames; asked for it, it makes .* frames"):
+            case.adapter.latent_shape(attrs.evolve(size, frames=size.frames + 1))
+
+
+def test_height_and_width_are_not_exchanged(case: Case) -> None:
+    """Two are measured at the other size in every run; but for these, all have one that is not square."""
+    if case.name not in ("sd3", "wan"):
+        unless_asked(case, "the size that is turned")
+    size = attrs.evolve(case.family.size, height=case.family.size.width, width=case.family.size.height)
+    turned = attrs.evolve(case, family=attrs.evolve(case.family, size=size))
+    if case.name in OF_ONE_SHAPE:
+        with pytest.raises(tap.Refused):
+            case.adapter.sigmas(STEPS, size)
+        return
+    reference = by_diffusers(turned.family, Path(case.adapter.spec.path), case.rows[0])
+    assert torch.equal(case.adapter.sigmas(STEPS, size), reference.sigmas)
+    conditions = case.adapter.encode(case.rows[:1])
+    for i, v in enumerate(reference.velocities):
+        assert torch.equal(velocity(turned, reference.latents[i], reference.sigmas[i : i + 1], conditions), v)
+    assert torch.equal(case.adapter.decode(reference.latents[-1], size), reference.media)
 
 
 def test_rollout_by_the_pipelines_own_sampler(case: Case) -> None:

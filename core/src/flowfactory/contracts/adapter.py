@@ -92,7 +92,7 @@ class Adapter(ABC, Generic[SpecT]):
         """Shape of one latent, without the batch axis.
 
         Raises:
-            ValueError: the model cannot make that size; the message names the nearest it can.
+            ValueError: the model cannot make that size; the message names what it would make.
         """
 
     @abstractmethod

@@ -170,7 +170,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         self._surveys[size] = attrs.evolve(self._surveys[size], noise=noise)
         frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
-            raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; the nearest it can is {_words(made)}")
+            raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; asked for it, it makes {_words(made)}")
 
     def _first_answer(
         self,
