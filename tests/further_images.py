@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from flowfactory.models.tiny import LANGUAGE_MODEL, WIDTH, byte_tokenizer, vae
@@ -96,24 +97,29 @@ def kandinsky5_conditioned() -> diffusers.Kandinsky5Transformer3DModel:
 
 
 def nucleus() -> DiffusionPipeline:
+    """Its experts' weights are whatever lies in memory, until they are read or drawn."""
     encoder, processor = deep_qwen3_vl(8)
+    network = diffusers.NucleusMoEImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        num_experts=4,
+        moe_intermediate_dim=16,
+        dense_moe_strategy="leave_first_block_dense",
+        capacity_factors=2.0,
+        **ATTENTION,
+    )
+    for name, weight in network.named_parameters():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            torch.nn.init.normal_(weight, 0, 0.1)
     return diffusers.NucleusMoEImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
         vae=qwen_vae(),
         text_encoder=encoder,
         processor=processor,
-        transformer=diffusers.NucleusMoEImageTransformer2DModel(
-            in_channels=64,
-            out_channels=16,
-            num_layers=2,
-            joint_attention_dim=WIDTH,
-            axes_dims_rope=(4, 6, 6),
-            num_experts=4,
-            moe_intermediate_dim=16,
-            dense_moe_strategy="leave_first_block_dense",
-            capacity_factors=2.0,
-            **ATTENTION,
-        ),
+        transformer=network,
     )
 
 
