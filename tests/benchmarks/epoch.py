@@ -76,10 +76,11 @@ def counted(into: dict[str, float], name: str) -> Iterator[None]:
 def epoch(parts: Parts, progress: Progress, number: int) -> tuple[Progress, Mapping[str, float]]:
     """One epoch, its CPU seconds by part, and its passes."""
     seconds: dict[str, float] = {}
-    with listening() as stop, counted(seconds, "sample, decode, score"):
-        made = parts.source.collect(number, stop)
-    with counted(seconds, "terms, updates"):
-        progress, metrics = optimise(parts.learner, progress, number, made)
+    with listening() as stop:
+        with counted(seconds, "sample, decode, score"):
+            made = parts.source.collect(number, stop)
+        with counted(seconds, "terms, updates"):
+            progress, metrics = optimise(parts.learner, progress, number, made, stop)
     passes = {"passes": metrics["network/forward"] + metrics["network/trained"]}
     return progress, {"CPU seconds": sum(seconds.values()), **seconds, **passes}
 

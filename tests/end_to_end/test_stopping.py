@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from end_to_end.conftest import REWARDS, SPEC, metrics
 from flowfactory.runs import archive
-from forks import flowfactory
+from forks import flowfactory, pair
 from safetensors import safe_open
 
 QUICK = ("--set=run.epochs=2", "--set=run.save_samples=0", "--set=sampling.prompts=2", "--set=sampling.group=2")
+
+UPDATES = ("--set=optimizer.updates=2", "--set=optimizer.micro_batch=1", "--set=checkpoint.every=0")
 
 STOPS_WHILE_ENCODING = """
 import os, signal
@@ -41,6 +43,25 @@ def load(self, *arguments, own=Flux.load):
     return own(self, *arguments)
 
 Flux.load = load
+"""
+
+STOPS_WHILE_COMPUTING = """
+import os, signal, torch
+from flowfactory_plugin_flux.flux import Flux
+
+calls = []
+
+def velocity(self, *arguments, own=Flux.velocity):
+    calls.append(torch.is_grad_enabled())
+    with open("{calls}." + os.environ.get("RANK", "0"), "a") as file:
+        file.write("x")
+    if int(os.environ.get("RANK", "0")) == 0 and calls.count({trained}) == {number} and calls[-1] is {trained}:
+        with open("{calls}.at", "w") as file:
+            file.write(str(len(calls)))
+        os.kill(os.getpid(), signal.{signal})
+    return own(self, *arguments)
+
+Flux.velocity = velocity
 """
 
 HANGS = """
@@ -82,6 +103,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """A run that nothing disturbs."""
     spec = lay(tmp_path_factory.mktemp("whole") / "a spec", checkpoint)
     code, said = flowfactory(spec.parent, "run", spec, "--folder", spec.parent / "whole", *QUICK)
+    assert code == 0, said
+    return spec.parent / "whole"
+
+
+@pytest.fixture(scope="module")
+def whole_of_two_updates(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """Another, whose epochs have two optimizer steps and no checkpoint but the last."""
+    spec = lay(tmp_path_factory.mktemp("updates") / "a spec", checkpoint)
+    code, said = flowfactory(spec.parent, "run", spec, "--folder", spec.parent / "whole", *QUICK, *UPDATES)
     assert code == 0, said
     return spec.parent / "whole"
 
@@ -128,6 +158,63 @@ def test_a_stop_while_loading_promises_no_checkpoint(tmp_path: Path, checkpoint:
     assert "stopped by SIGHUP; go on with: flowfactory resume" in said
     assert "Traceback" not in said
     assert (folder / "plan.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("trained", "number", "kind", "code"),
+    [
+        (False, 2, "SIGHUP", 75),  # before training, in an evaluation
+        (False, 9, "SIGINT", 130),  # sampling, of a batch of four steps
+        (True, 2, "SIGTERM", 75),  # the first update of the first epoch
+        (True, 15, "SIGTERM", 75),  # the last of an epoch: what the one before has changed is undone
+    ],
+)
+def test_a_stop_is_heard_at_the_next_call_of_the_network(
+    tmp_path: Path,
+    checkpoint: Path,
+    whole_of_two_updates: Path,
+    trained: bool,
+    number: int,
+    kind: str,
+    code: int,
+) -> None:
+    more = STOPS_WHILE_COMPUTING.format(calls=tmp_path / "calls", trained=trained, number=number, signal=kind)
+    spec = lay(tmp_path / "a spec", checkpoint, more)
+    folder = spec.parent / "run"
+    ended, said = flowfactory(tmp_path, "run", spec, "--folder", folder, *QUICK, *UPDATES)
+    assert ended == code, said
+    assert "Traceback" not in said
+    assert len((tmp_path / "calls.0").read_text()) == int((tmp_path / "calls.at").read_text())
+    assert len(archive.checkpoints(folder / "checkpoints")) == 1
+    (spec.parent / "rewards.py").write_text(REWARDS)
+    assert_goes_on(folder, whole_of_two_updates)
+
+
+@pytest.mark.parametrize("shard", ["false", "true"])
+@pytest.mark.parametrize(("trained", "number"), [(False, 5), (True, 5)])
+def test_two_processes_hear_it_where_they_are(
+    tmp_path: Path, checkpoint: Path, trained: bool, number: int, shard: str
+) -> None:
+    more = STOPS_WHILE_COMPUTING.format(calls=tmp_path / "calls", trained=trained, number=number, signal="SIGTERM")
+    spec = lay(tmp_path / "a spec", checkpoint, more)
+    folder = spec.parent / "run"
+    arguments = (
+        "run",
+        spec,
+        "--folder",
+        folder,
+        *QUICK,
+        *UPDATES,
+        "--set=sampling.prompts=4",
+        f"--set=memory.shard={shard}",
+    )
+    _, said = pair(tmp_path, "-m", "flowfactory", *arguments)
+    assert "stopped by SIGTERM; go on with" in said
+    stopped = int((tmp_path / "calls.at").read_text())
+    made = [len((tmp_path / f"calls.{rank}").read_text()) for rank in (0, 1)]
+    assert made[0] == stopped
+    assert made[1] <= stopped + (0 if shard == "true" else 2)
+    assert len(archive.checkpoints(folder / "checkpoints")) == 1
 
 
 def test_a_stop_while_a_reward_is_waited_for_waits_no_longer(tmp_path: Path, checkpoint: Path) -> None:

@@ -40,7 +40,7 @@ def train(weights: Weights, optimizer: torch.optim.AdamW, steps: range) -> None:
 def test_training_goes_on_bit_for_bit(tmp_path: Path, tuning: Lora | Full) -> None:
     _, weights, optimizer = made(tuning)
     train(weights, optimizer, range(3))
-    path = checkpoint.save(tmp_path, Progress(3, 3), weights, {"current": optimizer}, FORGETFUL, ORIGIN)
+    path = checkpoint.save(tmp_path, Progress(3, 3), weights, {"current": optimizer}, {}, ORIGIN)
     train(weights, optimizer, range(3, 6))
     _, resumed, fresh = made(tuning)
     assert damage(path) == ""
@@ -70,7 +70,7 @@ def test_what_a_trainer_remembers_is_kept(tmp_path: Path) -> None:
     _, weights, optimizer = made(Full())
     before, after = Counting(TrainerSpec()), Counting(TrainerSpec())
     before.counted = torch.tensor(1 / 3, dtype=torch.float64)
-    path = checkpoint.save(tmp_path, Progress(1, 1), weights, {"current": optimizer}, before, ORIGIN)
+    path = checkpoint.save(tmp_path, Progress(1, 1), weights, {"current": optimizer}, before.state(), ORIGIN)
     before.counted = torch.tensor(2.0)
     assert damage(path) == ""
     checkpoint.load(path, weights, {"current": optimizer}, after)
@@ -85,8 +85,7 @@ def saved(folder: Path, *epochs: int) -> list[Path]:
     _, weights, optimizer = made(Full())
     train(weights, optimizer, range(1))
     return [
-        checkpoint.save(folder, Progress(epoch, epoch), weights, {"current": optimizer}, FORGETFUL, ORIGIN)
-        for epoch in epochs
+        checkpoint.save(folder, Progress(epoch, epoch), weights, {"current": optimizer}, {}, ORIGIN) for epoch in epochs
     ]
 
 

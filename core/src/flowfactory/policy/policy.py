@@ -16,6 +16,7 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Row
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes, together
+from flowfactory.processes.stop import StopRequest
 
 Rewarded = Callable[[Tensor, Sequence[Row]], Tensor]
 """`reward(media, rows)`: see `Policy.reward`."""
@@ -30,6 +31,7 @@ class ModelPolicy:
         offload: whether what `decode` needs is on the device only while it runs.
         recompute: whether what a decoder computes with a gradient is computed again in the backward pass.
         rewarded: what rewards say; none: nobody asks.
+        stop: looked at before each call of a network, a decoder or the rewards.
     """
 
     def __init__(
@@ -43,19 +45,21 @@ class ModelPolicy:
         offload: bool = False,
         recompute: bool = False,
         rewarded: Rewarded | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self._adapter, self._weights, self._processes = adapter, weights, processes
         self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
-        self._recompute, self._rewarded = recompute, rewarded
+        self._recompute, self._rewarded, self._stop = recompute, rewarded, stop
         self._passed = Counter[str]()
 
     def at(self, size: Size) -> ModelPolicy:
         """The same policy for samples of another size."""
         own = self._adapter, self._weights, self._processes, self._dtype, self._guidance
-        return ModelPolicy(*own, size, self._offload, self._recompute, self._rewarded)
+        return ModelPolicy(*own, size, self._offload, self._recompute, self._rewarded, self._stop)
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         """The velocity `(B, …)` at `x` `(B, …)` and levels `sigma` `(B,)`, with the spec's guidance or another."""
+        self._look()
         guidance = self._guidance if guidance is None else guidance
         self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
         if torch.is_grad_enabled():
@@ -90,6 +94,7 @@ class ModelPolicy:
 
         Where `x` has a gradient they have one, on the device, and what decodes stays there for the backward pass.
         """
+        self._look(alone=True)
         if self._offload:
             self._adapter.place(self._processes.device)
         if x.requires_grad:
@@ -100,6 +105,10 @@ class ModelPolicy:
         finally:
             if self._offload:
                 self._adapter.place(torch.device("cpu"))
+
+    def _look(self, alone: bool = False) -> None:
+        if self._stop is not None:
+            self._stop.look(self._processes, alone)
 
     def _decoded(self, x: Tensor) -> Tensor:
         return self._adapter.decode(x.to(self._dtype), self._size).float()
@@ -119,6 +128,7 @@ class ModelPolicy:
         """
         if self._rewarded is None:
             raise TypeError("no rewards are loaded that this policy could ask")
+        self._look(alone=True)
         return self._rewarded(media, rows)
 
     def using(self, weights: str) -> AbstractContextManager[None]:

@@ -200,9 +200,10 @@ class Processes:
         if self.world == 1:
             return flag
         store = torch.distributed.distributed_c10d._get_default_store()
-        if flag:
-            store.set(STOP, "asked")
-        return flag or bool(store.check([STOP]))
+        with together():
+            if flag:
+                store.set(STOP, "asked")
+            return flag or bool(store.check([STOP]))
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with accelerate's loss scaling around its steps."""

@@ -24,6 +24,8 @@ CURRENT: list[StopRequest] = []
 class Together(Protocol):
     """The processes of a run, as far as they agree about stopping."""
 
+    @property
+    def sharded(self) -> bool: ...
     def any(self, flag: bool) -> bool: ...
     def told(self, flag: bool) -> bool: ...
 
@@ -44,6 +46,10 @@ class Stopped(Ending):
         return "interrupted" if self.signal == signal.SIGINT else "terminated"
 
 
+class Abandoned(Ending):
+    """What a process is computing is not needed any more, since the run was asked to stop."""
+
+
 class AtOnce(Ending, KeyboardInterrupt):
     """Whoever asked for it does not want to wait."""
 
@@ -53,7 +59,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._when, self._deferred = 0.0, False
+        self._when, self._deferred, self._abandoning = 0.0, False, False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -72,6 +78,39 @@ class StopRequest:
         """Raise `Stopped` on every process if any was asked to stop; all have to ask."""
         if processes.any(self.asked(processes)):
             raise Stopped(self.received or signal.SIGTERM)
+
+    @contextmanager
+    def abandoning(self, processes: Together) -> Iterator[None]:
+        """While active, what each process computes may be left where it looks; all have to ask at its end.
+
+        Raises:
+            Stopped: on every process, if any was asked to stop by then.
+        """
+        before, self._abandoning = self._abandoning, True
+        try:
+            yield
+        except Abandoned:
+            self.check(processes)
+            raise
+        finally:
+            self._abandoning = before
+        self.check(processes)
+
+    def look(self, processes: Together, alone: bool = False) -> None:
+        """Leave what is being computed, where it may be left, if the run was asked to stop; before each long call.
+
+        Where weights are divided, all processes look at the same calls, and leave at the same one.
+
+        Args:
+            alone: whether others may not come here; where they all have to leave together, nobody leaves then.
+
+        Raises:
+            Abandoned: to whoever is `abandoning`.
+        """
+        if not self._abandoning or (alone and processes.sharded):
+            return
+        if processes.any(self.received is not None) if processes.sharded else self.asked(processes):
+            raise Abandoned
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

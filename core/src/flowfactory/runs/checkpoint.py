@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from flowfactory.errors import RunError, listed, shown
 from flowfactory.policy.finite import all_finite
 from flowfactory.policy.loras import ALPHAS
 from flowfactory.policy.weights import Weights
-from flowfactory.processes.sharding import gathered, like
+from flowfactory.processes.sharding import gathered, like, own
 from flowfactory.runs import archive
 from flowfactory.runs.archive import OPTIMIZER, TRAINER, Origin, is_set
 from flowfactory.runs.files import PARTIAL, flush, settle, writing
@@ -45,20 +45,20 @@ def save(
     progress: Progress,
     weights: Weights,
     optimizers: Mapping[str, torch.optim.Optimizer],
-    trainer: Trainer[Any],
+    remembered: Mapping[str, Tensor],
     origin: Origin,
     write: bool = True,
 ) -> Path:
     """Write `folder/epoch-NNNN`. Where weights are divided, every process has to take part.
 
     Args:
-        write: whether this process is the one that writes.
+        remembered: what the trainer's `state` gave. write: whether this process is the one that writes.
 
     Raises:
         RunError: the disk is full or cannot be written; nothing is left of the attempt.
     """
     final = folder / archive.name(progress.epoch)
-    contents = _contents(weights, optimizers, trainer, keep=write)
+    contents = _contents(weights, optimizers, remembered, keep=write)
     if not write:
         deque(contents, maxlen=0)
         return final
@@ -78,6 +78,23 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
             raise
     return final
+
+
+def held(weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer]) -> Callable[[], None]:
+    """Copy all weights and moments into main memory, of divided ones this process's share; returns what puts them back
+    in place."""
+    sets = {kept: _copied(weights.tensors(kept)) for kept in ["current", *weights.sets]}
+    moments = {role: _copied(_optimizer_tensors(weights, optimizer)) for role, optimizer in optimizers.items()}
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for kept, tensors in sets.items():
+            for name, tensor in weights.tensors(kept).items():
+                own(tensor).copy_(tensors[name])
+        for role, tensors in moments.items():
+            _put_back(weights, optimizers[role], tensors)
+
+    return put_back
 
 
 def load(
@@ -122,14 +139,14 @@ def _fitting(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, T
 
 
 def _contents(
-    weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer], trainer: Trainer[Any], keep: bool
+    weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer], remembered: Mapping[str, Tensor], keep: bool
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What the files hold, whole, by their stems; one at a time is in memory, and none where it is not to be kept."""
     for kept in ["current", *weights.sets]:
         yield kept, gathered(weights.tensors(kept), keep)
     for role, optimizer in optimizers.items():
         yield _moments(role), gathered(_optimizer_tensors(weights, optimizer), keep)
-    if remembered := trainer.state():
+    if remembered:
         yield TRAINER, {name: tensor.detach().contiguous() for name, tensor in remembered.items()}
 
 
@@ -148,6 +165,24 @@ def _restore_optimizer(weights: Weights, optimizer: torch.optim.Optimizer, tenso
         # Moments lie beside their parameter; AdamW's step counter on the CPU, that of 8 bits as a plain number.
         counter = value if value.is_floating_point() or value.dim() else int(value)
         optimizer.state[parameter][key] = like(value, parameter) if value.dim() else counter
+
+
+def _put_back(weights: Weights, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that `_optimizer_tensors` found, in place, and none that it did not."""
+    for path, parameter in weights.parameters.items():
+        for key, value in [*optimizer.state.get(parameter, {}).items()]:
+            before = tensors.get(f"{path}/{key}")
+            if before is None:
+                del optimizer.state[parameter]
+                break
+            if isinstance(value, Tensor):
+                own(value).copy_(before)
+            else:
+                optimizer.state[parameter][key] = type(value)(before)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: own(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:

@@ -101,13 +101,13 @@ def sample_round(
             for chunk in [*pieces, *[[]] * surplus]:
                 stop.check(processes)
                 check_rewards(processes, scoring)
-                if not chunk and not processes.sharded:
-                    check_samples(processes, name, latents=True, media=True, trained=epoch > 1)
-                    continue
-                # Where weights are divided, all processes sample together; what is too much is thrown away.
-                made = way.sample(epoch, chunk or [spare], judged or len(gallery) < kept)
-                check_samples(processes, name, *sound(made), trained=epoch > 1)
-                if not chunk:
+                made = None
+                with stop.abandoning(processes):
+                    # Where weights are divided, all processes sample together; what is too much is thrown away.
+                    if chunk or processes.sharded:
+                        made = way.sample(epoch, chunk or [spare], judged or len(gallery) < kept)
+                check_samples(processes, name, *(sound(made) if made else (True, True)), trained=epoch > 1)
+                if not chunk or not made:
                     continue
                 parts += made.parts
                 for column, samples in zip(fresh, made.columns, strict=True):

@@ -82,7 +82,8 @@ def assemble(
 
     Args:
         load: does what `load_model` does when absent.
-        stop: asked while prompts are encoded; who is stopped then gets parts without them, to save what there is.
+        stop: asked by the policy, and while prompts are encoded; who is stopped then gets parts without them, to save
+            what there is.
         done: epochs that are over; only the rows of later ones are encoded.
     """
     spec = plan.spec
@@ -120,7 +121,7 @@ def assemble(
                 each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
-    policy = _policy(spec, adapter, weights, processes, judge)
+    policy = _policy(spec, (adapter, weights, processes), judge, stop)
     made = {role: adamw(weights.parameters.values(), spec.optimizer) for role in (CURRENT, *trainer.needs.roles)}
     optimizers = {role: processes.prepare(optimizer) for role, optimizer in made.items()}
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
@@ -169,13 +170,15 @@ def _look_at(spec: Spec, adapter: Adapter[Any]) -> None:
     _refuse_untrained(spec, adapter)
 
 
-def _policy(spec: Spec, adapter: Adapter[Any], weights: Weights, processes: Processes, judge: Judge) -> ModelPolicy:
+def _policy(
+    spec: Spec, own: tuple[Adapter[Any], Weights, Processes], judge: Judge, stop: StopRequest | None
+) -> ModelPolicy:
     """The policy; what only decodes leaves the device where `[memory] offload` says so."""
     offload, s = "vae" in spec.memory.offload, spec.sampling
-    own, again = (adapter, weights, processes, DTYPES[spec.run.precision]), spec.memory.gradient_checkpointing
+    dtype, again = DTYPES[spec.run.precision], spec.memory.gradient_checkpointing
     if offload:
-        adapter.place(torch.device("cpu"))
-    return ModelPolicy(*own, s.guidance, s.size, offload, again, judge.value)
+        own[0].place(torch.device("cpu"))
+    return ModelPolicy(*own, dtype, s.guidance, s.size, offload, again, judge.value, stop)
 
 
 def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:

@@ -173,7 +173,7 @@ def bench(
         encode = clock.read()
         for epoch in range(1, warmup + epochs + 1):
             made = parts.source.collect(epoch, stop)
-            progress, metrics = optimise(parts.learner, progress, epoch, made)
+            progress, metrics = optimise(parts.learner, progress, epoch, made, stop)
             lines.append(metrics | clock.read() | stopwatch.read())
             if isinstance(parts.learner.conditions.source, Encoding):
                 parts.learner.conditions.source.forget()

@@ -111,13 +111,13 @@ def _scored(
         with evaluator.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
             for number in range(most):
                 stop.check(processes)
-                if number >= len(pieces):
-                    if processes.sharded:
-                        _sample(evaluator, range(1), looked_at=False)
+                numbers = pieces[number] if number < len(pieces) else range(0)
+                looked_at = bool(numbers) and (evaluator.judge.reads("media") or len(gallery) < kept)
+                with stop.abandoning(processes):
+                    if numbers or processes.sharded:
+                        samples, final, drift = _sample(evaluator, numbers or range(1), looked_at)
+                if not numbers:
                     continue
-                numbers = pieces[number]
-                looked_at = evaluator.judge.reads("media") or len(gallery) < kept
-                samples, final, drift = _sample(evaluator, numbers, looked_at)
                 drifts.append(drift)
                 gallery += samples[: max(0, kept - len(gallery))]
                 finite = bool(final.isfinite().all()), all(bool(s.media.isfinite().all()) for s in samples)

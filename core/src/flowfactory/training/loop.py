@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from flowfactory.components.resolved import Components
 from flowfactory.contracts.hooks import Run, Tracker
@@ -34,7 +35,7 @@ from flowfactory.spec.tables import Spec
 from flowfactory.training.assembly import Parts, assemble
 from flowfactory.training.encoding import load_model
 from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
-from flowfactory.training.optimise import optimise
+from flowfactory.training.optimise import optimise, turns
 
 METRICS = "metrics.jsonl"
 
@@ -98,14 +99,34 @@ def train(parts: Parts, stop: StopRequest, saved: Sequence[Path], trackers: list
     if progress.epoch == 0 or half:
         best = conclude(parts, trackers, progress, half, best, stop)
     for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
+        remembered = {name: tensor.clone() for name, tensor in learner.trainer.state().items()}
+        put_back = kept(parts, progress)
         try:
             made = parts.source.collect(epoch, stop)
         except (Stopped, RewardError):
             # No weight has changed since the last epoch ended: this is its checkpoint.
             save(parts, progress, best)
             raise
-        progress, metrics = optimise(learner, progress, epoch, made)
+        try:
+            progress, metrics = optimise(learner, progress, epoch, made, stop)
+        except Stopped:
+            put_back()
+            save(parts, progress, best, remembered)
+            raise
         best = conclude(parts, trackers, progress, made.metrics | metrics, best, stop)
+
+
+def kept(parts: Parts, progress: Progress) -> Callable[[], None]:
+    """What undoes the updates of the next epoch, from a copy of what they change, so that they need not be finished.
+
+    Nothing where a checkpoint lies there already, and where an epoch has one step, which is made last.
+    """
+    learner = parts.learner
+    steps = learner.spec.optimizer.updates * len(turns(learner.trainer.needs))
+    if steps == 1 or parts.processes.any(parts.processes.main and lies_there(parts, progress.epoch)):
+        return lambda: None
+    with parts.instruments.clock("checkpoint"):
+        return checkpoint.held(learner.weights, learner.optimizers)
 
 
 def conclude(
@@ -205,14 +226,18 @@ def measured(parts: Parts, metrics: dict[str, float]) -> dict[str, float]:
     return metrics | parts.instruments.clock.read() | parts.instruments.stopwatch.read()
 
 
-def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
-    """Write a checkpoint of a finished epoch, unless it lies there already; the latest are kept, and the best."""
+def save(parts: Parts, progress: Progress, best: Merit | None, remembered: Mapping[str, Tensor] | None = None) -> None:
+    """Write a checkpoint of a finished epoch, unless it lies there already; the latest are kept, and the best.
+
+    Args:
+        remembered: what the trainer remembered then; what it does now, when absent.
+    """
     folder, main, learner = parts.run.folder / CHECKPOINTS, parts.processes.main, parts.learner
-    lies_there = archive.name(progress.epoch) in [c.name for c in archive.checkpoints(folder)]
-    if parts.processes.any(main and not lies_there):
+    if parts.processes.any(main and not lies_there(parts, progress.epoch)):
         with parts.instruments.clock("checkpoint"):
-            kept = learner.weights, learner.optimizers, learner.trainer
-            path = checkpoint.save(folder, progress, *kept, parts.origin, write=main)
+            memory = learner.trainer.state() if remembered is None else remembered
+            written = learner.weights, learner.optimizers, memory, parts.origin
+            path = checkpoint.save(folder, progress, *written, write=main)
         if main:
             parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)
     if main:
@@ -220,6 +245,11 @@ def save(parts: Parts, progress: Progress, best: Merit | None) -> None:
         if best:
             archive.point_at(parts.run.folder, best.epoch)
     parts.processes.wait()
+
+
+def lies_there(parts: Parts, epoch: int) -> bool:
+    """Whether there is a checkpoint of an epoch."""
+    return archive.name(epoch) in [c.name for c in archive.checkpoints(parts.run.folder / CHECKPOINTS)]
 
 
 def closing_words(plan: Plan, folder: Path) -> str:

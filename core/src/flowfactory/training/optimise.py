@@ -22,6 +22,7 @@ from flowfactory.policy import finite
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes
+from flowfactory.processes.stop import StopRequest
 from flowfactory.runs.checkpoint import Progress
 from flowfactory.sampling.epochs import trained_steps
 from flowfactory.sampling.source import Collected, Member
@@ -84,13 +85,18 @@ class MicroBatch:
     terms: Sequence[Any]
 
 
-def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) -> tuple[Progress, dict[str, float]]:
+def optimise(
+    learner: Learner, progress: Progress, epoch: int, made: Collected, stop: StopRequest
+) -> tuple[Progress, dict[str, float]]:
     """The optimizer steps of an epoch; returns how far the run has come, and the metrics of training.
 
     All terms are made before the first step, under the weights that sampled. An update is a turn of each role.
+
+    Raises:
+        Stopped: a signal arrived; some of the steps may have been made.
     """
     spec, means, step, order = learner.spec, Means(), progress.step, turns(learner.trainer.needs)
-    with learner.instruments.clock("terms"), torch.no_grad():
+    with learner.instruments.clock("terms"), torch.no_grad(), stop.abandoning(learner.processes):
         updates = [[prepare(learner, epoch, made, u, turn) for turn in order] for u in range(spec.optimizer.updates)]
     with (
         learner.instruments.display.phase(
@@ -102,7 +108,7 @@ def optimise(learner: Learner, progress: Progress, epoch: int, made: Collected) 
             step += 1
             for turn, batches in zip(order, parts, strict=True):
                 with learner.weights.using(turn.role):
-                    if accumulate(learner, made, batches, means, bar.advance):
+                    if accumulate(learner, made, batches, means, bar.advance, stop):
                         where = f"epoch {epoch}, update {index + 1} of {len(updates)}"
                         take_step(learner, turn.role, where, step, means)
             learner.trainer.after_update(learner.policy, Update(epoch, index, step, last=index == len(updates) - 1))
@@ -199,7 +205,12 @@ def shares_of(spec: Spec, epoch: int, update: int) -> dict[int, float]:
 
 
 def accumulate(
-    learner: Learner, made: Collected, batches: Sequence[MicroBatch], means: Means, advance: Callable[[int], None]
+    learner: Learner,
+    made: Collected,
+    batches: Sequence[MicroBatch],
+    means: Means,
+    advance: Callable[[int], None],
+    stop: StopRequest,
 ) -> bool:
     """Gradients of one turn: the mean over all its samples or groups, on all processes, and over each one's terms.
 
@@ -209,19 +220,20 @@ def accumulate(
     """
     learner.optimizers[CURRENT].zero_grad()  # roles have the same parameters, with other values in them
     total = learner.processes.sum(sum(micro.units for micro in batches))
-    for micro in batches:
-        batch = batch_of(learner, made, micro.role, micro.samples, micro.on_policy, micro.shares)
-        weight = micro.units / total / len(micro.terms)
-        for term in micro.terms:
-            loss = learner.trainer.loss(learner.policy, batch, term)
-            objective = torch.stack(list(loss.parts.values())).sum() * weight
-            if objective.requires_grad or learner.policy.trains_everywhere():
-                with learner.instruments.stopwatch.backward():
-                    learner.processes.backward(objective)
-            if micro.units:
-                means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
-                means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
-        advance(len(micro.samples) if micro.units else 0)
+    with stop.abandoning(learner.processes):
+        for micro in batches:
+            batch = batch_of(learner, made, micro.role, micro.samples, micro.on_policy, micro.shares)
+            weight = micro.units / total / len(micro.terms)
+            for term in micro.terms:
+                loss = learner.trainer.loss(learner.policy, batch, term)
+                objective = torch.stack(list(loss.parts.values())).sum() * weight
+                if objective.requires_grad or learner.policy.trains_everywhere():
+                    with learner.instruments.stopwatch.backward():
+                        learner.processes.backward(objective)
+                if micro.units:
+                    means.add({f"loss/{name}": value for name, value in loss.parts.items()}, weight)
+                    means.add({f"train/{name}": value for name, value in loss.metrics.items()}, weight)
+            advance(len(micro.samples) if micro.units else 0)
     learner.processes.sum_gradients(learner.weights.parameters.values())
     return total > 0 and any(p.grad is not None for p in learner.weights.parameters.values())
 
