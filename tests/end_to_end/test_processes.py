@@ -156,9 +156,9 @@ def test_what_processes_send_is_what_was_planned(runs: Path, name: str) -> None:
     assert sent["scores"] == (0 if name == "roles" else 6 * (8 + 9) // 2)  # trainer `tdm` asks for no scores
     largest = max(sizes["all_reduce"], default=0)
     if name == "divided":
-        gathers = [size for size in sizes["all_gather_single"] if size > 1000]
+        _, *gathers = sizes["all_gather_single"]  # the first, as weights are divided, is of no step
         assert sum(sizes["reduce_scatter_single"]) == made["updates"] * 2 * sent["gradients"]
-        assert sum(gathers) == made["updates"] * 2 * sent["weights"], sorted(set(gathers))
+        assert sum(gathers) == made["updates"] * 2 * sent["weights"]
     else:
         turns = 2 if name == "roles" else 1
         assert sizes["all_reduce"].count(largest) == made["updates"] * turns
