@@ -243,6 +243,8 @@ CASES = (
     Case("no-reward", sets=("reward=[]",)),
     Case("shard", sets=("optimizer.bits=8", *ONE_BY_ONE), toy=EVEN),
     Case("shard-calls", sets=("memory.shard=true",), toy=EVEN),
+    Case("merged", sets=("sampling.merged=true",)),
+    Case("first-block-cache", sets=("sampling.first_block_cache=0.1",)),
     Case("shard-calls", sets=ONE_BY_ONE),
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
     Case("best", edits=(("[eval]", '[checkpoint]\nbest = "eval/brigth/mean"\n\n[eval]'),)),

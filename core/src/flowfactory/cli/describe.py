@@ -10,8 +10,8 @@ import attrs
 from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.spec import toml
-from flowfactory.spec.kinds import arms_of, attributes, declared, hints, is_literal, keys
-from flowfactory.spec.tables import RewardEntry, plain
+from flowfactory.spec.kinds import arms_of, attributes, declared, hints, is_literal, keys, plain
+from flowfactory.spec.tables import RewardEntry
 
 _NAMES = {
     bool: "bool", int: "int", float: "float", str: "string", Location: "path", Function: "function", Size: "size",

@@ -16,8 +16,7 @@ from flowfactory.contracts.adapter import Adapter
 from flowfactory.data.store import user_folder
 from flowfactory.plan.checkpoint import refusal_of_the_hub
 from flowfactory.runs import files
-from flowfactory.spec.kinds import attributes
-from flowfactory.spec.tables import plain
+from flowfactory.spec.kinds import attributes, plain
 
 log = logging.getLogger("flowfactory")
 

@@ -67,7 +67,7 @@ class Pair:
     def make(self, weights: str, numbers: range, count: int, seed: int) -> Iterator[Made]:
         """Deterministic samples, each from noise of its own; number `n` is the `n % count`-th of row `n // count`."""
         sigmas, device = self.policy.sigmas(self.steps), self.processes.device
-        with self.policy.using(weights):
+        with self.policy.sampling(weights, exactly=True):
             for some in chunks(numbers, self.micro_batch):
                 keys = [(seed, "sample", number // count, number % count) for number in some]
                 noise = draw_noise(keys, keys, self.policy.latent_shape(), 0).to(device)
@@ -91,9 +91,9 @@ def load(
     processes, adapter = Processes(spec.run.precision), components.adapter(spec.model.spec)
     device = processes.device
     cache = load_model(spec, adapter, components.source, rows, device, display, Clock(device))
-    size, dtype = spec.eval.size or spec.sampling.size, DTYPES[spec.run.precision]
+    s, size, dtype = spec.sampling, spec.eval.size or spec.sampling.size, DTYPES[spec.run.precision]
     return Pair(
-        ModelPolicy(adapter, place(adapter), processes, dtype, spec.sampling.guidance, size),
+        ModelPolicy(adapter, place(adapter), processes, dtype, s.guidance, size, merged=s.merged),
         components.scheduler(spec.scheduler.spec),
         ConditionStore(cache, rows, adapter.collate),
         processes,

@@ -144,11 +144,25 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
         yield from (Need(name, None, f"unknown: {how}") for name in names)
     else:
         yield from _moving(spec, count, how, share)
+    if spec.sampling.merged:
+        yield _merged(spec, parts, share)
     if spec.trainer.spec.needs.loaded:
         network = sum(part.parameters for name, part in parts.items() if own.trains(name))
         count, how = _loaded(spec, network)
         why = f"unknown: {how}" if count is None else f"{count_of(count)} parameters x {size} bytes{divided}: {how}"
         yield Need("loaded", None if count is None else count * size // share, why)
+
+
+def _merged(spec: Spec, parts: Mapping[str, Part], share: int) -> Need:
+    """The weights that LoRA is added to, once more."""
+    own, size = spec.model.spec, BYTES[spec.run.precision]
+    networks = [part for name, part in parts.items() if own.trains(name)]
+    if isinstance(spec.tuning, Full) or spec.tuning.from_ is not None or any(part.unknown for part in networks):
+        return Need("merged", None, "unknown: what is at hand does not say which layers LoRA adapts")
+    targets = spec.tuning.targets or own.targets
+    count = sum(rows * columns for part in networks for rows, columns in part.adapted(targets))
+    divided = f" / {share} processes" if share > 1 else ""
+    return Need("merged", count * size // share, f"{count_of(count)} adapted weights x {size} bytes{divided}")
 
 
 def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
@@ -250,6 +264,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     kept = ["vae"] if "vae" not in spec.memory.offload else []
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
     always = ["frozen", "trained", "moments", "sets", *(["loaded"] if spec.trainer.spec.needs.loaded else [])]
+    merged = ["merged"] if spec.sampling.merged else []
     looks = ["looks"] if spec.trainer.spec.needs.looks != "none" else []
     networks = [part for name, part in parts.items() if "transformer" in name]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
@@ -259,7 +274,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     training = decoding if spec.trainer.spec.needs.gradient else [*always, *kept]
     aside = "; what the VAE and the rewards compute with is not in it"
     for phase, names, more in (
-        ("sample", [*always, *kept, "copies", *looks, "sampling_activations"], ""),
+        ("sample", [*always, *kept, "copies", *looks, *merged, "sampling_activations"], ""),
         ("decode", decoding, aside),
         ("update", [*training, "gradients", "copies", "update_activations"], aside if training is decoding else ""),
     ):

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import attrs
 import torch
@@ -40,7 +40,7 @@ class Frozen:
     @contextmanager
     def used(self, layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
         """Compute with it."""
-        with _switched(layers, self.adapter), _exchanged(self.tensors):
+        with switched(layers, self.adapter), _exchanged(self.tensors):
             yield
 
 
@@ -124,7 +124,8 @@ def frozen(networks: Mapping[str, nn.Module], others: Mapping[str, Given]) -> di
 
 
 @contextmanager
-def _switched(layers: Sequence[BaseTunerLayer], adapter: str | None) -> Iterator[None]:
+def switched(layers: Sequence[BaseTunerLayer], adapter: str | None) -> Iterator[None]:
+    """Compute with another adapter, or with none."""
     before = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
     for layer in layers:
         layer.enable_adapters(adapter is not None)
@@ -135,25 +136,26 @@ def _switched(layers: Sequence[BaseTunerLayer], adapter: str | None) -> Iterator
     finally:
         for layer, active, disabled in before:
             layer.enable_adapters(True)
-            layer.set_adapter(active, inference_mode=LORA_NAME not in active)
+            if adapter is not None or LORA_NAME not in active:  # what is trained alone is trained again by now
+                layer.set_adapter(active, inference_mode=LORA_NAME not in active)
             if disabled:
                 layer.enable_adapters(False)
 
 
 @contextmanager
 def _exchanged(tensors: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """FSDP2 keeps a buffer of its own behind a divided parameter, so there values are copied."""
-    before = [(parameter, _exchange(parameter, tensor)) for parameter, tensor in tensors]
-    try:
+    with ExitStack() as undone:
+        for parameter, tensor in tensors:
+            undone.callback(exchange, parameter, exchange(parameter, tensor))
         yield
-    finally:
-        for parameter, own in before:
-            _exchange(parameter, own)
 
 
 @torch.no_grad()
-def _exchange(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-    """Give a parameter the values of a tensor, which stays as it is; returns its own."""
+def exchange(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+    """Give a parameter the values of a tensor, which stays as it is; returns its own.
+
+    FSDP2 keeps a buffer of its own behind a divided parameter, so there values are copied.
+    """
     if isinstance(parameter, DTensor):
         own = parameter.detach().clone()
         parameter.copy_(tensor)

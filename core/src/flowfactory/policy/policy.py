@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from flowfactory.contracts.adapter import Adapter
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Row
+from flowfactory.policy.caching import BlockCache
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import Processes, together
 from flowfactory.processes.stop import StopRequest
@@ -31,6 +33,8 @@ class ModelPolicy:
         offload: whether what `decode` needs is on the device only while it runs.
         recompute: whether what a decoder computes with a gradient is computed again in the backward pass.
         rewarded: what rewards say; none: nobody asks.
+        merged: whether samples are made with LoRA added to the weights it adapts.
+        cache: lets the networks skip blocks while samples are made.
         stop: looked at before each call of a network, a decoder or the rewards.
     """
 
@@ -45,17 +49,21 @@ class ModelPolicy:
         offload: bool = False,
         recompute: bool = False,
         rewarded: Rewarded | None = None,
+        merged: bool = False,
+        cache: BlockCache | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self._adapter, self._weights, self._processes = adapter, weights, processes
         self._dtype, self._guidance, self._size, self._offload = dtype, guidance, size, offload
         self._recompute, self._rewarded, self._stop = recompute, rewarded, stop
+        self._merged, self._cache = merged, cache
         self._passed = Counter[str]()
 
     def at(self, size: Size) -> ModelPolicy:
         """The same policy for samples of another size."""
-        own = self._adapter, self._weights, self._processes, self._dtype, self._guidance
-        return ModelPolicy(*own, size, self._offload, self._recompute, self._rewarded, self._stop)
+        other = copy.copy(self)
+        other._size, other._passed = size, Counter()
+        return other
 
     def velocity(self, x: Tensor, sigma: Tensor, conditions: Conditions, guidance: float | None = None) -> Tensor:
         """The velocity `(B, …)` at `x` `(B, …)` and levels `sigma` `(B,)`, with the spec's guidance or another."""
@@ -64,6 +72,8 @@ class ModelPolicy:
         self._passed[TRAINED if torch.is_grad_enabled() else FORWARD] += len(x)
         if torch.is_grad_enabled():
             self._passed[f"{TRAINED}/{self._weights.active}"] += len(x)
+        if self._cache:
+            self._cache.begin(len(x))
         with self._processes.autocast(), together():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, guidance, self._size)
 
@@ -134,6 +144,21 @@ class ModelPolicy:
     def using(self, weights: str) -> AbstractContextManager[None]:
         """Compute with another set of weights; see `Weights.using`."""
         return self._weights.using(weights)
+
+    @contextmanager
+    def sampling(self, weights: str, exactly: bool = False) -> Iterator[None]:
+        """Make samples that pass the network together: without a gradient, and with no other set of weights.
+
+        Args:
+            exactly: whether every block is to compute, as evaluations want it.
+        """
+        with ExitStack() as undone:
+            undone.enter_context(self._weights.using(weights))
+            if self._merged:
+                undone.enter_context(self._weights.merged())
+            if self._cache and not exactly:
+                undone.enter_context(self._cache.active())
+            yield
 
     def move(self, weights: str, decay: float) -> None:
         """Move a set towards the current weights; see `Weights.move`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flowfactory.contracts.seeds import Draws, Key
 from flowfactory.errors import did_you_mean, listed
-from flowfactory.policy import loaded
+from flowfactory.policy import loaded, merging
 from flowfactory.policy.loaded import LORA_NAME
 from flowfactory.policy.loras import Given, LowRank, merged
 from flowfactory.processes import sharding
@@ -94,7 +94,7 @@ class Weights:
         self.sets |= {name: self._copy() for name in sorted({*sets} - referred | later)}
         self._frozen = loaded.frozen(networks, others)
         self.active, self._lies = "current", {name: name for name in self.sets}
-        self._exchanges = 0
+        self._exchanges, self._merged = 0, False
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -106,8 +106,10 @@ class Weights:
         """
         if name == self.active:
             yield
+        elif self._merged:
+            raise RuntimeError(f"weight set {name!r} cannot be used while the LoRA of another is merged")
         elif name == "reference" and self._lora_layers and name not in self.sets:
-            with self._without_lora():
+            with loaded.switched(self._lora_layers, None):
                 yield
         elif name in self._frozen:
             self._exchanges += 1
@@ -130,6 +132,16 @@ class Weights:
                 self._exchange(place)
                 self.active, self._lies[name] = before, place
                 self._exchanges -= 1
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Compute with LoRA added to the weights it adapts, and with no other set meanwhile; see `merging.merged`."""
+        self._merged = True
+        try:
+            with merging.merged(self._lora_layers):
+                yield
+        finally:
+            self._merged = False
 
     @torch.no_grad()
     def move(self, name: str, decay: float) -> None:
@@ -191,16 +203,6 @@ class Weights:
         stored = self.sets[name]
         for i, parameter in enumerate(self.parameters.values()):
             stored[i] = sharding.exchange(parameter, stored[i])
-
-    @contextmanager
-    def _without_lora(self) -> Iterator[None]:
-        for layer in self._lora_layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self._lora_layers:
-                layer.enable_adapters(True)
 
 
 def check(

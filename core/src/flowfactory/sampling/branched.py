@@ -90,7 +90,7 @@ class Branched:
             start, own = (studio.keys(stream, epoch, members) for stream in ("start", "steps"))
             noise = draw_noise(start, own, policy.latent_shape(), len(growth.steps)).to(device)
             conditions = studio.conditions.batch([m.group.row for m in members], device)
-            with policy.using(studio.trainer.needs.rollout):
+            with policy.sampling(studio.trainer.needs.rollout):
                 steps, final = branch(
                     policy,
                     studio.scheduler,

@@ -64,7 +64,7 @@ class Chains:
             conditions = studio.conditions.batch([m.group.row for m in members], device)
             sigmas = policy.sigmas(spec.sampling.steps)
             looks = Looks(needs.looks, looked_at(needs.looks, steps), sigmas, storage)
-            with policy.using(needs.rollout):
+            with policy.sampling(needs.rollout):
                 made = rollout(
                     policy,
                     studio.scheduler,
@@ -79,7 +79,7 @@ class Chains:
                 )
         finals, columns = [made.final], [studio.shown(members, places, made.final, conditions, decoded)]
         for step in looks.found:
-            with studio.instruments.clock("sample"), policy.using(needs.rollout):
+            with studio.instruments.clock("sample"), policy.sampling(needs.rollout):
                 finals.append(looks.end(step, policy, studio.scheduler, conditions))
             columns.append(studio.shown(members, places, finals[-1], conditions, decoded))
         return Made([studio.kept(made)], columns, finals)

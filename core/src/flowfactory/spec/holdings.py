@@ -21,8 +21,8 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Function, Location, Size
 from flowfactory.contracts.specs import AdapterSpec, Needs
 from flowfactory.errors import Place, Problem, listed, shown
-from flowfactory.spec.kinds import arms_of, attributes, hints, keys, sound
-from flowfactory.spec.tables import Component, Full, Lora, Tuning, plain
+from flowfactory.spec.kinds import arms_of, attributes, hints, keys, plain, sound
+from flowfactory.spec.tables import Component, Full, Lora, Tuning
 
 Shape = tuple[int, ...]
 

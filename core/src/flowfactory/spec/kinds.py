@@ -53,6 +53,22 @@ def sound(instance: Any) -> Mapping[str, Any]:
     return found
 
 
+def plain(value: Any) -> Any:
+    """A spec value as TOML has it; `None` means absent and is left out of tables."""
+    if isinstance(value, Size):
+        return [value.height, value.width, *([value.frames] if value.frames != 1 else [])]
+    if attrs.has(type(value)):
+        own = attributes(value)
+        named = {name: own[field.name] for name, field in keys(type(value)).items()}
+        return {name: plain(item) for name, item in named.items() if item is not None}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        items = [plain(item) for item in value]
+        return sorted(items) if isinstance(value, set | frozenset) else items
+    return value
+
+
 def words(kind: Any) -> str:
     """A type in words."""
     if is_literal(kind):

@@ -12,9 +12,9 @@ from flowfactory.contracts.key import Function, Key, Location, Size
 from flowfactory.discovery.entries import KINDS, Contribution
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import PluginError
-from flowfactory.spec.kinds import arms_of, declared, hints, is_literal, keys
+from flowfactory.spec.kinds import arms_of, declared, hints, is_literal, keys, plain
 from flowfactory.spec.structure import TABLES
-from flowfactory.spec.tables import COMPONENTS, RewardEntry, plain
+from flowfactory.spec.tables import COMPONENTS, RewardEntry
 
 Schema = dict[str, Any]
 

@@ -9,7 +9,7 @@ import attrs
 
 from flowfactory.contracts.key import NAME, Location, Precision, Size, key
 from flowfactory.data.sources import Data
-from flowfactory.spec.kinds import attributes, keys
+from flowfactory.spec.kinds import attributes, plain
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +90,18 @@ class Sampling:
     shared_noise: bool = key("Start all samples of a group from the same noise.", default=False)
     storage: Precision = key("Number format trajectories are kept in.", default="fp32")
     overlap: bool = key("Score finished groups while the next are sampled.", default=True)
+    merged: bool = key(
+        "Add LoRA to the weights it adapts while samples are made, also in evaluations. Each pass saves what "
+        "LoRA costs, and samples differ by rounding, so not for trainers that compare probabilities with sampling's.",
+        default=False,
+    )
+    first_block_cache: float | None = key(
+        "In training, leave out the other blocks of a network where what the first one adds has changed by less than "
+        "this share since the last step (diffusers' FirstBlockCache), e.g. 0.08. It is decided for a micro-batch.",
+        default=None,
+        gt=0,
+        lt=1,
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -274,22 +286,6 @@ def unstructure(spec: Spec) -> dict[str, Any]:
     if spec.eval.rewards:
         data["eval"]["reward"] = [_reward_data(entry) for entry in spec.eval.rewards]
     return data
-
-
-def plain(value: Any) -> Any:
-    """A spec value as TOML has it; `None` means absent and is left out of tables."""
-    if isinstance(value, Size):
-        return [value.height, value.width, *([value.frames] if value.frames != 1 else [])]
-    if attrs.has(type(value)):
-        own = attributes(value)
-        named = {name: own[field.name] for name, field in keys(type(value)).items()}
-        return {name: plain(item) for name, item in named.items() if item is not None}
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list | set | frozenset):
-        items = [plain(item) for item in value]
-        return sorted(items) if isinstance(value, set | frozenset) else items
-    return value
 
 
 def _reward_data(entry: RewardEntry) -> dict[str, Any]:

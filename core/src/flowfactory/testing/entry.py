@@ -19,8 +19,7 @@ from packaging.utils import canonicalize_name
 from flowfactory.contracts.hooks import PROJECT
 from flowfactory.contracts.key import Key
 from flowfactory.discovery.entries import noun
-from flowfactory.spec.kinds import declared, keys
-from flowfactory.spec.tables import plain
+from flowfactory.spec.kinds import declared, keys, plain
 from flowfactory.testing.subject import Broken, Check, NotOwed, Subject, expect, offline
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "tensorflow", "jax")

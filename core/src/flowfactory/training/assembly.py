@@ -33,6 +33,7 @@ from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.models.quantized import adamw
 from flowfactory.plan.plan import Plan
 from flowfactory.policy import loras
+from flowfactory.policy.caching import shortcuts
 from flowfactory.policy.loras import Given
 from flowfactory.policy.policy import ModelPolicy
 from flowfactory.policy.weights import Weights, check, masters
@@ -176,9 +177,11 @@ def _policy(
     """The policy; what only decodes leaves the device where `[memory] offload` says so."""
     offload, s = "vae" in spec.memory.offload, spec.sampling
     dtype, again = DTYPES[spec.run.precision], spec.memory.gradient_checkpointing
+    with _refusals(own[2]):
+        cache = shortcuts(s, own[1].networks)
     if offload:
         own[0].place(torch.device("cpu"))
-    return ModelPolicy(*own, dtype, s.guidance, s.size, offload, again, judge.value, stop)
+    return ModelPolicy(*own, dtype, s.guidance, s.size, offload, again, judge.value, s.merged, cache, stop)
 
 
 def _refuse_untrained(spec: Spec, adapter: Adapter[Any]) -> None:

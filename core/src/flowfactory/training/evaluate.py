@@ -163,7 +163,8 @@ def _sample(evaluator: Evaluator, numbers: range, looked_at: bool) -> tuple[list
     noise = draw_noise(keys, keys, policy.latent_shape(), 0).to(device)
     conditions = evaluator.conditions.batch(list(numbers), device)
     sigmas = policy.sigmas(spec.eval.steps or spec.sampling.steps)
-    final = rollout(policy, evaluator.scheduler, sigmas, (), noise, conditions, torch.float32).final
+    with policy.sampling(evaluator.weights.active, exactly=True):
+        final = rollout(policy, evaluator.scheduler, sigmas, (), noise, conditions, torch.float32).final
     sigma = sigmas[len(sigmas) // 2].to(device)
     drift = _drift(evaluator, (1 - sigma) * final + sigma * noise.start, sigma.expand(len(final)), conditions)
     media = policy.decode(final) if looked_at else final.new_empty((len(final), 0))
