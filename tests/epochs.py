@@ -19,6 +19,7 @@ from flowfactory.contracts.reward import Score
 from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.types import Rollout, Row, Sample
 from flowfactory.data.sources import Data, DataSource, Pool
+from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.advantages import Scores, advantages
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
@@ -66,6 +67,9 @@ class Threads:
 
     def any(self, flag: bool) -> bool:
         return any(self.exchange.all(self.rank, flag))
+
+    def told(self, flag: bool) -> bool:
+        return flag
 
 
 @contextmanager
@@ -148,7 +152,7 @@ def epoch(
             scheduler=None,
         )
         try:
-            outcomes[rank] = Rollouts(studio).collect(1, SimpleNamespace(check=lambda _: None, asked=lambda _: False))  # type: ignore[arg-type]
+            outcomes[rank] = Rollouts(studio).collect(1, StopRequest())
         except RewardError as error:
             outcomes[rank] = error
         except BaseException as error:

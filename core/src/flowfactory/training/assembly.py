@@ -83,8 +83,7 @@ def assemble(
 
     Args:
         load: does what `load_model` does when absent.
-        stop: asked by the policy, and while prompts are encoded; who is stopped then gets parts without them, to save
-            what there is.
+        stop: asked by the policy, and while prompts are encoded; who is stopped then gets parts without them.
         done: epochs that are over; only the rows of later ones are encoded.
     """
     spec = plan.spec
