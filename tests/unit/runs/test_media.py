@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flowfactory.contracts.types import Row, Sample
@@ -62,6 +63,17 @@ def test_a_prompt_is_one_line_of_the_table_for_every_program(tmp_path: Path) -> 
 
 def test_a_sheet_of_odd_prompts_is_made(tmp_path: Path) -> None:
     assert media.before_after(kept(tmp_path / "a", ODD), kept(tmp_path / "b", ODD)) is not None
+
+
+def test_wide_pictures_leave_no_gaps_in_a_sheet(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        wide = [Sample(Row("x"), torch.zeros(3, 8, 32), slot, 0) for slot in range(9)]
+        media.save_samples(tmp_path / name, wide, {"r": [0.5] * 9})
+    sheet = media.before_after(tmp_path / "a", tmp_path / "b")
+    assert sheet is not None
+    assert sheet.height < 3 * 100  # three rows of pictures 40 high, and their words
+    rows = (np.asarray(sheet.convert("L")) < 128).any(axis=1)
+    assert max(len(gap) for gap in "".join("x" if dark else " " for dark in rows).split("x")) < 30
 
 
 def test_a_table_that_another_version_wrote_is_read(tmp_path: Path) -> None:

@@ -124,25 +124,32 @@ def before_after(before: Path, after: Path, columns: int = 4, width: int = 160) 
     where there are none. A picture that is damaged is left white.
     """
     margin, caption = 8, 34
-    cell_width, cell_height = 2 * width + 3 * margin, width + caption + margin
     first, second = _listed(before), _listed(after)
     pairs = [(first[slot], second[slot]) for slot in first if slot in second]
     if not pairs:
         return None
+    pictures = [[_fitting(file, width) for _, file in pair] for pair in pairs]
+    cell_width = 2 * width + 3 * margin
+    cell_height = max(picture.height for both in pictures for picture in both) + caption + margin
     sheet = Image.new("RGB", (columns * cell_width, -(-len(pairs) // columns) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, pair in enumerate(pairs):
+    for number, (((prompt, _), _), both) in enumerate(zip(pairs, pictures, strict=True)):
         left, top = number % columns * cell_width + margin, number // columns * cell_height
-        draw.text((left, top + 3), _short(pair[0][0], 2 * width // 6), fill="black")
-        for side, (word, (_, file)) in enumerate(zip(("before", "after"), pair, strict=True)):
+        draw.text((left, top + 3), _short(prompt, 2 * width // 6), fill="black")
+        for side, (word, picture) in enumerate(zip(("before", "after"), both, strict=True)):
             x = left + side * (width + margin)
             draw.text((x, top + 17), word, fill="gray")
-            try:
-                picture = ImageOps.contain(opened(file), (width, width), Image.Resampling.BICUBIC)
-                sheet.paste(picture, (x, top + caption))
-            except PictureError as error:
-                log.warning("%s: %s; it is left out of the sheet of samples before and after", file.parent, error)
+            sheet.paste(picture, (x, top + caption))
     return sheet
+
+
+def _fitting(file: Path, width: int) -> Image.Image:
+    """A picture of a sample, at most `width` wide and high; a white one where it is damaged."""
+    try:
+        return ImageOps.contain(opened(file), (width, width), Image.Resampling.BICUBIC)
+    except PictureError as error:
+        log.warning("%s: %s; it is left out of the sheet of samples before and after", file.parent, error)
+        return Image.new("RGB", (width, 1), "white")
 
 
 def _listed(folder: Path) -> dict[int, tuple[str, Path]]:
