@@ -447,7 +447,7 @@ class Lookout:
         return list(caught.value.problems)
 
 
-BROKEN = {"toml-syntax", "unreadable-file", "bad-extends", "extends-cycle"}
+BROKEN = {"toml-syntax"}
 """What leaves no spec to look at."""
 
 
@@ -470,6 +470,15 @@ def test_no_mistake_hides_one_of_another_table(site: Path, tmp_path: Path, monke
     for distribution in DISTRIBUTIONS:
         sys.modules.pop(distribution.module, None)
     assert compared > 300
+
+
+def test_a_target_of_a_wrong_type_hides_no_misspelt_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = (case for case in CASES if case.kind == "target")
+    told = Lookout(tmp_path, monkeypatch).told(case, "lora.targets=[3,'to_kk']")
+    assert [one.what.partition(",")[0] for one in told if one.kind in ("wrong-type", "target")] == [
+        "`targets[0]`: expected a string",
+        "no layer of transformer ends in `to_kk`",
+    ]
 
 
 def creates(case: Case, change: str) -> bool:

@@ -56,6 +56,89 @@ def test_one_mistake_hides_no_other(tmp_path: Path, edits: Sequence[tuple[str, s
     assert {problem.kind for problem in told(tmp_path, *edits)} == kinds
 
 
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        ("track.to=[3,'wanb','tensrboard']", ["wrong-type", "tracker", "tracker"]),
+        ("reward[0].sources=[3,'a']", ["wrong-type", "no-such-source"]),
+        ("memory.offload=[3,'vea','vae']", ["wrong-type", "wrong-type"]),
+        ("optimizer.betas=['x',1.5]", ["wrong-type", "bad-value"]),
+        ("optimizer.betas=[2,1.5]", ["bad-value", "bad-value"]),
+        ("optimizer.betas=[2,0.9,3]", ["wrong-type", "bad-value"]),
+        ("scheduler.window={rule='list',steps=['x',99]}", ["wrong-type", "window"]),
+        ("scheduler.window={rule='list',steps=['x',9999,5]}", ["wrong-type", "bad-value"]),
+        ("scheduler.window={rule='subset',steps=['x','y'],size=3}", ["wrong-type", "wrong-type", "window"]),
+        ("reward=[3,{name='bright'},{name='bright',weight='x'}]", ["not-an-array", "wrong-type", "labels"]),
+        ("data={source=[3,{name='c'},{name='c'}]}", ["not-a-table", "missing-key", "missing-key", "sources"]),
+        ("plugins=[3,'nobody']", ["wrong-type", *["plugin-missing"] * 4]),
+    ],
+)
+def test_a_wrong_entry_of_an_array_hides_none_beside_it(tmp_path: Path, change: str, kinds: list[str]) -> None:
+    assert sorted(one.kind for one in told(tmp_path, sets=[change])) == sorted(kinds)
+
+
+OWN = """
+[sampling]
+steps = "8"
+prompts = 4
+
+[optimizer]
+updates = 3
+colour = 1
+
+[lora]
+rank = 0
+
+[trainer]
+beta = "x"
+
+[scheduler]
+name = "flow-sde"
+window = { rule = "list", size = 2 }
+
+[[reward]]
+label = "two"
+
+[track]
+to = [3, "wanb"]
+"""
+"""Mistakes of a file that extends another; what it lacks may be there."""
+
+
+@pytest.mark.parametrize(
+    ("extends", "base", "kind"),
+    [
+        ('"absent.toml"', "", "unreadable-file"),
+        ('"base.toml"', "[run", "toml-syntax"),
+        ('"base.toml"', "extends = 'own.toml'", "extends-cycle"),
+        ('"base.toml"', "extends = 'absent.toml'\n[eval]\nseed = 1", "unreadable-file"),
+        ('"base.toml"', "secret = 1", "bad-extends"),
+        ("3", "", "bad-extends"),
+    ],
+)
+def test_what_cannot_be_extended_hides_no_mistake_and_is_missed_nowhere(
+    tmp_path: Path, extends: str, base: str, kind: str
+) -> None:
+    own = lay(tmp_path, f"extends = {extends}{OWN}").rename(tmp_path / "own.toml")
+    (tmp_path / "base.toml").write_text(base)
+    sets = ["checkpoint.keep=x", "checkpoint.every=0", "reward[9].weight=1", "data.source[0].share=2", "model.size.x=1"]
+    with pytest.raises(SpecError) as caught:
+        load_spec(own, Registry(), sets, ["memory.cache", "lora.alpha"])
+    found = sorted(problem.kind for problem in caught.value.problems)
+    sound = ["bad-value", "missing-key", "no-such-entry", "tracker", "unknown-key", "updates", "window"]
+    assert found == sorted([kind, *sound, *["wrong-type"] * 3])
+
+
+def test_a_plugin_may_be_of_what_cannot_be_extended(tmp_path: Path) -> None:
+    def told_of(text: str) -> set[str]:
+        with pytest.raises(SpecError) as caught:
+            load_spec(lay(tmp_path, f"extends = 'absent.toml'\n{text}\n[trainer]\nname = 'mine'\nx = 1\n"), Registry())
+        return {problem.kind for problem in caught.value.problems}
+
+    assert told_of("") == {"unreadable-file"}
+    assert told_of("plugins = ['./toy.py']") == {"unreadable-file", "plugin-missing"}
+
+
 def test_changes_that_do_not_fit_hide_nothing(tmp_path: Path) -> None:
     problems = told(tmp_path, ("epochs = 3", "epochs = 'x'"), sets=["reward[9].weight=1"], unsets=["nothing"])
     assert {problem.kind for problem in problems} == {"no-such-entry", "nothing-to-unset", "wrong-type"}

@@ -166,7 +166,7 @@ def test_whole_numbers_are_numbers(spec: Path) -> None:
     [
         ("sampling.steps=0", "`steps`: expected a number at least 1, not 0"),
         ("optimizer.lr=0", "`lr`: expected a number greater than 0, not 0"),
-        ("optimizer.betas=[0.9, 1.0]", "`betas`: expected a number less than 1, not 1.0"),
+        ("optimizer.betas=[0.9, 1.0]", "`betas[1]`: expected a number less than 1, not 1.0"),
         ("reward[0].target=2", "`target`: expected a number at most 1, not 2"),
         ("reward[0].level=10", "`level`: expected a level up to 9"),
         ("run.name=a/b", "`name`: expected a string that matches"),

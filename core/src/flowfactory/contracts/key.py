@@ -23,7 +23,6 @@ Calls = Literal["batch", "sample", "unknown"]
 any "batch", for any single "sample", or "unknown". `[memory] shard` asks, since processes call a divided network
 together. Of several networks that share the noise levels, only the one whose level it is need be called."""
 
-
 _ONLY_PYTHONS = re.compile(r"\(\?(?![:=!]|<[=!])|\\[AZ]|[*+?}]\+")
 """What Python's regular expressions have and ECMA-262's have not: flags, named groups, possessive quantifiers."""
 
@@ -65,9 +64,10 @@ class Key:
         if self.pattern is not None and re.fullmatch(self.pattern, value) is None:
             raise ValueError(f"expected a string that matches {self.pattern}, not {value!r}")
         for number in value if isinstance(value, tuple) else (value,):
-            self._check_number(number)
+            self.check_number(number)
 
-    def _check_number(self, value: Any) -> None:
+    def check_number(self, value: Any) -> None:
+        """As `check`, of a number or an entry of a tuple; the bounds do not concern what is no number."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return
         bounds: tuple[tuple[str, float | None, Callable[[float, float], bool]], ...] = (

@@ -149,17 +149,21 @@ def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
 
 def _targets(where: Where, own: AdapterSpec, targets: Sequence[str] | None) -> Iterator[Problem]:
     networks = {name: part for name, part in _parts(own).items() if own.trains(name)}
-    for i, target in enumerate(targets or () if networks else ()):
-        adapted = [name for name, part in networks.items() if part.adapted([target])]
-        if not adapted:
-            names = [layer for part in networks.values() for layer in part.linear()]
-            ends = {".".join(layer.split(".")[-length:]) for layer in names for length in (1, 2, 3)}
-            what = f"no layer of {', '.join(networks)} ends in `{target}`, so nothing would be trained there"
-            hint = did_you_mean(target, ends) or f"ends are, for one: {listed(sorted(ends)[:8])}"
-            yield Problem("target", what, where("lora", "targets", i), hint)
-        elif len(adapted) < len(networks):
-            what = f"`{target}` is in {', '.join(adapted)} only, of {', '.join(networks)}"
-            yield Problem("target", what, where("lora", "targets", i), code=DONE)
+    if networks:
+        yield from where.each(_target(where, networks, target, i) for i, target in enumerate(targets or ()))
+
+
+def _target(where: Where, networks: Mapping[str, Part], target: str, number: int) -> Iterator[Problem]:
+    place, adapted = where("lora", "targets", number), [n for n, part in networks.items() if part.adapted([target])]
+    if not adapted:
+        names = [layer for part in networks.values() for layer in part.linear()]
+        ends = {".".join(layer.split(".")[-length:]) for layer in names for length in (1, 2, 3)}
+        what = f"no layer of {', '.join(networks)} ends in `{target}`, so nothing would be trained there"
+        hint = did_you_mean(target, ends) or f"ends are, for one: {listed(sorted(ends)[:8])}"
+        yield Problem("target", what, place, hint)
+    elif len(adapted) < len(networks):
+        what = f"`{target}` is in {', '.join(adapted)} only, of {', '.join(networks)}"
+        yield Problem("target", what, place, code=DONE)
 
 
 def _cache(where: Where, cache: str | None) -> Iterator[Problem]:
@@ -184,11 +188,14 @@ def _lr(where: Where, lr: float) -> Iterator[Problem]:
 
 def _devices(where: Where, rewards: Sequence[RewardEntry]) -> Iterator[Problem]:
     """A note, for the run may be meant for another machine; one that begins here is refused."""
-    for number, entry in enumerate(rewards):
-        kind, _, index = (entry.device or "").partition(":")
-        if kind == "cuda" and int(index or 0) >= gpus():
-            what = f"reward `{entry.label}` is to compute on `{entry.device}`, which this machine does not have"
-            yield Problem("device", what, where("reward", number, "device"), "a run here is refused", code=DONE)
+    return where.each(_device(where, entry, number) for number, entry in enumerate(rewards))
+
+
+def _device(where: Where, entry: RewardEntry, number: int) -> Iterator[Problem]:
+    kind, _, index = (entry.device or "").partition(":")
+    if kind == "cuda" and int(index or 0) >= gpus():
+        what = f"reward `{entry.label}` is to compute on `{entry.device}`, which this machine does not have"
+        yield Problem("device", what, where("reward", number, "device"), "a run here is refused", code=DONE)
 
 
 def gpus() -> float:

@@ -178,7 +178,7 @@ def _loaded(where: Callable[..., Place], trainer: Component, name: str, location
 
 def _address(value: Any, location: str) -> tuple[str | int, ...] | None:
     """Where in a table a location is written: the keys and numbers on the way to it."""
-    if value == location:
+    if isinstance(value, str) and value == location:
         return ()
     inner: Mapping[str | int, Any] = {}
     if attrs.has(type(value)):

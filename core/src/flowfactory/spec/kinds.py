@@ -6,9 +6,9 @@ import contextlib
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
@@ -117,12 +117,33 @@ def shape(kind: Any) -> str:
 
 @attrs.frozen
 class Failed:
-    """Stands for a value whose problem is already noted. part: of a table, what is sound of it."""
+    """Stands for a value whose problem is already noted. part: of a table or an array, what is sound of it."""
 
     part: Any = None
 
 
 FAILED: Final = Failed()
+
+
+@attrs.frozen(eq=False, repr=False)
+class Unsound:
+    """Stands in the part of an array for an entry that is unsound: whoever looks at it gets `AttributeError`."""
+
+    def _looked_at(self, *_: object) -> NoReturn:
+        raise AttributeError("an entry whose problem is already noted")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _looked_at
+    __hash__ = __bool__ = __int__ = __float__ = __index__ = __len__ = __iter__ = __getitem__ = _looked_at
+    __repr__ = __str__ = __format__ = __fspath__ = _looked_at
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _looked_at
+
+
+UNSOUND: Final[Any] = Unsound()
+
+
+def entries(array: Iterable[T]) -> list[T]:
+    """The sound entries of an array, or of the part of one."""
+    return [entry for entry in array if not isinstance(entry, Unsound)]
 
 
 def part_of(cls: type[T], values: Mapping[str, Any]) -> T:

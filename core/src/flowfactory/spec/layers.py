@@ -40,16 +40,17 @@ def load(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> No
 def load_what_fits(
     path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = (), known: Collection[str] = ()
 ) -> tuple[Node, Sequence[Problem]]:
-    """As `load`; of the changes those that fit, and what is wrong with the others.
+    """As `load`; of files and changes those that can be had, and what is wrong with the others.
 
     Args:
         known: what a spec has at its top; a file that is extended must have some of it.
 
     Raises:
-        SpecError: a file cannot be read.
+        SpecError: the file itself cannot be read.
     """
-    root = _read(path, None, known)
-    problems: list[Problem] = []
+    roots, problems = _chain(path, known)
+    root = _merged(roots)
+    root = root.lacking() if problems else root
     changes = [(_unset, text) for text in unsets] + [(_set, text) for text in sets]
     for change, text in changes:
         try:
@@ -62,30 +63,42 @@ def load_what_fits(
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, asked: Place | None, known: Collection[str]) -> Node:
-    """A spec over what it extends, over what that extends, and so on."""
-    chain, roots = list[Path](), list[Node]()
-    while True:
-        file = path.resolve()
-        if file in chain:
-            circle = " -> ".join(shown(p) for p in (*chain[chain.index(file) :], file))
-            raise SpecError([Problem("extends-cycle", f"`extends` goes round in a circle: {circle}", asked)])
-        if len(chain) == LONGEST_CHAIN:
-            what = f"`extends` leads from one spec to the next more than {LONGEST_CHAIN} times"
-            raise SpecError([Problem("bad-extends", what, asked)])
-        chain.append(file)
-        root = parse(_text(path, asked), path)
-        if asked is not None and known and not {*known} & root.value.keys():  # anybody's file: nothing of it is shown
-            what = f"`extends`: {shown(path)} is no spec: it has none of a spec's tables"
-            raise SpecError([Problem("bad-extends", what, asked)])
-        base = root.at("extends")
-        roots.append(root if base is None else root.without("extends"))
-        if base is None:
-            break
-        path, asked = _extended(path, base), base.place
-    merged = roots.pop()
-    while roots:
-        own = roots.pop()
+def _chain(path: Path, known: Collection[str]) -> tuple[list[Node], list[Problem]]:
+    """A spec, what it extends, what that extends, and so on as far as they can be read; and why no further."""
+    roots, files = [_read(path, None)], [path.resolve()]
+    while (base := roots[-1].at("extends")) is not None:
+        try:
+            path = _extended(path, base)
+            roots.append(_next(path, base.place, files, known))
+        except SpecError as error:
+            return roots, list(error.problems)
+        files.append(path.resolve())
+    return roots, []
+
+
+def _next(path: Path, asked: Place, files: Sequence[Path], known: Collection[str]) -> Node:
+    """What the last of some files extends."""
+    if (file := path.resolve()) in files:
+        circle = " -> ".join(shown(p) for p in (*files[files.index(file) :], file))
+        raise SpecError([Problem("extends-cycle", f"`extends` goes round in a circle: {circle}", asked)])
+    if len(files) == LONGEST_CHAIN:
+        what = f"`extends` leads from one spec to the next more than {LONGEST_CHAIN} times"
+        raise SpecError([Problem("bad-extends", what, asked)])
+    root = _read(path, asked)
+    if known and not {*known} & root.value.keys():  # anybody's file: nothing of it is shown
+        what = f"`extends`: {shown(path)} is no spec: it has none of a spec's tables"
+        raise SpecError([Problem("bad-extends", what, asked)])
+    return root
+
+
+def _read(path: Path, asked: Place | None) -> Node:
+    return parse(_text(path, asked), path)
+
+
+def _merged(roots: Sequence[Node]) -> Node:
+    """Specs over what they extend, which follows them."""
+    *above, merged = (root.without("extends") for root in roots)
+    for own in reversed(above):
         exchanged = [table for table in PLUGIN_TABLES if _plugin(own, table) not in (None, _plugin(merged, table))]
         merged = merge(merged.without(*exchanged), own)
     return merged
@@ -208,11 +221,13 @@ def _put(node: Node, parts: Sequence[str], new: Node | None, done: Sequence[str]
         children = dict(node.value)
     else:
         raise SpecError([Problem("not-a-table", f"`{here}` is a plain value, with nothing below it", spot)])
+    if name not in children and not node.whole and (new is None or "".join(rest[:1]).isdecimal()):
+        return node  # it may be there, in what could not be read
     if name not in children and new is None:
         hint = did_you_mean(name, children)
         raise SpecError([Problem("nothing-to-unset", f"`{'.'.join([*done, *parts])}` is not set", spot, hint)])
     if rest:
-        below = children.get(name) or Node({}, spot, spot)
+        below = children.get(name) or Node({}, spot, spot, node.whole)
         children[name] = _put(below, rest, new, [*done, name], spot)
     elif new is None:
         del children[name]

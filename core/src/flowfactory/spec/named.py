@@ -72,6 +72,8 @@ class Named:
         try:
             return load()
         except PluginError as error:
+            if error.kind == "plugin-missing" and not self.root.whole and self.root.at("plugins") is None:
+                return None  # it may be in a file of the `plugins` that could not be read
             self.reader.problems.append(error.problem(node.place))
             return None
 
@@ -89,6 +91,8 @@ class Named:
 
     def _named(self, node: Node, kind: str, title: str) -> Contribution | None:
         name = node.at("name")
+        if name is None and not node.whole:
+            return None
         if name is None:
             known = ", ".join(f"`{n}`" for n in self.registry.names(kind)) or "none is installed"
             self.reader.note("missing-key", f"{title} lacks `name` ({KINDS[kind].name}s: {known})", node.key)

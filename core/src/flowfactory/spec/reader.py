@@ -15,6 +15,7 @@ from flowfactory.errors import Place, Problem, did_you_mean, listed, shortened
 from flowfactory.names import aliases
 from flowfactory.spec.kinds import (
     FAILED,
+    UNSOUND,
     Failed,
     arms_of,
     declared,
@@ -82,6 +83,8 @@ class Reader:
         for name, field in fields.items():
             if name in node.value:
                 values[name] = self._attribute(node.value[name], cls, field, name)
+            elif not node.whole:
+                values[name] = FAILED
             elif field.default is attrs.NOTHING:
                 doc = declared(field).doc
                 self.note("missing-key", f"{title} lacks `{name}`" + (f" ({doc})" if doc else ""), node.key)
@@ -106,17 +109,21 @@ class Reader:
 
     def _attribute(self, node: Node, cls: type, field: attrs.Attribute[Any], name: str) -> Any:
         value = self.value(node, hints(cls)[field.name], declared(field), name)
-        if not isinstance(value, Failed):
-            try:  # a number as it was written, for the message: 0 and not 0.0
-                declared(field).check(None, field, node.value if type(value) is float else value)
-            except ValueError as error:
-                self.note("bad-value", f"`{name}`: {error}", node.place)
-                return FAILED
+        found = value.part if isinstance(value, Failed) else value
+        try:  # a number as it was written, for the message: 0 and not 0.0
+            declared(field).check(None, field, node.value if type(found) is float else found)
+        except ValueError as error:
+            self.note("bad-value", f"`{name}`: {error}", node.place)
+            return FAILED
+        except AttributeError:
+            if found is value:
+                raise
         return value
 
     def _make(self, cls: type[T], values: dict[str, Any], node: Node, title: str) -> T:
         """The instance, or a part; validators of the plugin's own run one by one, so that each error finds its key."""
-        failed = {name for name, value in values.items() if isinstance(value, Failed)}
+        failed = [name for name, value in values.items() if isinstance(value, Failed)]
+        absent = {name for name in failed if values[name].part is None}
         named = {name: field.alias or field.name for name, field in keys(cls).items()}
         try:
             with attrs.validators.disabled():
@@ -125,10 +132,12 @@ class Reader:
             self.note("bad-table", f"{title}: {error}", node.key)
             return part_of(cls, values)
         for name, field in keys(cls).items():
-            if field.validator is not None and name not in failed:
+            if field.validator is not None and name not in absent:
                 try:
                     field.validator(made, field, getattr(made, field.name))
                 except (ValueError, TypeError) as error:
+                    if name in failed and isinstance(error, TypeError):
+                        continue  # what is unsound in it has no type
                     place = node.value[name].place if name in node.value else node.key
                     kind = "bad-table" if Key.METADATA in field.metadata else "bad-value"  # more than its declaration
                     self.note(kind, f"`{name}`: {error.args[0] if error.args else error}", place)
@@ -182,24 +191,33 @@ class Reader:
             what = f"`{name}`: expected an array, not {shown_value(node.value)}"
             self.note("wrong-type", what, node.place, _for_the_shell(node))
             return FAILED
-        many = len(kinds) == 2 and kinds[1] is Ellipsis
-        if not many and len(node.value) != len(kinds):
-            self.note(
-                "wrong-type", f"`{name}`: expected an array of {len(kinds)}, not of {len(node.value)}", node.place
-            )
-            return FAILED
-        each = kinds[:1] * len(node.value) if many else kinds
+        count = len(node.value)
+        each = kinds[:1] * count if len(kinds) == 2 and kinds[1] is Ellipsis else kinds
+        if len(each) != count:
+            self.note("wrong-type", f"`{name}`: expected an array of {len(each)}, not of {count}", node.place)
         values, failed = [], 0
-        for i, (child, kind) in enumerate(zip(node.value, each, strict=True)):
-            values.append(self.value(child, kind, key, f"{name}[{i}]"))
+        for i, (child, kind) in enumerate(zip(node.value, each, strict=False)):
+            values.append(self._entry(child, kind, key, f"{name}[{i}]"))
             failed += isinstance(values[-1], Failed)
             if failed == MANY:
                 self.note("wrong-type", f"`{name}`: what follows is not looked at before this is mended", child.place)
                 break
-        if not failed:
-            return tuple(values)
+        if len(each) != count:
+            return FAILED
         parts = [value.part if isinstance(value, Failed) else value for value in values]
-        return FAILED if None in parts else Failed(tuple(parts))  # tables: each as far as it is sound
+        parts = [UNSOUND if part is None else part for part in parts] + [UNSOUND] * (count - len(parts))
+        return Failed(tuple(parts)) if failed else tuple(parts)
+
+    def _entry(self, node: Node, kind: Any, key: Key, name: str) -> Any:
+        """An entry of an array; the bounds of a key are those of each number."""
+        value = self.value(node, kind, key, name)
+        if type(value) in (int, float):
+            try:
+                key.check_number(node.value)
+            except ValueError as error:
+                self.note("bad-value", f"`{name}`: {error}", node.place)
+                return FAILED
+        return value
 
     def _size(self, node: Node, name: str) -> Any:
         numbers = [child.value for child in node.value] if node.is_array else [node.value] * 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -12,7 +12,7 @@ from flowfactory.data.sources import Data
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import layers
-from flowfactory.spec.kinds import FAILED, keys
+from flowfactory.spec.kinds import FAILED, UNSOUND, keys
 from flowfactory.spec.named import Named
 from flowfactory.spec.reader import WHOLE, Reader
 from flowfactory.spec.rules import scores, shortcuts, stochastic, updates
@@ -33,6 +33,8 @@ from flowfactory.spec.tables import (
     Track,
 )
 from flowfactory.spec.toml import Node
+
+T = TypeVar("T")
 
 TABLES: Mapping[str, type] = {
     "run": RunTable,
@@ -73,7 +75,7 @@ def load_spec(
     """
     root, problems = layers.load_what_fits(path, sets, unsets, TOP)
     with registry.blaming():
-        spec, notes = _Loader(path, root, registry, problems, also, moved).spec()
+        spec, notes = _Loader(path, root, problems, registry, also, moved).spec()
     for note in notes:
         tell(note)
     return spec
@@ -91,7 +93,7 @@ def load_rewards(path: Path, registry: Registry, sets: Sequence[str] = ()) -> tu
         SpecError: with every problem found.
     """
     with registry.blaming():
-        return _Loader(path, layers.load(path, sets), registry).rewards()
+        return _Loader(path, *layers.load_what_fits(path, sets), registry).rewards()
 
 
 class _Loader:
@@ -99,8 +101,8 @@ class _Loader:
         self,
         path: Path,
         root: Node,
+        problems: Sequence[Problem],
         registry: Registry,
-        problems: Sequence[Problem] = (),
         also: Sequence[Rule] = (),
         moved: bool = False,
     ) -> None:
@@ -119,7 +121,7 @@ class _Loader:
         parts |= {name: self._table(name) for name in ("lora", "full") if self.root.at(name) is not None}
         parts["tuning"] = self._tuning(parts)
         reward = self.root.at("reward")  # whether there must be one, the trainer says
-        parts["rewards"] = () if reward is None else self._rewards(reward, "[[reward]]")
+        parts["rewards"] = self._absent(()) if reward is None else self._rewards(reward, "[[reward]]")
         parts["eval"] = self._eval()
         sound = {name: part for name, part in parts.items() if part is not None}
         notes = self._check(sound)
@@ -149,16 +151,23 @@ class _Loader:
             return self.reader.table(node, cls, f"[{name}]")
         required = [f"`{key}`" for key, field in keys(cls).items() if field.default is attrs.NOTHING]
         required = ["`prompts`"] if cls is Data else required  # or `source`, in their place
-        return self._missing(f"[{name}]", required) if required else cls()
+        return self._missing(f"[{name}]", required) if required else self._absent(cls())
 
     def _missing(self, title: str, required: Sequence[str]) -> None:
-        self.reader.note("missing-table", f"{title} is missing; it needs {', '.join(required)}", self.root.place)
+        if self.root.whole:
+            self.reader.note("missing-table", f"{title} is missing; it needs {', '.join(required)}", self.root.place)
+
+    def _absent(self, default: T) -> T | None:
+        """What stands for a table that is not there, unless it may be in what could not be read."""
+        return default if self.root.whole else None
 
     def _tuning(self, parts: Mapping[str, Any]) -> Lora | Full | None:
         lora, full = self.root.at("lora"), self.root.at("full")
         if lora is not None and full is not None:
             what = "[lora] and [full] exclude each other: train adapters or all weights"
             self.reader.note("two-tunings", what, self._later(lora, full).key, "remove one of them, or `--unset` it")
+            return None
+        if lora is None and full is None and not self.root.whole:
             return None
         if lora is None and full is None:
             what = "what to train is missing: [lora] for adapters, or [full] for all weights"
@@ -185,9 +194,10 @@ class _Loader:
             return None
         if not node.is_array or not all(child.is_table for child in node.value):
             self.reader.note("not-an-array", f"rewards are an array of tables, each headed {title}", node.key)
-        tables = [child for child in node.value if child.is_table] if node.is_array else []
-        entries = [entry for child in tables if (entry := self._reward(child, title)) is not None]
-        return tuple(entries) if node.is_array and len(entries) == len(node.value) else None
+        if not node.is_array:
+            return None
+        found = (self._reward(child, title) if child.is_table else None for child in node.value)
+        return tuple(UNSOUND if entry is None else entry for entry in found)
 
     def _reward(self, node: Node, title: str) -> RewardEntry | None:
         core = [key for key in keys(RewardEntry) if key not in ("name", "spec")]
@@ -205,12 +215,12 @@ class _Loader:
     def _eval(self) -> Eval | None:
         node = self.root.at("eval")
         if node is None:
-            return Eval()
+            return self._absent(Eval())
         if not node.is_table:
             self.reader.not_a_table(node, "[eval]")
             return None
         reward = node.at("reward")
-        rewards = () if reward is None else self._rewards(reward, "[[eval.reward]]")
+        rewards = self._absent(()) if reward is None else self._rewards(reward, "[[eval.reward]]")
         given = {"rewards": FAILED if rewards is None else rewards}
         return self.reader.table(node, Eval, "[eval]", given, known=("reward",))
 

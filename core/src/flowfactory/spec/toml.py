@@ -25,11 +25,13 @@ class Node:
 
     value: a mapping of nodes (a table), a tuple of nodes (an array), or a scalar.
     key: its key, or its table header. place: the value itself.
+    whole: whether nothing of a table is unknown; otherwise what it extends could not be read, and may have more of it.
     """
 
     value: Any
     key: Place
     place: Place
+    whole: bool = True
 
     @property
     def is_table(self) -> bool:
@@ -61,6 +63,12 @@ class Node:
     def without(self, *keys: str) -> Node:
         """A table less some keys."""
         return attrs.evolve(self, value={key: child for key, child in self.value.items() if key not in keys})
+
+    def lacking(self) -> Node:
+        """The same as what extends something that could not be read: arrays are whole, tables are not."""
+        if not self.is_table:
+            return self
+        return attrs.evolve(self, value={key: child.lacking() for key, child in self.value.items()}, whole=False)
 
     def only(self, *keys: str) -> Node:
         """A table with some keys only."""

@@ -20,7 +20,7 @@ import attrs
 
 from flowfactory.contracts.digest import seed_of
 from flowfactory.contracts.specs import Branches, Decay, SchedulerSpec, StochasticSpec, Times, Window
-from flowfactory.spec.kinds import sound
+from flowfactory.spec.kinds import entries, sound
 from flowfactory.spec.tables import Optimizer
 
 MOST = 4096
@@ -218,17 +218,18 @@ def misfits(window: Window, steps: int) -> Faults:
     own, last = sound(window), steps - 2
     if any(own.get(name) is not None for name in {"steps", "range", "size"} - _TAKES[window.rule]):
         return  # what has no meaning does not have to fit
-    open_steps = candidates(window, steps)
-    if not open_steps:
+    open_steps = candidates(window, steps) if window.steps is None else tuple(sorted(entries(window.steps)))
+    most = len(open_steps if window.steps is None else window.steps)
+    if not most:
         yield "range", f"expected [first, last] with first <= last, not {list(window.range or ())}"
         return
     if len(set(open_steps)) < len(open_steps):
         yield "steps", f"expected each step once, not {list(open_steps)}"
-    if open_steps[-1] > last:
+    if open_steps and open_steps[-1] > last:
         where = "steps" if window.steps is not None else "range"
         yield where, f"step {open_steps[-1]} cannot be stochastic: of {steps} steps, 0 to {last} can"
-    if window.size is not None and window.size > len(open_steps):
-        yield "size", f"expected at most {len(open_steps)}, the number of steps it may choose from"
+    if window.size is not None and window.size > most:
+        yield "size", f"expected at most {most}, the number of steps it may choose from"
 
 
 def _level_keys(times: Times) -> Faults:

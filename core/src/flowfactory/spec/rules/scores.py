@@ -109,11 +109,17 @@ def _named_in_evaluation(where: Where, sources: Sources, rewards: Rewards) -> It
 
 def _names(where: Where, sources: Sources, entry: RewardEntry, at: Sequence[str | int]) -> Iterator[Problem]:
     known = [source.name for source in sources or ()]
-    for j, name in enumerate(entry.sources or ()):
-        if name not in known:
-            what = f"reward `{entry.label}`: there is no source `{name}` (there is: {listed(known)})"
-            hint = did_you_mean(name, known) or "sources are named in [[data.source]]"
-            yield Problem("no-such-source", what, where(*at, "sources", j), hint)
+    names = enumerate(entry.sources or ())
+    yield from where.each(_name(where, name, known, entry, (*at, "sources", j)) for j, name in names)
+
+
+def _name(
+    where: Where, name: str, known: Sequence[str], entry: RewardEntry, at: Sequence[str | int]
+) -> Iterator[Problem]:
+    if name not in known:
+        what = f"reward `{entry.label}`: there is no source `{name}` (there is: {listed(known)})"
+        hint = did_you_mean(name, known) or "sources are named in [[data.source]]"
+        yield Problem("no-such-source", what, where(*at), hint)
 
 
 def _unevaluated(where: Where, data: Data, rewards: Rewards, table: Eval) -> Iterator[Problem]:
@@ -123,21 +129,32 @@ def _unevaluated(where: Where, data: Data, rewards: Rewards, table: Eval) -> Ite
 
 
 def _left_out(where: Where, data: Data, rewards: Rewards, at: Sequence[str], evaluated: bool) -> Iterator[Problem]:
-    for i, entry in enumerate(rewards):
-        if evaluated and data.held_out and not any(map(entry.applies_to, data.held_out)):
-            what = f"reward `{entry.label}` scores no source that has `eval_prompts`, so evaluations leave it out"
-            yield Problem("not-evaluated", what, where(*at, i, "sources"), code=DONE)
+    held_out = data.held_out if evaluated else ()
+    if held_out:
+        yield from where.each(_passed_over(where, held_out, entry, (*at, i)) for i, entry in enumerate(rewards))
+
+
+def _passed_over(
+    where: Where, held_out: Sequence[str], entry: RewardEntry, at: Sequence[str | int]
+) -> Iterator[Problem]:
+    if not any(map(entry.applies_to, held_out)):
+        what = f"reward `{entry.label}` scores no source that has `eval_prompts`, so evaluations leave it out"
+        yield Problem("not-evaluated", what, where(*at, "sources"), code=DONE)
 
 
 def _unscored(where: Where, needs: Needs, sources: Sources, rewards: Rewards) -> Iterator[Problem]:
     """Sources whose samples no reward that counts scores."""
     counting = [entry for entry in rewards if entry.weight != 0] if needs.scores else []
-    for i, source in enumerate(sources or ()):
-        if counting and not any(entry.applies_to(source.name) for entry in counting):
-            what = f"no [[reward]] that counts scores the samples of source `{source.name}`"
-            hint = "name it in the `sources` of one, or leave the source out"
-            at = where("data", "source", i, "name")
-            yield Problem("unscored-source", f"{what}: nothing is learned from them", at, hint)
+    if counting:
+        yield from where.each(_not_scored(where, counting, source, i) for i, source in enumerate(sources or ()))
+
+
+def _not_scored(where: Where, counting: Sequence[RewardEntry], source: DataSource, number: int) -> Iterator[Problem]:
+    if not any(entry.applies_to(source.name) for entry in counting):
+        what = f"no [[reward]] that counts scores the samples of source `{source.name}`"
+        hint = "name it in the `sources` of one, or leave the source out"
+        at = where("data", "source", number, "name")
+        yield Problem("unscored-source", f"{what}: nothing is learned from them", at, hint)
 
 
 # --- evaluations, and who is told ----------------------------------------------------------------------------------
@@ -166,17 +183,19 @@ def _best(where: Where, best: str, data: Data, table: Eval, rewards: Rewards) ->
 
 def _trackers(where: Where, names: tuple[str, ...]) -> Iterator[Problem]:
     """A plugin that brings trackers knows their names when the run starts, not before."""
-    if where.registry.brings_trackers():
-        return
-    for i, name in enumerate(names):
-        needed = TRACKERS.get(name, ())
-        if needed and not any(importlib.util.find_spec(package) for package in needed):
-            what = f"tracker `{name}` needs the package {needed[0].replace('_', '-')}, which is not installed"
-            yield Problem("tracker", what, where("track", "to", i), f"try: pip install {needed[0].replace('_', '-')}")
-        elif not needed:
-            hint = did_you_mean(name, TRACKERS) or "is the plugin that brings it listed in `plugins`?"
-            what = f"there is no tracker `{name}` (there is: {listed(sorted(TRACKERS))})"
-            yield Problem("tracker", what, where("track", "to", i), hint)
+    if not where.registry.brings_trackers():
+        yield from where.each(_tracker(where, name, i) for i, name in enumerate(names))
+
+
+def _tracker(where: Where, name: str, number: int) -> Iterator[Problem]:
+    needed, place = TRACKERS.get(name, ()), where("track", "to", number)
+    if needed and not any(importlib.util.find_spec(package) for package in needed):
+        what = f"tracker `{name}` needs the package {needed[0].replace('_', '-')}, which is not installed"
+        yield Problem("tracker", what, place, f"try: pip install {needed[0].replace('_', '-')}")
+    elif not needed:
+        hint = did_you_mean(name, TRACKERS) or "is the plugin that brings it listed in `plugins`?"
+        what = f"there is no tracker `{name}` (there is: {listed(sorted(TRACKERS))})"
+        yield Problem("tracker", what, place, hint)
 
 
 RULES: tuple[Rule, ...] = (
