@@ -92,6 +92,16 @@ def test_plan_refuses_a_world_that_does_not_divide(spec: Path, capsys: Capture) 
     assert "3 processes cannot share the 2 groups of an update" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_too_many_processes_hide_no_mistake(spec: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "spec.toml", "--processes", "3", "--set", "sampling.steps=x"]) == 2
+    told = capsys.readouterr().err
+    assert "3 processes cannot share the 2 groups of an update" in told
+    assert "`steps`: expected a whole number" in told
+    assert main([verb, "spec.toml", "--processes", "3", "--set", "optimizer.updates=3"]) == 2
+    assert "processes cannot share" not in capsys.readouterr().err  # how many groups an update has is not known
+
+
 # --- looking at plugins --------------------------------------------------------------------------------------------
 
 

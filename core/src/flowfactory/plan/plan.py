@@ -11,12 +11,12 @@ from typing import Any
 
 import attrs
 
-from flowfactory.errors import Problem, SpecError
+from flowfactory.errors import SpecError
 from flowfactory.plan.counts import Number, numbers
 from flowfactory.spec import toml
 from flowfactory.spec.holdings import by_content
 from flowfactory.spec.kinds import attributes
-from flowfactory.spec.rules.updates import nearest_divisors
+from flowfactory.spec.rules.updates import unshared
 from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, unstructure
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
@@ -88,14 +88,8 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
     Raises:
         SpecError: the groups of an update cannot be shared evenly among the processes.
     """
-    groups = spec.sampling.prompts // spec.optimizer.updates
-    if groups % world:
-        near = nearest_divisors(groups, world)
-        what = f"{world} processes cannot share the {groups} groups of an update (prompts / updates) evenly"
-        hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
-        if world > groups:
-            hint += f"; all have work where [sampling] prompts is a multiple of {world * spec.optimizer.updates}"
-        raise SpecError([Problem("world", what, None, hint)])
+    if problems := list(unshared(world, spec.sampling.prompts, spec.optimizer.updates)):
+        raise SpecError(problems)
     return Plan(spec, world, tuple(numbers(spec, world)), versions, digest_of(spec))
 
 

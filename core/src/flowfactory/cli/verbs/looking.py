@@ -20,6 +20,7 @@ from flowfactory.plan.plan import make_plan
 from flowfactory.plan.working import Measured
 from flowfactory.processes import launch, traffic
 from flowfactory.runs import environment
+from flowfactory.spec.rules.updates import sharing
 from flowfactory.spec.schema import spec_schema
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
@@ -88,9 +89,10 @@ def plan(
 ) -> None:
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
-    rules = disk.RULES_OF_CONFIGS if exact else disk.RULES
+    world = launch.count(processes)
+    rules = (*(disk.RULES_OF_CONFIGS if exact else disk.RULES), sharing(world))
     loaded = load_spec(spec, registry, sets, unsets, rules, lambda note: ui.say(str(note)))
-    made = make_plan(loaded, registry.versions(), launch.count(processes))
+    made = make_plan(loaded, registry.versions(), world)
     known, measured = _exactly(ui, made.spec, registry) if exact else ({}, None)
     needed = estimate(made.spec, made.world, True, known, measured)
     sent = traffic.traffic(made, bandwidth, rate, known)

@@ -44,6 +44,7 @@ from flowfactory.processes.stop import Stopped, listening
 from flowfactory.runs import archive, resumption
 from flowfactory.runs import folder as folders
 from flowfactory.runs.files import writing
+from flowfactory.spec.rules.updates import sharing
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
 from flowfactory.streams import prints_to_stderr
@@ -80,7 +81,8 @@ def run(
         if watched:
             commands.see(WATCH)
         registry = new_registry(ui)
-        loaded = load_spec(spec, registry, sets, unsets, disk.RULES, lambda note: ui.say(str(note)))
+        rules = (*disk.RULES, sharing(world))
+        loaded = load_spec(spec, registry, sets, unsets, rules, lambda note: ui.say(str(note)))
         plan = make_plan(loaded, registry.versions(), world)
         chosen = folder or runs / plan.spec.run.name
         if main and folder is None:
