@@ -14,12 +14,17 @@ TEXT_WIDTH = 64
 
 
 def build(seed: int = 0) -> FluxPipeline:
-    """The pipeline with random weights, float32, on the CPU.
+    """The pipeline of this world, with random weights."""
+    return pipeline(clip_tokenizer(), t5_tokenizer(), seed)
 
-    A 32 x 32 image is 8 x 8 latents of 8 channels, which FLUX packs into 16 tokens of 32 channels.
+
+def pipeline(clip: CLIPTokenizer, t5: T5Tokenizer, seed: int) -> FluxPipeline:
+    """A pipeline for the words of two tokenizers, with random weights, float32, on the CPU.
+
+    A 32 x 32 image is 8 x 8 latents of 8 channels, which FLUX packs into 16 tokens of 32 channels. Prompts are as long
+    as the tokenizers say.
     """
     torch.manual_seed(seed)
-    clip, t5 = clip_tokenizer(), t5_tokenizer()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=False, shift=1.0),
         vae=_vae(),
@@ -82,7 +87,7 @@ def _clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             projection_dim=TEXT_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=TEXT_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -11,7 +11,7 @@ learning is to correct.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor
 
-from flowfactory_plugin_shapes.architecture import TEXT_TOKENS, build
+from flowfactory_plugin_shapes.architecture import build
 from flowfactory_plugin_shapes.world import COLOURS, RELATIONS, SHAPES, Scene, caption, render, sample
 
 T = TypeVar("T")
+GRID = (4, 4)
 
 
 @attrs.frozen
@@ -86,12 +87,12 @@ def main(
         pipe.vae = AutoencoderKL.from_pretrained(vae, subfolder="vae", torch_dtype=torch.float32)
     latents = encode(pipe.vae, pixels)
     for stage in (recipe.clean, recipe.noisy):
-        train_flow(pipe, latents, scenes, stage, recipe)
+        train_flow(pipe, batches(latents, scenes, stage, recipe), GRID, stage, recipe.seed)
         save(pipe, out)
 
 
 def train_vae(vae: AutoencoderKL, pixels: Tensor, recipe: Recipe) -> None:
-    """Fit `vae` to `pixels` `(N, 3, 32, 32)` in [0, 1]; its shift and scale then make latents of mean 0 and std 1."""
+    """Fit `vae` to `pixels` `(N, 3, H, W)` in [0, 1]; its shift and scale then make latents of mean 0 and std 1."""
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.vae_lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(recipe.vae_steps))
@@ -113,25 +114,34 @@ def train_vae(vae: AutoencoderKL, pixels: Tensor, recipe: Recipe) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """The packed, normalised latents of `pixels`, `(N, 16, 32)`, as the transformer of FLUX sees them."""
+    """The packed, normalised latents of `pixels`, `(N, tokens, 32)`, as the transformer of FLUX sees them."""
     z = torch.cat([vae.encode(2 * part - 1).latent_dist.mean for part in torch.split(pixels, 256)])
     z = (z - vae.config.shift_factor) * vae.config.scaling_factor
     packed: Tensor = FluxPipeline._pack_latents(z, *z.shape)
     return packed
 
 
-def train_flow(pipe: FluxPipeline, latents: Tensor, scenes: Sequence[Scene], stage: Stage, recipe: Recipe) -> None:
-    """Fit the transformer and both text encoders; `pipe` is left with the moving average of the weights."""
+def train_flow(
+    pipe: FluxPipeline,
+    batches: Iterable[tuple[Tensor, list[str]]],
+    grid: tuple[int, int],
+    stage: Stage,
+    seed: int,
+) -> None:
+    """Fit the transformer and both text encoders to `batches` of latents and captions.
+
+    `grid` is how many rows and columns of tokens an image has. `pipe` is left with the moving average of the weights.
+    """
     networks = torch.nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2]).train()
     average = {name: value.detach().clone() for name, value in networks.named_parameters()}
     optimizer = torch.optim.AdamW(networks.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(stage.horizon))
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(seed)
     log = Log(stage.name)
-    for step, (x0, prompts) in enumerate(batches(latents, scenes, stage, recipe)):
-        s = torch.rand(recipe.batch, generator=generator)
+    for step, (x0, prompts) in enumerate(batches):
+        s = torch.rand(len(x0), generator=generator)
         e = torch.randn(x0.shape, generator=generator)
-        v = velocity(pipe, torch.lerp(x0, e, s[:, None, None]), s, prompts)
+        v = velocity(pipe, torch.lerp(x0, e, s[:, None, None]), s, prompts, grid)
         loss = F.mse_loss(v, e - x0)
         update(optimizer, schedule, loss)
         decay = min(stage.ema_decay, (1 + step) / (10 + step))
@@ -176,8 +186,8 @@ def misread(scene: Scene, noise: float, rng: np.random.Generator) -> Scene:
     return scene if len(set(things)) < len(things) else Scene(things, relation)
 
 
-def velocity(pipe: FluxPipeline, x: Tensor, s: Tensor, prompts: list[str]) -> Tensor:
-    """The transformer's velocity at `x` `(B, 16, 32)` and noise level `s` `(B,)`, gradients reaching the encoders."""
+def velocity(pipe: FluxPipeline, x: Tensor, s: Tensor, prompts: list[str], grid: tuple[int, int] = GRID) -> Tensor:
+    """The transformer's velocity at `x` `(B, tokens, 32)`, noise level `s` `(B,)`; gradients reach the encoders."""
     words, pooled, text_ids = encode_prompts(pipe, prompts)
     v: Tensor = pipe.transformer(
         hidden_states=x,
@@ -185,7 +195,7 @@ def velocity(pipe: FluxPipeline, x: Tensor, s: Tensor, prompts: list[str]) -> Te
         encoder_hidden_states=words,
         pooled_projections=pooled,
         txt_ids=text_ids,
-        img_ids=FluxPipeline._prepare_latent_image_ids(1, 4, 4, x.device, x.dtype),
+        img_ids=FluxPipeline._prepare_latent_image_ids(1, *grid, x.device, x.dtype),
         return_dict=False,
     )[0]
     return v
@@ -196,13 +206,13 @@ def encode_prompts(pipe: FluxPipeline, prompts: list[str]) -> tuple[Tensor, Tens
     different = sorted(set(prompts))
     index = torch.tensor([different.index(prompt) for prompt in prompts])
     pooled, words = (
-        encoder(tokenizer(different, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt").input_ids)
+        encoder(tokenizer(different, padding="max_length", return_tensors="pt").input_ids)
         for tokenizer, encoder in (
             (pipe.tokenizer, pipe.text_encoder),
             (pipe.tokenizer_2, pipe.text_encoder_2),
         )
     )
-    return words.last_hidden_state[index], pooled.pooler_output[index], torch.zeros(TEXT_TOKENS, 3)
+    return words.last_hidden_state[index], pooled.pooler_output[index], torch.zeros(pipe.tokenizer_2.model_max_length, 3)
 
 
 def update(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor) -> None:
