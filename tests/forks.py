@@ -1,10 +1,11 @@
 """Processes forked with everything imported, so that many runs can be started, and killed, in seconds.
 
-Those that `--processes` asks for, too: torchrun starts them as ever, but what it takes for a new interpreter is a fork.
+Those that `--processes` asks for, too: they are started as ever, but what is taken for a new interpreter is a fork.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -12,10 +13,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -52,7 +55,11 @@ def received(pipe: Connection) -> Iterator[Any]:
 
 
 def flowfactory(
-    folder: Path, *arguments: object, stop: tuple[signal.Signals, str, int] | None = None, most: int | None = None
+    folder: Path,
+    *arguments: object,
+    stop: tuple[signal.Signals, str, int] | None = None,
+    most: int | None = None,
+    meanwhile: Callable[[int], object] = lambda pid: None,
 ) -> tuple[int, str]:
     """The command with these arguments, in a process of its own; its exit code, and what it said to stderr.
 
@@ -60,9 +67,10 @@ def flowfactory(
         folder: where what it said is kept meanwhile.
         stop: a signal that it gets as a phase begins for the n-th time.
         most: the largest file it may write, in bytes.
+        meanwhile: what is done while it runs, given its id; with several processes it leads a group, as in a terminal.
     """
     said = folder / "said.txt"
-    return ended(said, _run, list(map(str, arguments)), said, stop, most)
+    return ended(said, _run, list(map(str, arguments)), said, stop, most, meanwhile=meanwhile)
 
 
 def pair(folder: Path, *arguments: object) -> tuple[int, str]:
@@ -71,10 +79,13 @@ def pair(folder: Path, *arguments: object) -> tuple[int, str]:
     return ended(said, _torchrun, list(map(str, arguments)), said)
 
 
-def ended(said: Path, work: Callable[..., None], *arguments: Any) -> tuple[int, str]:
+def ended(
+    said: Path, work: Callable[..., None], *arguments: Any, meanwhile: Callable[[int], object] = lambda pid: None
+) -> tuple[int, str]:
     """The exit code of some work, and what it said."""
     said.write_text("")
     process, pipe = start(work, *arguments)
+    meanwhile(process.pid)
     for _ in received(pipe):
         pass
     process.join()
@@ -88,10 +99,15 @@ def _run(
     most: int | None,
     pipe: Connection,
 ) -> None:
+    from flowfactory.cli import launcher
     from flowfactory.cli.main import main
     from flowfactory.training import loop
 
     _begin(said)
+    if any(argument.startswith("--processes") for argument in arguments):
+        os.setsid()
+        spare = [Spare(), Spare()]
+        launcher.subprocess = SimpleNamespace(Popen=lambda *a, **named: spare.pop().become(*a, **named))  # type: ignore[attr-defined]
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     seen: list[str] = []
@@ -159,6 +175,67 @@ def _become(arguments: Sequence[str], environment: Mapping[str, str], said: Path
     else:
         sys.argv = list(arguments)
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+class Spare:
+    """What `subprocess.Popen` is to the launcher: a fork from before it began, which waits to become a command."""
+
+    def __init__(self) -> None:
+        ours, self._orders = os.pipe()
+        self._code: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self._orders)
+            _obey(ours)
+        os.close(ours)
+
+    def become(self, arguments: Sequence[str], env: Mapping[str, str], start_new_session: bool) -> Spare:
+        """`python -P -m …`, in this environment, in a session of its own."""
+        assert (arguments[1:3], start_new_session) == (["-P", "-m"], True)
+        os.write(self._orders, f"{json.dumps([arguments[3:], dict(env)])}\n".encode())
+        os.close(self._orders)
+        return self
+
+    def poll(self) -> int | None:
+        """The exit code, or `None` while it runs."""
+        if self._code is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        """Unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _obey(orders: int) -> None:
+    """Become what a line of a pipe says; never returns."""
+    code: object = 1
+    try:
+        os.setsid()
+        with open(orders) as file:
+            line = file.readline()
+        if not line:  # the launcher has ended without a need for it
+            os._exit(0)
+        sys.argv, environment = json.loads(line)
+        os.environ.clear()
+        os.environ.update(environment)
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as ending:
+        code = ending.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def changed(parts: Any, **fields: Any) -> Any:

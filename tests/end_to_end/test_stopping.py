@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from end_to_end.conftest import REWARDS, SPEC, metrics
 from flowfactory.runs import archive
-from forks import flowfactory, pair
+from forks import flowfactory
 from safetensors import safe_open
 
 QUICK = ("--set=run.epochs=2", "--set=run.save_samples=0", "--set=sampling.prompts=2", "--set=sampling.group=2")
 
 UPDATES = ("--set=optimizer.updates=2", "--set=optimizer.micro_batch=1", "--set=checkpoint.every=0")
+
+WITHOUT_EVALUATIONS = ("--unset=eval", "--unset=data.eval_prompts")
 
 STOPS_WHILE_ENCODING = """
 import os, signal
@@ -190,25 +192,22 @@ def test_a_stop_is_heard_at_the_next_call_of_the_network(
     assert_goes_on(folder, whole_of_two_updates)
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
-@pytest.mark.parametrize(("trained", "number"), [(False, 5), (True, 5)])
+@pytest.mark.parametrize(
+    ("trained", "number", "shard"),
+    [
+        (False, 2, "false"),  # sampling, each with weights of its own
+        (True, 5, "true"),  # the second update, with weights divided
+    ],
+)
 def test_two_processes_hear_it_where_they_are(
     tmp_path: Path, checkpoint: Path, trained: bool, number: int, shard: str
 ) -> None:
     more = STOPS_WHILE_COMPUTING.format(calls=tmp_path / "calls", trained=trained, number=number, signal="SIGTERM")
     spec = lay(tmp_path / "a spec", checkpoint, more)
     folder = spec.parent / "run"
-    arguments = (
-        "run",
-        spec,
-        "--folder",
-        folder,
-        *QUICK,
-        *UPDATES,
-        "--set=sampling.prompts=4",
-        f"--set=memory.shard={shard}",
-    )
-    _, said = pair(tmp_path, "-m", "flowfactory", *arguments)
+    own = ("--processes=2", "--set=sampling.prompts=4", f"--set=memory.shard={shard}", *WITHOUT_EVALUATIONS)
+    code, said = flowfactory(tmp_path, "run", spec, "--folder", folder, *QUICK, *UPDATES, *own)
+    assert code == 75, said
     assert "stopped by SIGTERM; go on with" in said
     stopped = int((tmp_path / "calls.at").read_text())
     made = [len((tmp_path / f"calls.{rank}").read_text()) for rank in (0, 1)]
@@ -221,10 +220,8 @@ def test_a_stop_while_a_reward_is_waited_for_waits_no_longer(tmp_path: Path, che
     spec = lay(tmp_path / "a spec", checkpoint, HANGS)
     folder = spec.parent / "run"
     begin = time.monotonic()
-    without = ("--unset=eval", "--unset=data.eval_prompts")
-    code, said = flowfactory(
-        tmp_path, "run", spec, "--folder", folder, *QUICK, *without, stop=(signal.SIGTERM, "score", 2)
-    )
+    stop = (signal.SIGTERM, "score", 2)
+    code, said = flowfactory(tmp_path, "run", spec, "--folder", folder, *QUICK, *WITHOUT_EVALUATIONS, stop=stop)
     assert code == 75, said
     assert [path.name for path in archive.checkpoints(folder / "checkpoints")] == ["epoch-0000"]
     assert time.monotonic() - begin < 100
