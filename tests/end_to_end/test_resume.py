@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import kills
 import pytest
 import torch
-from end_to_end.conftest import metrics
+from end_to_end.conftest import metrics, written
 from flowfactory.runs import archive
 from flowfactory.runs.archive import Origin
 from forks import flowfactory, received, start
@@ -43,6 +41,30 @@ def whole(spec: Path, name: str, changes: Mapping[str, object] = {}) -> Path:
     code, said = flowfactory(spec.parent, "run", spec, "--folder", folder, *options({**QUICK, **changes}))
     assert code == 0, said
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """A spec that no test changes."""
+    return written(tmp_path_factory.mktemp("shared"), checkpoint)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Path) -> Path:
+    """Its whole run."""
+    return whole(shared, "whole")
+
+
+@pytest.fixture(scope="module")
+def begun(shared: Path) -> Path:
+    """A run of it that was stopped."""
+    return stopped(shared, "begun")
+
+
+@pytest.fixture
+def a(begun: Path, tmp_path: Path) -> Path:
+    """A copy of that."""
+    return Path(shutil.copytree(begun, tmp_path / "a"))
 
 
 def stopped(spec: Path, name: str, number: signal.Signals = signal.SIGTERM) -> Path:
@@ -74,13 +96,13 @@ def assert_same(a: Path, b: Path) -> None:
 def test_thirty_runs_are_killed_wherever_they_are_and_end_the_same(spec: Path) -> None:
     rewards = spec.parent / "rewards.py"
     rewards.write_text(
-        rewards.read_text().replace("    return [", "    time.sleep(0.03)\n    return [") + "\nimport time\n"
+        rewards.read_text().replace("    return [", "    time.sleep(0.01)\n    return [") + "\nimport time\n"
     )
     runs = spec.parent / "runs"
     runs.mkdir()
     quick = runs / "quick.toml"
     tables: dict[str, list[str]] = {}
-    for key, value in QUICK.items():
+    for key, value in {**QUICK, "sampling.group": 2, "sampling.micro_batch": 2}.items():
         tables.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]} = {value}")
     text = [f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items()]
     quick.write_text(f'extends = "{spec}"\n' + "\n".join(text))
@@ -96,14 +118,16 @@ def test_thirty_runs_are_killed_wherever_they_are_and_end_the_same(spec: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_resume_ends_where_the_whole_run_ends(spec: Path, number: signal.Signals) -> None:
-    folder = stopped(spec, "stopped", number)
+def test_a_signal_saves_and_resume_ends_where_the_whole_run_ends(
+    shared: Path, undisturbed: Path, number: signal.Signals
+) -> None:
+    folder = stopped(shared, number.name, number)
     assert len(metrics(folder)) == 2
     code, said = resume(folder)
     assert code == 0, said
     assert "epoch 2/3" in said
     assert "epoch 1/3" not in said
-    assert_same(whole(spec, "whole"), folder)
+    assert_same(undisturbed, folder)
 
 
 ADAPTIVE = """
@@ -153,7 +177,7 @@ def test_a_trainer_remembers_over_a_stop(spec: Path) -> None:
 
 def test_two_processes_are_stopped_through_their_launcher_and_one_goes_on(spec: Path) -> None:
     """By SIGTERM to the command alone; and by Ctrl-C in a terminal, which its whole group gets."""
-    changes = {"run.epochs": 6, "sampling.prompts": 4, "optimizer.micro_batch": 3, "optimizer.eps": 1e-4}
+    changes = {"run.epochs": 5, "sampling.prompts": 4, "optimizer.micro_batch": 3, "optimizer.eps": 1e-4}
     one, folder = whole(spec, "one", changes), spec.parent / "two"
     code, said = two_processes(
         signal.SIGTERM, folder, 1, "run", spec, "--folder", folder, *options({**QUICK, **changes})
@@ -171,26 +195,25 @@ def test_two_processes_are_stopped_through_their_launcher_and_one_goes_on(spec: 
     assert "the number of processes was 2 when epoch-0" in said
     for a, b in zip(metrics(one), metrics(folder), strict=True):
         assert a == pytest.approx(b, rel=0, abs=TOLERANCE)
-    first, other = (load_file(f / "checkpoints/epoch-0006/current.safetensors") for f in (one, folder))
+    first, other = (load_file(f / "checkpoints/epoch-0005/current.safetensors") for f in (one, folder))
     assert max(float((first[k] - other[k]).abs().max()) for k in first) < TOLERANCE
 
 
 def two_processes(number: signal.Signals, folder: Path, lines: int, *arguments: object) -> tuple[int, str]:
     """Start a command with two processes and stop it when the run has so many lines of metrics."""
-    command = [sys.executable, "-m", "flowfactory", *map(str, arguments), "--processes", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    file, deadline = folder / "metrics.jsonl", time.monotonic() + 300
-    while not file.exists() or file.read_text().count("\n") < lines:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.03)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    said = process.communicate()[1]
-    return process.returncode, said
+
+    def stop(pid: int) -> None:
+        file, deadline = folder / "metrics.jsonl", time.monotonic() + 100
+        while not file.exists() or file.read_text().count("\n") < lines:
+            assert time.monotonic() < deadline
+            time.sleep(0.03)
+        (os.killpg if number == signal.SIGINT else os.kill)(pid, number)
+
+    return flowfactory(folder.parent, *arguments, "--processes", 2, meanwhile=stop)
 
 
-def test_a_finished_run_has_nothing_left_to_do(spec: Path) -> None:
-    folder = whole(spec, "a")
+def test_a_finished_run_has_nothing_left_to_do(undisturbed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "a"))
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     kept = metrics(folder)
     assert resume(folder)[0] == 0
@@ -199,9 +222,11 @@ def test_a_finished_run_has_nothing_left_to_do(spec: Path) -> None:
 
 
 @pytest.mark.parametrize("edited", [False, True])
-def test_a_finished_run_goes_on_for_more_epochs_as_if_it_had_been_asked_for_them(spec: Path, edited: bool) -> None:
+def test_a_finished_run_goes_on_for_more_epochs_as_if_it_had_been_asked_for_them(
+    shared: Path, undisturbed: Path, edited: bool
+) -> None:
     """By `--epochs`, or in its spec; and once more, when it has been lengthened and then stopped."""
-    folder = whole(spec, "a", {"run.epochs": 1})
+    folder = whole(shared, f"edited-{edited}", {"run.epochs": 1})
     if edited:
         own = folder / "spec.toml"
         own.write_text(own.read_text().replace("epochs = 1", "epochs = 2"))
@@ -211,9 +236,8 @@ def test_a_finished_run_goes_on_for_more_epochs_as_if_it_had_been_asked_for_them
     code, said = resume(folder, "--epochs", 3)
     assert code == 0, said
     assert "epoch 2/3" not in said
-    straight = whole(spec, "whole")
-    assert metrics(folder) == metrics(straight)
-    one, other = (load_file(f / "checkpoints/epoch-0003/ema.safetensors") for f in (straight, folder))
+    assert metrics(folder) == metrics(undisturbed)
+    one, other = (load_file(f / "checkpoints/epoch-0003/ema.safetensors") for f in (undisturbed, folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert resume(folder)[0] == 0
     code, said = resume(folder, "--epochs", 2)
@@ -245,21 +269,20 @@ def test_a_changed_spec_is_not_resumed_and_the_change_is_named(spec: Path) -> No
     assert f"a file that {folder}/spec.toml names, such as its prompts" in said
 
 
-def test_what_does_not_decide_results_may_change(spec: Path) -> None:
-    folder = stopped(spec, "a")
-    own = folder / "spec.toml"
+def test_what_does_not_decide_results_may_change(a: Path) -> None:
+    own = a / "spec.toml"
     own.write_text(own.read_text().replace("keep = 1", "keep = 3"))
-    code, said = resume(folder)
+    code, said = resume(a)
     assert code == 0, said
-    assert [path.name for path in archive.checkpoints(folder / "checkpoints")] == [
+    assert [path.name for path in archive.checkpoints(a / "checkpoints")] == [
         "epoch-0001",
         "epoch-0002",
         "epoch-0003",
     ]
 
 
-def test_a_checkpoint_of_another_experiment_is_refused(spec: Path) -> None:
-    a, b = stopped(spec, "a"), whole(spec, "b", {"optimizer.lr": 0.002})
+def test_a_checkpoint_of_another_experiment_is_refused(a: Path, shared: Path) -> None:
+    b = whole(shared, "b", {"optimizer.lr": 0.002})
     last = archive.checkpoints(b / "checkpoints")[-1]
     shutil.copytree(last, a / "checkpoints" / last.name)
     code, said = resume(a)
@@ -268,14 +291,13 @@ def test_a_checkpoint_of_another_experiment_is_refused(spec: Path) -> None:
     assert "epoch 2/3" not in said
 
 
-def test_other_versions_and_numbers_of_processes_are_said_a_line_each(spec: Path) -> None:
-    folder = stopped(spec, "a")
-    (last,) = archive.checkpoints(folder / "checkpoints")
+def test_other_versions_and_numbers_of_processes_are_said_a_line_each(a: Path) -> None:
+    (last,) = archive.checkpoints(a / "checkpoints")
     state = archive.read(last)
     versions = {**state.origin.versions, "torch": "1.0", "flowfactory-plugin-gone": "3"}
     (last / "state.json").unlink()
     archive.seal(last, state.epoch, state.step, Origin(state.origin.digest, 2, versions))
-    code, said = resume(folder)
+    code, said = resume(a)
     assert code == 0, said
     now = state.origin.versions["torch"]
     assert f"torch was 1.0 when epoch-0001 was written and is {now} now\n" in said
@@ -286,13 +308,12 @@ def test_other_versions_and_numbers_of_processes_are_said_a_line_each(spec: Path
     assert said.count("when epoch-0001 was written") == 3
 
 
-def test_a_run_without_a_checkpoint_begins_again(spec: Path) -> None:
-    folder = stopped(spec, "a")
-    shutil.rmtree(folder / "checkpoints")
-    code, said = resume(folder)
+def test_a_run_without_a_checkpoint_begins_again(a: Path, undisturbed: Path) -> None:
+    shutil.rmtree(a / "checkpoints")
+    code, said = resume(a)
     assert code == 0, said
-    assert f"{folder} has no checkpoint yet; it begins again" in said
-    assert_same(whole(spec, "whole"), folder)
+    assert f"{a} has no checkpoint yet; it begins again" in said
+    assert_same(undisturbed, a)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
@@ -301,8 +322,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     assert "is not the folder of a run" in said
 
 
-def test_a_new_run_does_not_take_the_folder_of_one_with_checkpoints(spec: Path) -> None:
-    folder = stopped(spec, "a")
-    code, said = flowfactory(spec.parent, "run", spec, "--folder", folder)
+def test_a_new_run_does_not_take_the_folder_of_one_with_checkpoints(a: Path, shared: Path) -> None:
+    code, said = flowfactory(a.parent, "run", shared, "--folder", a)
     assert code == 2
-    assert f"{folder} has checkpoints of a run; go on with: flowfactory resume {folder}, or choose another" in said
+    assert f"{a} has checkpoints of a run; go on with: flowfactory resume {a}, or choose another" in said
