@@ -232,6 +232,29 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(spec: Path, checkpo
     assert (checkpointed or 0) / (plain or 1) == pytest.approx((layers + values) / (layers * values))
 
 
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ((), 40 + 6),  # five epochs of eight prompts, and those held out
+        (("run.epochs=0",), 8 + 6),
+        (("run.epochs=50",), 50 + 6),  # no more than there are
+        (("sampling.refill=1",), 50 + 6),
+        (("run.epochs=1", "sampling.refill=2"), 24 + 6),
+        (("eval.every=0",), 40),
+    ],
+)
+def test_conditions_are_those_of_the_rows_that_a_run_may_draw(
+    spec: Path, checkpoints: dict[str, Path], changes: tuple[str, ...], rows: int
+) -> None:
+    for name, count in (("train.txt", 50), ("eval.txt", 6)):
+        (spec.parent / name).write_text("".join(f"prompt {number}\n" for number in range(count)))
+    each, all_of_them = (
+        estimate(spec_of(spec, checkpoints["flux"], "flux", "run.epochs=5", "sampling.prompts=8", *more))["conditions"]
+        for more in (("run.epochs=1", "sampling.prompts=2", "eval.every=0"), changes)
+    )
+    assert all_of_them == rows * (each or 0) // 2
+
+
 def test_what_was_not_downloaded_is_unknown_and_the_hubs_cache_is_looked_at(
     spec: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import attrs
 
 from flowfactory.contracts.specs import SchedulerSpec, StochasticSpec
 from flowfactory.data.rows import load
-from flowfactory.data.sources import drawn
+from flowfactory.data.sources import drawn, most_used
 from flowfactory.spec import window
 from flowfactory.spec.tables import Spec
 from flowfactory.spec.window import Growth
@@ -53,8 +53,7 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
         rows = [len(load(source.prompts)) for source in spec.data.sources]
         shares = tuple(source.share for source in spec.data.sources)
-        asked = drawn(shares, range(1, max(1, spec.run.epochs) + 1), s.prompts)
-        used = sum(map(min, rows, asked))
+        used = most_used(rows, shares, range(1, max(1, spec.run.epochs) + 1), s.prompts)
         how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"
         yield Number("media", used * spec.group, how)
         return

@@ -15,6 +15,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import DataError, load
+from flowfactory.data.sources import most_used
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
@@ -76,10 +77,15 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
 
 
 def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
+    """Of the rows that the run may draw, and of those that evaluations hold out, if there are any."""
+    sources, epochs = spec.data.sources, range(1, max(1, spec.run.epochs) + 1)
+    shares, rounds = tuple(source.share for source in sources), 1 + spec.sampling.refill
     try:
-        files = [file for source in spec.data.sources for file in (source.prompts, source.eval_prompts) if file]
-        prompts = sum(len(load(file)) for file in files)
-        yield Need("conditions", prompts * each, f"on the disk, about: {prompts} prompts x {how}")
+        rows = [len(load(source.prompts)) for source in sources]
+        held_out = [len(load(source.eval_prompts)) for source in sources if source.eval_prompts and spec.eval.every]
+        used, kept = most_used(rows, shares, epochs, spec.sampling.prompts, rounds), sum(held_out)
+        which = f"{used} of {sum(rows)} rows, which the run may draw, and {kept} held out"
+        yield Need("conditions", (used + kept) * each, f"on the disk, about: {which}, x {how}")
     except DataError as error:
         yield Need("conditions", None, f"unknown: prompts cannot be read: {error}")
 
