@@ -212,7 +212,11 @@ def encode_prompts(pipe: FluxPipeline, prompts: list[str]) -> tuple[Tensor, Tens
             (pipe.tokenizer_2, pipe.text_encoder_2),
         )
     )
-    return words.last_hidden_state[index], pooled.pooler_output[index], torch.zeros(pipe.tokenizer_2.model_max_length, 3)
+    return (
+        words.last_hidden_state[index],
+        pooled.pooler_output[index],
+        torch.zeros(pipe.tokenizer_2.model_max_length, 3),
+    )
 
 
 def update(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor) -> None:
