@@ -32,7 +32,6 @@ from more_families import EVERY
 from oracle import Run
 from oracle import run as run_plainly
 from PIL import Image
-from support import FORGETFUL
 
 PROMPT = Row("a cat", "blurry")
 STEPS = 4
@@ -175,8 +174,7 @@ def train(
             tensor += 0.1 * torch.randn_like(tensor)
     if ema:
         weights.move("ema", 0.5)
-    kept = weights, {"current": optimizer}, FORGETFUL
-    checkpoint.save(folder / "checkpoints", Progress(3, 3), *kept, Origin("", 1, {}))
+    checkpoint.save(folder / "checkpoints", Progress(3, 3), weights, {"current": optimizer}, {}, Origin("", 1, {}))
     if ema:
         weights.restore("current", weights.tensors("ema"))
     return Trained(folder, family, spec, registry, adapter)
