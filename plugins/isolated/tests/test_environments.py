@@ -21,7 +21,7 @@ from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
 from flowfactory.spec.tables import RewardEntry
 from flowfactory_plugin_isolated import IsolatedSpec, environments
-from flowfactory_plugin_isolated.environments import BuildError, folder_of, home, host_wheel, python_of
+from flowfactory_plugin_isolated.environments import BuildError, folder_of, home, host_wheel, python_of, tail
 from flowfactory_plugin_isolated.process import Keeper
 
 OLD = "packaging==21.3"
@@ -301,3 +301,11 @@ def test_the_hosts_wheel_is_whole(cache: Path) -> None:
         record = wheel.read(next(name for name in names if name.endswith("/RECORD"))).decode()
     assert "flowfactory_scorer/__main__.py" in names
     assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [("ab\ncd", "ab\ncd"), ("abc\ndefgh\nij", "defgh\nij"), ("abc\ndefghi\nij", "ij"), ("abcdefghijkl", "efghijkl")],
+)
+def test_messages_repeat_the_last_lines_whole(text: str, end: str) -> None:
+    assert tail(text, 8) == end

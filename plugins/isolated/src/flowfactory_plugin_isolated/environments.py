@@ -201,7 +201,15 @@ def _run(command: Sequence[str], scorer: Scorer) -> None:
     log.info("%s\n%s", " ".join(command), said)
     if process.returncode:
         what = f"the environment of {scorer.score} cannot be built, and nothing is kept of it: `{' '.join(command)}`"
-        raise BuildError(f"{what} ended with exit code {process.returncode} and said:\n{said[-WORDS:]}")
+        raise BuildError(f"{what} ended with exit code {process.returncode} and said:\n{tail(said, WORDS)}")
+
+
+def tail(text: str, most: int) -> str:
+    """The last lines of a text, with at most so many characters; of a line that is longer, its end."""
+    if len(text) <= most:
+        return text
+    end = text[-most - 1 :]
+    return end.partition("\n")[2] or end[1:]
 
 
 # --- what an environment is made from ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from flowfactory_plugin_remote import RemoteSpec
 from flowfactory_plugin_remote.client import RewardClient
 from flowfactory_scorer import TOKEN
 
-from flowfactory_plugin_isolated.environments import own_variables
+from flowfactory_plugin_isolated.environments import own_variables, tail
 
 log = logging.getLogger("flowfactory")
 
@@ -103,7 +103,7 @@ class Running:
             what = f"{otherwise}, and was ended"
         self.end()
         self._pump.join(END)
-        said = "\n".join(self._said)[-WORDS:]
+        said = tail("\n".join(self._said), WORDS)
         return ScorerError(f"{self._name} {what}" + (f"; its last words were:\n{said}" if said else ", without a word"))
 
 
