@@ -156,7 +156,7 @@ def test_micro_batches_change_nothing_but_rounding(stored: Path) -> None:
 
 def test_a_run_that_is_stopped_goes_on_to_the_bit(stored: Path) -> None:
     folder = stored.parent / "stopped"
-    code, said = flowfactory(stored.parent, "run", stored, "--folder", folder, stop=(signal.SIGTERM, "terms", 1))
+    code, said = flowfactory(stored.parent, "run", stored, "--folder", folder, stop=(signal.SIGTERM, "terms", 2))
     assert code == 75, said
     assert len(metrics(folder)) == 2  # before the first epoch, and after it
     code, said = flowfactory(stored.parent, "resume", folder)

@@ -32,7 +32,9 @@ def test_what_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["examples"]) == 0
     said = capsys.readouterr()
     assert "shapes-grpo" in said.out
-    assert "flowfactory run flowfactory_plugin_shapes:examples/" in said.err
+    address = said.err.partition("run one as it is: flowfactory run ")[2].partition("\n")[0]
+    (offered,) = [example for example in listed.values() if example["address"] == address]
+    assert offered["base"].endswith(":checkpoint")  # it is in a package, so nothing is downloaded
 
 
 def test_a_copy_is_whole_and_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
