@@ -49,10 +49,10 @@ def test_an_attention_that_is_not_there_is_refused(spec, tmp_path, capsys):
 def test_blocks_are_compiled(checkpoint):
     """Those that repeat, each by itself."""
     from flowfactory.spec.tables import Memory
-    from flowfactory.training.assembly import _set_up
+    from flowfactory.training.networks import set_up
     from flowfactory_plugin_flux.checkpoint import tiny_flux
 
     network = tiny_flux().transformer
-    _set_up(network, Memory(compile=True))
+    set_up(network, Memory(compile=True))
     compiled = [name for name, module in network.named_modules() if module._compiled_call_impl is not None]
     assert compiled == ["transformer_blocks.0", "single_transformer_blocks.0"]

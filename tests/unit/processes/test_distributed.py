@@ -11,7 +11,7 @@ from flowfactory.cli.verbs.options import load_libraries
 from flowfactory.contracts.specs import Needs
 from flowfactory.errors import RunError
 from flowfactory.processes.distributed import PeerLost, Processes, together
-from flowfactory.training.assembly import _weights
+from flowfactory.training.networks import made_weights
 from torch import Tensor, nn
 
 
@@ -62,7 +62,7 @@ def test_experts_that_are_called_by_turns_are_not_divided_for_a_trainer_that_dra
         spec = SimpleNamespace(trainer=SimpleNamespace(name="nft"))
         adapter = SimpleNamespace(networks=lambda: {"high": nn.Linear(1, 1), "low": nn.Linear(1, 1)})
         trainer = SimpleNamespace(needs=Needs(trajectory=trajectory))  # type: ignore[arg-type]
-        _weights(spec, adapter, trainer, Sharded(), None, {})  # type: ignore[arg-type]
+        made_weights(spec, adapter, trainer, Sharded(), None, {})  # type: ignore[arg-type]
 
     class Sharded(Twins):
         sharded, main = True, True  # type: ignore[assignment]
