@@ -101,6 +101,14 @@ def compare(rank: int, mesh: DeviceMesh, tuning: Full | Lora) -> None:
     with pytest.raises(ZeroDivisionError), plain.using("old"), divided.using("old"), divided.using("reference"):
         raise ZeroDivisionError
     assert torch.equal(same(), changed)
+    if isinstance(tuning, Lora):
+        kept = [p.clone() for p in two.parameters()]
+        with plain.merged(), divided.merged():
+            merged = same()
+        torch.testing.assert_close(merged, changed, rtol=0, atol=5e-2)
+        assert not torch.equal(merged, changed)  # rounded otherwise
+        assert all(torch.equal(whole(p), whole(own)) for p, own in zip(two.parameters(), kept, strict=True))
+        assert torch.equal(same(), changed)
     for weights in (plain, divided):
         weights.move("old", 0.25)
     closest(whole_of(divided, "old"), whole_of(plain, "old"))

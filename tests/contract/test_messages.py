@@ -44,6 +44,8 @@ class Case:
     note: bool = False
 
 
+FREE = ('trajectory="steps", density="gaussian" if self.exact else "any"', 'density="none"')
+"""A trainer that asks for no probabilities."""
 ONE_BY_ONE = ("sampling.micro_batch=1", "optimizer.micro_batch=1", "memory.shard=true")
 FAR = '''
 
@@ -244,7 +246,9 @@ CASES = (
     Case("shard", sets=("optimizer.bits=8", *ONE_BY_ONE), toy=EVEN),
     Case("shard-calls", sets=("memory.shard=true",), toy=EVEN),
     Case("merged", sets=("sampling.merged=true",)),
+    Case("merged", sets=("sampling.merged=true", "full={}"), unsets=("lora",), toy=FREE),
     Case("first-block-cache", sets=("sampling.first_block_cache=0.1",)),
+    Case("first-block-cache", sets=("sampling.first_block_cache=0.1", "memory.compile=true"), toy=FREE),
     Case("shard-calls", sets=ONE_BY_ONE),
     Case("no-eval-prompts", unsets=("data.eval_prompts",)),
     Case("best", edits=(("[eval]", '[checkpoint]\nbest = "eval/brigth/mean"\n\n[eval]'),)),

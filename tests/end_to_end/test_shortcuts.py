@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from diffusers import FluxTransformer2DModel
 from end_to_end.conftest import metrics
+from flowfactory.cli.main import main
 from flowfactory.discovery.registry import Registry
 from flowfactory.plan.estimate import estimate
 from flowfactory.spec.structure import load_spec
@@ -30,6 +31,24 @@ def test_skipped_blocks_change_samples_and_not_evaluations(run: Runner) -> None:
     left, right = metrics(run("a", *changes)), metrics(run("b", *changes, "sampling.first_block_cache=0.9"))
     assert left[0] == right[0]
     assert left[1]["reward/redness/mean"] != right[1]["reward/redness/mean"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("sampling.merged=true", "model.quantize=nf4"), "LoRA cannot be added to weights in nf4 without rounding"),
+        (
+            ("sampling.first_block_cache=0.1", "memory.shard=true"),
+            "first_block_cache does not go together",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    spec: Path, capsys: pytest.CaptureFixture[str], changes: tuple[str, ...], said: str
+) -> None:
+    sets = [f"--set={change}" for change in (*NFT[1:], *changes)]
+    assert main(["check", str(spec), "--unset=full", *sets]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_adapted_weights_are_planned_once_more_while_sampling(spec: Path, checkpoint: Path) -> None:

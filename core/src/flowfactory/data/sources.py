@@ -141,8 +141,3 @@ def drawn(shares: tuple[int, ...], epochs: range, prompts: int) -> list[int]:
     """How many prompts of some successive epochs, counted from 1, come from each source."""
     first, last = (before(shares, (epoch - 1) * prompts) for epoch in (epochs.start, epochs.stop))
     return [b - a for a, b in zip(first, last, strict=True)]
-
-
-def most_used(rows: Sequence[int], shares: tuple[int, ...], epochs: range, prompts: int, rounds: int = 1) -> int:
-    """How many rows of sources with so many rows the epochs use at most, where each is drawn in so many rounds."""
-    return sum(min(own, rounds * asked) for own, asked in zip(rows, drawn(shares, epochs, prompts), strict=True))

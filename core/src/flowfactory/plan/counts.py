@@ -11,7 +11,7 @@ import attrs
 
 from flowfactory.contracts.specs import SchedulerSpec, StochasticSpec
 from flowfactory.data.rows import load
-from flowfactory.data.sources import drawn, most_used
+from flowfactory.data.sources import drawn
 from flowfactory.spec import window
 from flowfactory.spec.tables import Spec
 from flowfactory.spec.window import Growth
@@ -51,10 +51,8 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     if source != "rollouts":
         shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
         yield Number("sampling_calls", 0, f"nothing is sampled: trainer `{spec.trainer.name}` learns from {shown}")
-        rows = [len(load(source.prompts)) for source in spec.data.sources]
-        shares = tuple(source.share for source in spec.data.sources)
-        used = most_used(rows, shares, range(1, max(1, spec.run.epochs) + 1), s.prompts)
-        how = f"{used} of {_count(sum(rows), 'row')} are drawn, with {spec.group} each; encoded once and kept"
+        used, rows = rows_drawn(spec)
+        how = f"{used} of {_count(rows, 'row')} are drawn, with {spec.group} each; encoded once and kept"
         yield Number("media", used * spec.group, how)
         return
     each = "at most, since groups have steps of their own" if apart else "rounded up"
@@ -76,6 +74,18 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
         yield Number("stochastic_steps", steps, why)
     else:
         yield Number("stochastic_steps", 0, f"scheduler `{spec.scheduler.name}` is deterministic")
+
+
+def rows_drawn(spec: Spec) -> tuple[int, int]:
+    """How many rows the run may draw, those that replace others among them, and how many there are.
+
+    Raises:
+        DataError: the rows cannot be read.
+    """
+    sources, epochs = spec.data.sources, range(1, max(1, spec.run.epochs) + 1)
+    rows, rounds = [len(load(source.prompts)) for source in sources], 1 + spec.sampling.refill
+    asked = drawn(tuple(source.share for source in sources), epochs, spec.sampling.prompts)
+    return sum(min(own, rounds * count) for own, count in zip(rows, asked, strict=True)), sum(rows)
 
 
 def _branches(spec: Spec, growth: Growth) -> Iterator[Number]:

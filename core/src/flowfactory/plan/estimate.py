@@ -178,6 +178,9 @@ def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
     sets = _sets(spec)
     why = f"{len(sets)} further float32 sets{divided}" + (f": {', '.join(sets)}" if sets else "")
     yield Need("sets", count * 4 * len(sets) // share, why)
+    if (spec.optimizer.updates > 1 or roles) and spec.checkpoint.every != 1:  # else no update needs to be undone
+        why = f"in main memory, for a stop while an epoch trains: trained weights, moments and sets once more{divided}"
+        yield Need("undo", count * (4 + moments + 4 * len(sets)) // share, why)
     copies = count * size if size < 4 else 0
     yield Need("copies", copies, f"trained weights in {precision}, which is computed in" if copies else "none in fp32")
 

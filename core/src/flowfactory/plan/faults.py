@@ -119,7 +119,7 @@ def _file_faults(own: PipelineSpec) -> Iterator[Fault]:
         return
     file = Path(own.single_file)
     if file.suffix not in (".safetensors", ".gguf"):
-        yield f"single_file {file} is neither a .safetensors nor a .gguf file", _ENDINGS.get(file.suffix, "")
+        yield f"single_file {file} is neither a .safetensors nor a .gguf file", _ENDINGS.get(file.suffix.lower(), "")
         return
     try:
         held = headers.weights(file).tensors

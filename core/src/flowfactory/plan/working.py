@@ -15,8 +15,8 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import DataError, load
-from flowfactory.data.sources import most_used
 from flowfactory.plan.checkpoint import Part
+from flowfactory.plan.counts import rows_drawn
 from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
 from flowfactory.spec.tables import Full, Spec
@@ -78,13 +78,11 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
 
 def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
     """Of the rows that the run may draw, and of those that evaluations hold out, if there are any."""
-    sources, epochs = spec.data.sources, range(1, max(1, spec.run.epochs) + 1)
-    shares, rounds = tuple(source.share for source in sources), 1 + spec.sampling.refill
     try:
-        rows = [len(load(source.prompts)) for source in sources]
-        held_out = [len(load(source.eval_prompts)) for source in sources if source.eval_prompts and spec.eval.every]
-        used, kept = most_used(rows, shares, epochs, spec.sampling.prompts, rounds), sum(held_out)
-        which = f"{used} of {sum(rows)} rows, which the run may draw, and {kept} held out"
+        used, rows = rows_drawn(spec)
+        held_out = [file for source in spec.data.sources if (file := source.eval_prompts) and spec.eval.every]
+        kept = sum(len(load(file)) for file in held_out)
+        which = f"{used} of {rows} rows, which the run may draw, and {kept} held out"
         yield Need("conditions", (used + kept) * each, f"on the disk, about: {which}, x {how}")
     except DataError as error:
         yield Need("conditions", None, f"unknown: prompts cannot be read: {error}")

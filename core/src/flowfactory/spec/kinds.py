@@ -125,7 +125,6 @@ class Failed:
 FAILED: Final = Failed()
 
 
-@attrs.frozen(eq=False, repr=False)
 class Unsound:
     """Stands in the part of an array for an entry that is unsound: whoever looks at it gets `AttributeError`."""
 

@@ -114,7 +114,7 @@ def assemble(
                 each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
-    policy = _policy(spec, (adapter, weights, processes), judge, stop)
+    policy = _policy(spec, adapter, weights, processes, judge, stop)
     made = {role: adamw(weights.parameters.values(), spec.optimizer) for role in (CURRENT, *trainer.needs.roles)}
     optimizers = {role: processes.prepare(optimizer) for role, optimizer in made.items()}
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
@@ -152,16 +152,28 @@ def _used(spec: Spec, rows: Sequence[Row], done: int) -> list[int]:
 
 
 def _policy(
-    spec: Spec, own: tuple[Adapter[Any], Weights, Processes], judge: Judge, stop: StopRequest | None
+    spec: Spec,
+    adapter: Adapter[Any],
+    weights: Weights,
+    processes: Processes,
+    judge: Judge,
+    stop: StopRequest | None,
 ) -> ModelPolicy:
     """The policy; what only decodes leaves the device where `[memory] offload` says so."""
     offload, s = "vae" in spec.memory.offload, spec.sampling
-    dtype, again = DTYPES[spec.run.precision], spec.memory.gradient_checkpointing
-    with _refusals(own[2]):
-        cache = shortcuts(s, own[1].networks)
+    with _refusals(processes):
+        cache = shortcuts(s, weights.networks)
     if offload:
-        own[0].place(torch.device("cpu"))
-    return ModelPolicy(*own, dtype, s.guidance, s.size, offload, again, judge.value, s.merged, cache, stop)
+        adapter.place(torch.device("cpu"))
+    return ModelPolicy(
+        *(adapter, weights, processes, DTYPES[spec.run.precision], s.guidance, s.size),
+        offload=offload,
+        recompute=spec.memory.gradient_checkpointing,
+        rewarded=judge.value,
+        merged=s.merged,
+        cache=cache,
+        stop=stop,
+    )
 
 
 @contextmanager

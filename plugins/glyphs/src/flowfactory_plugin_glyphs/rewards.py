@@ -41,7 +41,7 @@ def likeness(dark: NDArray[np.float32], word: str) -> float:
     return max(0.0, float((_shapes(word) @ image).max()))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # 180 kB each
 def _shapes(word: str) -> NDArray[np.float32]:
     """A word at every size, and at every place within half a pixel, each standardised: `(shapes, 1024)`."""
     across, down = (np.arange(-away, away + 0.25, 0.5) for away in AWAY)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.cli.verbs.options import Bandwidth, SpecFile, as_json, new_registry, report, with_changes
+from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
@@ -59,6 +60,19 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
     return code
 
 
+class Bandwidth(click.ParamType[float]):
+    """Bytes a second, from `50GB/s` or `400Gbit/s`."""
+
+    name = "bandwidth"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        try:
+            return value if isinstance(value, float) else traffic.bandwidth(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 @click.command()
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
@@ -66,9 +80,7 @@ def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[s
 @click.option(
     "--exact", is_flag=True, help="Measure activations, on networks of the real sizes; weights need not be here."
 )
-@click.option(
-    "--bandwidth", type=Bandwidth(), default="50GB/s", show_default=True, help="What a process can send meanwhile."
-)
+@click.option("--bandwidth", type=Bandwidth(), default="50GB/s", show_default=True, help="What a process can send.")
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),

@@ -17,7 +17,6 @@ from flowfactory.data.text import exists, fits
 from flowfactory.discovery.entries import Entry
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
-from flowfactory.processes import traffic
 
 
 class AnyPath(click.Path):
@@ -47,19 +46,6 @@ class SpecFile(AnyPath):
             except ValueError as error:
                 self.fail(str(error), param, ctx)
         return super().convert(value, param, ctx)
-
-
-class Bandwidth(click.ParamType[float]):
-    """Bytes a second, from `50GB/s` or `400Gbit/s`."""
-
-    name = "bandwidth"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number."""
-        try:
-            return value if isinstance(value, float) else traffic.bandwidth(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 changes = (
