@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from flowfactory.plan.estimate import estimate
 from flowfactory.plan.geometry import geometry
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
+from flowfactory.runs import checkpoint as written
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Full, Spec
 from flowfactory_plugin_flux.checkpoint import tiny_flux
@@ -58,10 +59,10 @@ def spec_of(path: Path, checkpoint: Path, model: str, *sets: str) -> Spec:
     return load_spec(path, Registry(), changes, (*unset, "trainer.beta"))
 
 
-def loaded(spec: Spec, adapter: Adapter[Any]) -> Weights:
+def loaded(spec: Spec, adapter: Adapter[Any], *sets: str) -> Weights:
     adapter.load(torch.device("cpu"), DTYPES[spec.run.precision])
     targets = [] if isinstance(spec.tuning, Full) else adapter.lora_targets()
-    return Weights(adapter.networks(), spec.tuning, targets, [], 0)
+    return Weights(adapter.networks(), spec.tuning, targets, sets, 0)
 
 
 def adapter_of(spec: Spec) -> Adapter[Any]:
@@ -230,6 +231,35 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(spec: Path, checkpo
     )
     layers, values = 2, 18
     assert (checkpointed or 0) / (plain or 1) == pytest.approx((layers + values) / (layers * values))
+
+
+@pytest.mark.parametrize("tuning", ["lora.rank=4", "full={}"])
+def test_what_undoes_updates_is_as_large_as_planned(
+    spec: Path, checkpoints: dict[str, Path], tuning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spec_of(spec, checkpoints["flux"], "flux", tuning, "optimizer.updates=2")
+    weights, copying, copied = loaded(made, adapter_of(made), "ema"), written._copied, list[torch.Tensor]()
+
+    def counted(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = copying(tensors)
+        copied.extend(tensor for tensor in found.values() if tensor.dim())  # less the counters of steps
+        return found
+
+    optimizer = torch.optim.AdamW(weights.parameters.values())
+    for parameter in weights.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    monkeypatch.setattr(written, "_copied", counted)
+    written.held(weights, {"current": optimizer})
+    assert estimate(made)["undo"] == sum(tensor.nbytes for tensor in copied)
+
+
+@pytest.mark.parametrize("changes", [("optimizer.updates=1",), ("optimizer.updates=2", "checkpoint.every=1")])
+def test_what_need_not_be_undone_takes_nothing(
+    spec: Path, checkpoints: dict[str, Path], changes: tuple[str, ...]
+) -> None:
+    parts = estimate(spec_of(spec, checkpoints["flux"], "flux", *changes)).parts
+    assert "undo" not in [need.name for need in parts]
 
 
 @pytest.mark.parametrize(
