@@ -10,9 +10,32 @@ import torch
 from flowfactory.cli.verbs.options import load_libraries
 from flowfactory.contracts.specs import Needs
 from flowfactory.errors import RunError
-from flowfactory.processes.distributed import PeerLost, Processes, together
+from flowfactory.processes.distributed import PeerLost, Processes, numbered, together
 from flowfactory.training.networks import made_weights
 from torch import Tensor, nn
+
+
+@pytest.mark.parametrize(
+    ("device", "number"), [("cpu", "cpu"), ("cuda:2", "cuda:2"), ("cuda", "cuda:1"), (torch.device("xpu"), "xpu:1")]
+)
+def test_a_device_has_its_number(device: str | torch.device, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it `torch.cuda.set_device` refuses it, and no tensor's device is equal to it."""
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
+    assert numbered(device) == torch.device(number)
+
+
+def test_where_a_run_computes_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes("fp32")
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
+    monkeypatch.setattr(processes, "accelerator", SimpleNamespace(device=torch.device("cuda")))
+    assert processes.device == torch.device("cuda:1")
+
+
+def test_attention_of_cudnn_is_only_for_those_who_ask() -> None:
+    """Its backward pass failed on an H200 for FLUX, and gives NaN for some lengths (pytorch/pytorch#196678)."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Processes("fp32")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 class Twins(Processes):

@@ -91,6 +91,14 @@ def test_a_backbone_is_made_once_for_all_judges_and_entries() -> None:
     assert made == ["clip"]
 
 
+@pytest.mark.parametrize("own", [None, "cuda"])
+def test_where_a_reward_computes_has_its_number(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
+    one = Judge([RewardEntry(name="a", label="a", spec=None, device=own)], {"a": brightness}, {})
+    one.load(torch.device("cuda"), torch.float32)
+    assert one.rewards[0].device == torch.device("cuda:1")
+
+
 @pytest.mark.parametrize("device", ["cuda:7", "cuda", "xpu:3", "mps"])
 def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(device: str) -> None:
     if torch.accelerator.is_available() and torch.device(device).type == torch.accelerator.current_accelerator().type:  # type: ignore[union-attr]

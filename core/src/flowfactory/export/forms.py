@@ -23,7 +23,7 @@ from flowfactory.policy.kohya import A, from_kohya, to_kohya, unread
 from flowfactory.policy.loaded import LORA_NAME
 from flowfactory.policy.loras import takes_lora
 from flowfactory.policy.weights import Weights
-from flowfactory.processes.distributed import DTYPES
+from flowfactory.processes.distributed import DTYPES, numbered
 from flowfactory.spec.tables import Spec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -224,7 +224,7 @@ FORMS: Mapping[str, Form] = {"lora": LoraFolder(), "kohya": KohyaFolder(), "merg
 
 def device() -> torch.device:
     """Where exports are computed."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return numbered("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def merge(network: nn.Module) -> None:

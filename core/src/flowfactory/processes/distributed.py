@@ -36,6 +36,14 @@ class PeerLost(RunError):
         self.code = code
 
 
+def numbered(device: torch.device | str) -> torch.device:
+    """The device with its number, by which threads choose it and tensors compare it; `cuda` is the current one."""
+    named = torch.device(device)
+    if named.type == "cpu" or named.index is not None:
+        return named
+    return torch.device(named.type, torch.accelerator.current_device_index())
+
+
 class Processes:
     """One process among `world`, with its device and arithmetic.
 
@@ -52,6 +60,9 @@ class Processes:
         # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
         on_cpu = not torch.accelerator.is_available()
         launch.settle()
+        # cuDNN's attention, which torch prefers on some cards, has ended in illegal memory accesses and NaN gradients
+        # there. Whoever wants it asks for it by `[memory] attention`.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
@@ -74,7 +85,7 @@ class Processes:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return torch.device(self.accelerator.device)
+        return numbered(self.accelerator.device)
 
     @property
     def main(self) -> bool:

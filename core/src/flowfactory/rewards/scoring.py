@@ -15,7 +15,7 @@ from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import DifferentiableReward, Reward, Score, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
 from flowfactory.errors import listed, said
-from flowfactory.processes.distributed import DTYPES
+from flowfactory.processes.distributed import DTYPES, numbered
 from flowfactory.rewards.asking import Asked, RewardError
 from flowfactory.rewards.places import never
 from flowfactory.rewards.session import Session
@@ -96,7 +96,7 @@ class Judge:
         """
         for asked in self.rewards:
             entry = asked.entry
-            asked.device = torch.device(entry.device) if entry.device else device
+            asked.device = numbered(entry.device or device)
             own = DTYPES[entry.dtype] if entry.dtype else dtype
             with _told(entry, "loaded"):
                 asked.reward.load(asked.device, own, self._shared(asked.device, own))
