@@ -7,6 +7,7 @@ import pytest
 import torch
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Full, Lora
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -210,3 +211,23 @@ def test_lora_outputs_have_one_scale_whatever_the_rank(rank: int) -> None:
     net, _ = weights(Lora(rank=rank))
     scales = [module.scaling["default"] for module in net.modules() if isinstance(module, BaseTunerLayer)]
     assert scales == [2.0, 2.0]
+
+
+def test_what_lora_adapts_is_not_taken_to_float32_and_back() -> None:
+    """Under autocast, and with the same numbers as peft's own way."""
+    net, w = weights(LORA)
+    shift(w, 0.1)
+    seen: list[torch.dtype] = []
+    adapted = [module for module in net.modules() if isinstance(module, LoraLayer)]
+    adapted[1].lora_A["default"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    found = []
+    for cast in (adapted[1].cast_input_dtype_enabled, True):
+        for layer in adapted:
+            layer.cast_input_dtype_enabled = cast
+        x = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        gradients = torch.autograd.grad(y.float().square().sum(), [x, *w.parameters.values()])
+        found.append([y, *gradients])
+    assert seen == [torch.bfloat16, torch.float32]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

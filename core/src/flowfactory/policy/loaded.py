@@ -1,7 +1,7 @@
-"""Weight sets that were read from elsewhere and never move: teachers.
+"""The adapters of peft in a network: ours, and weight sets that were read from elsewhere and never move, as teachers.
 
-They are kept as the networks' own weights are, not in float32. Beside trained LoRA, a set's LoRA is a further adapter
-of peft, switched on in the place of ours. Whole weights, and every set beside full fine-tuning, change places with the
+Such sets are kept as the networks' own weights are, not in float32. Beside trained LoRA, a set's LoRA is a further
+adapter, switched on in the place of ours. Whole weights, and every set beside full fine-tuning, change places with the
 networks' own while they are used.
 """
 
@@ -16,10 +16,12 @@ from contextlib import ExitStack, contextmanager
 import attrs
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from flowfactory.contracts.seeds import Draws, Key
 from flowfactory.policy.loras import Given, LowRank, merged
 from flowfactory.processes import sharding
 
@@ -77,6 +79,19 @@ def config(lora: LowRank) -> LoraConfig:
         alpha_pattern={f"^{re.escape(m)}": a for m, a in alphas.items() if a != alpha},
         init_lora_weights="gaussian",
     )
+
+
+def draw(network: nn.Module, config: LoraConfig, key: Key) -> None:
+    """Put LoRA into a network. As peft's "gaussian" has it, the first matrix is drawn with deviation `1 / rank`."""
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, network, adapter_name=LORA_NAME)
+    for path, parameter in network.named_parameters():
+        if f".lora_A.{LORA_NAME}." in path:
+            drawn = Draws([(*key, path)]).normal(*parameter.shape)[0] / config.r
+            parameter.data.copy_(drawn)
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False  # to float32, from which autocast would only take it back
 
 
 def inject(network: nn.Module, name: str, others: Mapping[str, Given]) -> None:

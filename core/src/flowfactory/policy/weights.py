@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from flowfactory.contracts.seeds import Draws, Key
 from flowfactory.errors import did_you_mean, listed
 from flowfactory.policy import loaded, merging
 from flowfactory.policy.loaded import LORA_NAME
@@ -73,7 +72,7 @@ class Weights:
         for name, network in networks.items():
             network.requires_grad_(isinstance(tuning, Full))
             if isinstance(tuning, Lora):
-                _inject(network, self.configs[name], (seed, "lora", name))
+                loaded.draw(network, self.configs[name], (seed, "lora", name))
                 if start is not None:
                     loaded.fill(network, name, start, LORA_NAME)
                 loaded.inject(network, name, others)
@@ -288,13 +287,3 @@ def _refuse_contradictions(network: str, given: LowRank, lora: Lora, title: str)
         if not any(f".{module}".endswith(f".{target}") for module in given.factors):
             what = f"[lora] targets name `{target}`, and {title} adapts no such layer of `{network}`"
             raise ValueError(f"{what}; leave them out, since `from` decides them")
-
-
-def _inject(network: nn.Module, config: LoraConfig, key: Key) -> None:
-    """Put LoRA into a network. As peft's "gaussian" has it, the first matrix is drawn with deviation `1 / rank`."""
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, network, adapter_name=LORA_NAME)
-    for path, parameter in network.named_parameters():
-        if f".lora_A.{LORA_NAME}." in path:
-            drawn = Draws([(*key, path)]).normal(*parameter.shape)[0] / config.r
-            parameter.data.copy_(drawn)
