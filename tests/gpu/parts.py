@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from flowfactory.spec.structure import load_spec
 from flowfactory.training import exact
 from flowfactory.training.bench import Bench, bench
 from flowfactory.training.encoding import load_model
+from safetensors.torch import load_file
 
 Row = dict[str, Any]
 """`what` was measured, and figures by name."""
@@ -125,24 +128,82 @@ def figures(what: str, found: Bench) -> Row:
 
 def ratio(folder: Path, tiny: bool) -> list[Row]:
     """How far ratios are from 1 in the first update, by what differs from sampling; in FLUX's width, cut short."""
-    short = {**made.FLUX, "transformer": {**made.FLUX["transformer"], "num_layers": 4, "num_single_layers": 8}}
-    setting = Setting(family="flux", sizes=short, tiny=tiny, guidance=3.5, memory="")
-    small = 1 if tiny else 2
+    setting = Setting(family="flux", sizes=made.FLUX_SHORT, tiny=tiny, guidance=3.5, memory="", batch=4)
     changes: dict[str, tuple[str, ...]] = {
         "alike": (),
-        "smaller micro-batches in the update": (f"optimizer.micro_batch={small}",),
-        "the same, replayed": (f"optimizer.micro_batch={small}", "trainer.old=replayed"),
+        "smaller micro-batches in the update": ("optimizer.micro_batch=1",),
+        "the same, replayed": ("optimizer.micro_batch=1", "trainer.old=replayed"),
         "gradient checkpointing": ("memory.gradient_checkpointing=true",),
         "attention _native_math": ("memory.attention=_native_math",),
     }
     if torch.cuda.is_available():
-        changes |= {f"attention {name}": (f"memory.attention={name}",) for name in ("_native_flash", "_native_cudnn")}
-        changes["compiled"] = ("memory.compile=true",)
+        kernels = ("_native_flash", "_native_efficient")
+        changes |= {f"attention {name}": (f"memory.attention={name}",) for name in kernels}
     rows = []
     for number, (what, sets) in enumerate(changes.items()):
         found = measured(folder / str(number), setting, *sets, warmup=0).training
         names = {"deviation": "train/ratio_deviation", "in clip widths": "train/first_deviation"}
         rows.append({"what": what, **{said: found[name] for said, name in names.items()}})
+    return rows
+
+
+def verbs(folder: Path, tiny: bool) -> list[Row]:
+    """What a person types, on the checkpoint of `shapes`: a run, the same again, one resumed, and what follows."""
+    few = ["sampling.prompts=2", "sampling.group=2", "sampling.micro_batch=2", "eval.steps=1"] if tiny else []
+    sets = [part for each in ["optimizer.lr_schedule=constant", *few] for part in ("--set", each)]
+    spec = "flowfactory_plugin_shapes:examples/shapes-grpo.toml"
+    one, two, three = (str(folder / name) for name in ("one", "two", "three"))
+    typed: dict[str, list[str]] = {
+        "run of 2 epochs": ["run", spec, "--folder", one, *sets, "--set", "run.epochs=2"],
+        "the same again": ["run", spec, "--folder", two, *sets, "--set", "run.epochs=2"],
+        "run of 1 epoch": ["run", spec, "--folder", three, *sets, "--set", "run.epochs=1"],
+        "resumed for another": ["resume", three, "--epochs", "2"],
+        "evaluate": ["evaluate", one, "--steps", "4"],
+        "sample": ["sample", one, "a red circle"],
+        "export": ["export", one, "--form", "merged"],
+    }
+    rows: list[Row] = [{"what": what, "seconds": typing(words)} for what, words in typed.items()]
+    rows[1]["difference of weights"] = differing(folder / "one", folder / "two")
+    rows[3]["difference of weights"] = differing(folder / "one", folder / "three")
+    return rows
+
+
+def typing(words: Sequence[str]) -> float:
+    """The seconds of a command, from typing it to its end."""
+    start = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-m", "flowfactory", *words], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise RuntimeError(f"flowfactory {' '.join(words)} ended with {ended.returncode}: {ended.stderr.strip()}")
+    return time.perf_counter() - start
+
+
+def differing(one: Path, other: Path) -> float:
+    """The largest difference of any number in the last checkpoints of two runs."""
+    files = [sorted((run / "checkpoints").rglob("*.safetensors")) for run in (one, other)]
+    last = [{file.name: load_file(file) for file in each if file.parent == each[-1].parent} for each in files]
+    return max(
+        float((tensor.double() - last[1][name][key].double()).abs().max())
+        for name, tensors in last[0].items()
+        for key, tensor in tensors.items()
+    )
+
+
+def rollouts(folder: Path, tiny: bool) -> list[Row]:
+    """What makes the network itself faster, in FLUX's width, cut short: merged LoRA, and compiled blocks."""
+    setting = Setting(family="flux", sizes=made.FLUX_SHORT, tiny=tiny, guidance=3.5)
+    changes: dict[str, tuple[str, ...]] = {
+        "LoRA apart": (),
+        "LoRA merged while sampling": ("trainer.old=replayed", "sampling.merged=true"),
+    }
+    if torch.cuda.is_available():
+        changes["compiled"] = ("memory.compile=true",)
+    rows: list[Row] = []
+    for number, (what, sets) in enumerate(changes.items()):
+        found = measured(folder / str(number), setting, *sets)
+        row: Row = {"what": what} | {f"seconds of {name}": found.phases[name] for name in ("sample", "update")}
+        if found.warmup:
+            row["seconds of the first epoch"] = found.warmup[0]
+        rows.append(row | {"deviation": found.training["train/ratio_deviation"]})
     return rows
 
 
@@ -154,7 +215,7 @@ def flux(folder: Path, tiny: bool) -> list[Row]:
 
 def preprocessing(folder: Path, tiny: bool) -> list[Row]:
     """The same with a reward as large as PickScore and whole text encoders: prompts encoded once, or every epoch."""
-    setting = Setting(family="flux", sizes=made.FLUX_WHOLE, tiny=tiny, guidance=3.5, layers=32, prompts=4, group=4)
+    setting = Setting(family="flux", sizes=made.FLUX_WHOLE, tiny=tiny, guidance=3.5, layers=32, prompts=4, group=2)
     kept = measured(folder / "kept", setting)
     anew = measured(folder / "anew", setting, cached=False)
     rows = [figures("encoded once", kept), figures("encoded in every epoch, encoders stay", anew)]
@@ -249,7 +310,7 @@ class Stacked(torch.nn.Module):
 
 
 PARTS: Mapping[str, Callable[[Path, bool], Sequence[Row]]] = {
-    part.__name__: part for part in (ratio, flux, preprocessing, qwen, wan, memory, kinds)
+    part.__name__: part for part in (ratio, flux, preprocessing, qwen, wan, memory, kinds, rollouts, verbs)
 }
 """In the order of their value."""
 

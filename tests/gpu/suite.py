@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 LIMIT = 120
 """Seconds of a part."""
 
-NAMES = ("ratio", "flux", "preprocessing", "qwen", "wan", "memory", "kinds")
+NAMES = ("ratio", "flux", "preprocessing", "qwen", "wan", "memory", "kinds", "rollouts", "verbs")
 PACKAGES = ("flowfactory", "torch", "diffusers", "transformers", "peft")
 
 

@@ -38,6 +38,7 @@ class Bench:
     """What was measured, per epoch.
 
     phases: seconds by phase; phases overlap nowhere. network: seconds of each inside the networks.
+    warmup: seconds of each epoch before them, the first of which waits for what is compiled and chosen only once.
     samples: made per epoch. forward, trained: samples that passed the network without and with a backward pass.
     flops: what such passes take, and what the machine can do.
     memory: bytes at the peak of each phase, as `Gauge` has them. estimated: the same, as planned.
@@ -48,6 +49,7 @@ class Bench:
     epochs: int
     phases: Mapping[str, float]
     network: Mapping[str, float]
+    warmup: Sequence[float]
     samples: int
     forward: float
     trained: float
@@ -96,6 +98,9 @@ class Bench:
             f"{self.samples / self.seconds:.2f} samples/s, {self.samples} samples an epoch",
             f"{forward:g} forward passes and {trained:g} with a backward pass per sample",
         ]
+        if self.warmup:
+            before = ", ".join(f"{seconds:.3f} s" for seconds in self.warmup)
+            lines.append(f"warm-up, which does not count: {before}")
         if self.flops is not None and self.utilisation is not None:
             ceiling = f"{self.flops.ceiling / 1e12:.3g} TFLOP/s of a matrix product here"
             lines.append(f"in the network {100 * self.utilisation:.1f} % of the {ceiling}")
@@ -186,6 +191,7 @@ def bench(
         epochs=epochs,
         phases=_phases(counted, "time/"),
         network=_phases(counted, "network/seconds/"),
+        warmup=[sum(_phases([line], "time/").values()) for line in lines[:warmup]],
         samples=plan["samples"],
         forward=_mean(counted, "network/forward"),
         trained=_mean(counted, "network/trained"),
