@@ -146,7 +146,7 @@ class Memory:
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
     compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
     attention: str | None = key(
-        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; else torch's way, not cuDNN's.",
+        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's, without cuDNN, if absent.",
         default=None,
         min_length=1,
     )
