@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,54 @@ from typing import Any
 import pytest
 import torch
 from end_to_end.conftest import metrics
+from flowfactory.cli.main import main
 from flowfactory.contracts.types import Rollout
 from flowfactory.discovery.registry import Registry
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.plan.estimate import estimate
+from flowfactory.policy import resting
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.spec.structure import load_spec
 
 Runner = Callable[..., Path]
 
 
-@pytest.mark.parametrize("what", ["vae", "rewards", "trajectories"])
+@pytest.mark.parametrize("what", ["vae", "rewards", "trajectories", "optimizer"])
 def test_offloading_changes_not_a_bit(run: Runner, what: str) -> None:
     left, right = run("a"), run("b", f'memory.offload=["{what}"]')
     assert metrics(left) == metrics(right)
+    assert_same_weights(left, right)
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
     trained = [file.relative_to(left) for file in left.glob("checkpoints/*/*.safetensors")]
     assert trained
     for file in trained:
         assert (left / file).read_bytes() == (right / file).read_bytes()
+
+
+LORA = ("-full", "lora.rank=4", "optimizer.ema=0.5")
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_streaming_weights_changes_not_a_bit_nor_does_to_go_on_so(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, checkpointing: str
+) -> None:
+    monkeypatch.setattr(resting, "PIECE", 1000)  # so that moments are moved some after others
+    how = (*LORA, f"memory.gradient_checkpointing={checkpointing}", "checkpoint.every=1")
+    left, right = run("a", *how), run("b", *how, 'memory.offload=["weights", "optimizer"]')
+    assert metrics(left) == metrics(right)
+    assert_same_weights(left, right)
+    shutil.rmtree(right / "checkpoints/epoch-0002")
+    assert main(["resume", str(right)]) == 0
+    assert metrics(left) == metrics(right)
+    assert_same_weights(left, right)
+
+
+def test_streamed_blocks_may_be_skipped(run: Runner) -> None:
+    how = (*LORA, "trainer={name='nft'}", "scheduler={name='ode'}", "sampling.first_block_cache=0.5", "run.epochs=1")
+    left, right = run("a", *how), run("b", *how, 'memory.offload=["weights"]')
+    assert metrics(left) == metrics(right)
 
 
 @pytest.mark.parametrize(("trainer", "means"), [("grpo", 0), ("grpo-guard", 2)])

@@ -54,11 +54,12 @@ KINDS = {
         "--set=lora.rank=2",
         "--set=trainer={name='tempflow', width=2}",
         "--set=sampling.group=2",
+        "--set=memory.offload=['weights', 'optimizer']",
     ),
     "roles": ("--set=trainer={name='tdm', fake_steps=1}", "--set=scheduler={name='ode'}", "--set=sampling.steps=2"),
 }
 WHOLE = ("branches",)
-"""Those that refuse to have weights divided."""
+"""Those that refuse to have weights divided: for their trainer, and for weights that are streamed."""
 ONCE = ("--set=run.epochs=1", "--set=eval.every=0", "--set=optimizer.micro_batch=2")
 COUNTED = {
     "whole": (*ONCE, "--unset=full", "--set=lora.rank=2"),

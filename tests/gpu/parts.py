@@ -252,6 +252,32 @@ def memory(folder: Path, tiny: bool) -> list[Row]:
     ]
 
 
+def streaming(folder: Path, tiny: bool) -> list[Row]:
+    """FLUX.1-dev with its blocks in main memory, and what is planned of that."""
+    return offloaded(folder, tiny, "weights", warmup=1)
+
+
+def resting(folder: Path, tiny: bool) -> list[Row]:
+    """The same with AdamW's moments there too, and all else that can be."""
+    return offloaded(folder, tiny, "weights", "optimizer", "vae", "rewards", "trajectories", warmup=0)
+
+
+def offloaded(folder: Path, tiny: bool, *what: str, warmup: int) -> list[Row]:
+    """An epoch with some things in main memory; the peak is that of all phases but of loading, which is made here."""
+    saving = f"gradient_checkpointing = true, offload = {[*what]}"
+    setting = Setting(family="flux", sizes=made.FLUX, tiny=tiny, guidance=3.5, memory=saving)
+    found, registry = measured(folder / "a", setting, warmup=warmup), Registry()
+    spec = load_spec(folder / "a" / "spec.toml", registry)
+    known = exact.parts(exact.model(spec, registry.target("adapters", spec.model.name)))
+    row = figures(f"FLUX.1-dev, LoRA 64, 512 x 512, {' and '.join(what)} in main memory", found)
+    row["peak GiB"] = max(size for phase, size in found.memory.items() if phase != "load") / 2**30
+    for need in estimate(spec, known=known).phases:
+        if need.bytes is not None and need.name in found.memory:
+            row[f"{need.name} planned GiB"] = need.bytes / 2**30
+            row[f"{need.name} measured GiB"] = found.memory[need.name] / 2**30
+    return [row]
+
+
 def kinds(folder: Path, tiny: bool) -> list[Row]:
     """What computes otherwise on a GPU than elsewhere, on the smallest checkpoints: that it works there."""
     runs = {
@@ -260,6 +286,9 @@ def kinds(folder: Path, tiny: bool) -> list[Row]:
         "nf4": ("model.quantize=nf4",),
         "int8": ("model.quantize=int8",),
         "offload": ("memory.offload=['vae', 'rewards', 'trajectories']",),
+        "streamed weights": ("memory.offload=['weights']",),
+        "streamed, with gradient checkpointing": ("memory.offload=['weights']", "memory.gradient_checkpointing=true"),
+        "optimizer's state in main memory": ("memory.offload=['optimizer']",),
     }
     rows: list[Row] = []
     for name, sets in runs.items():
@@ -310,7 +339,8 @@ class Stacked(torch.nn.Module):
 
 
 PARTS: Mapping[str, Callable[[Path, bool], Sequence[Row]]] = {
-    part.__name__: part for part in (ratio, flux, preprocessing, qwen, wan, memory, kinds, rollouts, verbs)
+    part.__name__: part
+    for part in (ratio, flux, preprocessing, qwen, wan, memory, kinds, rollouts, streaming, resting, verbs)
 }
 """In the order of their value."""
 

@@ -23,7 +23,19 @@ HERE = Path(__file__).parent
 LIMIT = 120
 """Seconds of a part."""
 
-NAMES = ("ratio", "flux", "preprocessing", "qwen", "wan", "memory", "kinds", "rollouts", "verbs")
+NAMES = (
+    "ratio",
+    "flux",
+    "preprocessing",
+    "qwen",
+    "wan",
+    "memory",
+    "kinds",
+    "rollouts",
+    "streaming",
+    "resting",
+    "verbs",
+)
 PACKAGES = ("flowfactory", "torch", "diffusers", "transformers", "peft")
 
 

@@ -26,6 +26,7 @@ from flowfactory.plan import checkpoint
 from flowfactory.plan.checkpoint import Folder, Part
 from flowfactory.plan.estimate import estimate
 from flowfactory.plan.geometry import geometry
+from flowfactory.policy import streamed
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES
 from flowfactory.runs import checkpoint as written
@@ -170,6 +171,30 @@ def test_weights_are_counted_exactly(
     assert {name: guess[name] for name in others} == others
     assert guess["gradients"] == guess["trained"]
     assert guess["moments"] == 2 * guess["trained"]
+
+
+@pytest.mark.parametrize(("model", "precision"), [("flux", "bf16"), ("wan", "fp32")])
+def test_what_is_offloaded_is_counted_where_it_is(
+    spec: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, model: str, precision: str
+) -> None:
+    """Streamed buffers to the byte; of the device's phases, two blocks and no moments."""
+    how = (f"run.precision={precision}", "memory.offload=['weights', 'optimizer']")
+    made, plain = (spec_of(spec, checkpoints[model], model, *sets) for sets in (how, how[:1]))
+    homes: list[streamed.Home] = []
+    monkeypatch.setattr(streamed, "Stream", lambda blocks, *_: homes.extend(blocks))
+    adapter = adapter_of(made)
+    adapter.load(torch.device("cpu"), DTYPES[made.run.precision])
+    (network,) = adapter.networks().values()
+    streamed.stream(network, torch.device("cpu"), recomputed=False)
+    inside = {id(p) for home in homes for p in home.parameters}
+    sizes = sorted(home.buffer.nbytes for home in homes)
+    guess, whole = estimate(made), estimate(plain)
+    assert guess["streamed"] == sum(sizes)
+    assert guess["frozen"] == sum(p.nbytes for p in network.parameters() if id(p) not in inside) + sum(sizes[-2:])
+    assert guess["moments"] == whole["moments"]
+    for phase in ("sample", "update"):
+        less = (whole[phase] or 0) - (guess[phase] or 0)
+        assert less == (whole["frozen"] or 0) - (guess["frozen"] or 0) + (whole["moments"] or 0)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])

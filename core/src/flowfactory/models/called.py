@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -42,9 +42,11 @@ class CalledPipeline(Adapter[SpecT]):
     """An adapter whose calls of its pipeline end where the tap stops them.
 
     alone: whether the pipeline takes one row at a time, and so has to be called for each.
+    onto: what puts a network on a device instead of moving it as a whole; to be set before a pipeline is loaded.
     """
 
     alone: ClassVar[bool] = False
+    onto: Callable[[nn.Module, torch.device], object] | None = None
     pipe: DiffusionPipeline
     _dtype: torch.dtype
     _parameters: Mapping[str, Any]
@@ -73,8 +75,13 @@ class CalledPipeline(Adapter[SpecT]):
             raise self._refusal("it has no use for `max_sequence_length`")
 
     def _placed(self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
-        """The pipeline on `device`, its networks in the bits the spec wants."""
+        """The pipeline on `device`, its networks in the bits the spec wants; but for those that `onto` will place."""
         kind = self.spec.quantize
+        if self.onto is not None:
+            for module in tap.modules(pipe).values():
+                if module not in [*tap.networks(pipe).values()]:
+                    module.to(device)
+            return pipe
         if kind is None:
             return pipe.to(device)
         for network in tap.networks(pipe).values():

@@ -58,8 +58,11 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     def adopt(
         self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None
     ) -> None:
-        """Drive a pipeline that is on `device`; see `load`."""
+        """Drive a pipeline that is on `device`, but for networks that `onto` puts there; see `load`."""
         self.pipe, self._dtype = pipe, dtype
+        if self.onto is not None:
+            for network in tap.networks(pipe).values():
+                self.onto(network, device)
         self.pipe.set_progress_bar_config(disable=True)
         self._parameters = tap.parameters(self.pipe)
         self._networks = tap.networks(self.pipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 
 from flowfactory.builtin import Quantization
 from flowfactory.errors import RunError
-from flowfactory.spec.tables import Optimizer
 
 OUTLIER = 6.0
 """Activations beyond this are multiplied in full precision by LLM.int8(), as its authors and diffusers have it."""
@@ -41,17 +39,15 @@ def tell_peft(network: nn.Module, kind: Quantization) -> None:
     setattr(network, {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}[kind], True)
 
 
-def adamw(parameters: Iterable[nn.Parameter], table: Optimizer) -> torch.optim.Optimizer:
-    """AdamW as `[optimizer]` has it.
+def adamw(bits: int) -> type[torch.optim.Optimizer]:
+    """AdamW with moments of so many bits each.
 
     Raises:
-        RunError: its moments are to have 8 bits, and bitsandbytes is not installed.
+        RunError: it is bitsandbytes', which is not installed.
     """
-    kind = torch.optim.AdamW if table.bits == 32 else _library("[optimizer] bits = 8").optim.AdamW8bit
-    made: torch.optim.Optimizer = kind(
-        parameters, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay
-    )
-    return made
+    kind: type[torch.optim.Optimizer]
+    kind = torch.optim.AdamW if bits == 32 else _library("[optimizer] bits = 8").optim.AdamW8bit
+    return kind
 
 
 def _layer(library: Any, layer: nn.Linear, kind: Quantization, dtype: torch.dtype) -> nn.Module:

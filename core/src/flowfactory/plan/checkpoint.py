@@ -21,7 +21,7 @@ from flowfactory.plan import headers
 from flowfactory.plan.headers import QUANT_STATE, Shape, Weights
 from flowfactory.spec.holdings import INDEX
 
-_BLOCK = re.compile(r"\w+\.\d+\.")
+BLOCK = re.compile(r"\w+\.\d+\.")
 """How the names of weights begin in the blocks that a network repeats."""
 
 FILE = re.compile(r"(?P<stem>\w+)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<late>\w+))?\.(?P<kind>safetensors|bin)")
@@ -73,7 +73,7 @@ class Part:
             name.removesuffix(".weight"): (shape[0], math.prod(shape[1:]))
             for name, shape in [*self.shapes.items(), *self.packed.items()]
             if name.endswith(".weight")
-            and (len(shape) == 2 and _BLOCK.match(name) is not None if inside_blocks else len(shape) > 1)
+            and (len(shape) == 2 and BLOCK.match(name) is not None if inside_blocks else len(shape) > 1)
         }
 
     def adapted(self, targets: Sequence[str]) -> list[tuple[int, int]]:

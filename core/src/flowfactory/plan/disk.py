@@ -19,7 +19,7 @@ from flowfactory.plan import bases, faults, prompts
 from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.rules.rule import Rule, Where
-from flowfactory.spec.tables import Component, Full, RewardEntry, Sampling
+from flowfactory.spec.tables import Component, Full, Memory, RewardEntry, Sampling
 
 UNUSUAL_LR = 0.1
 
@@ -48,8 +48,8 @@ def _stored_and_full(where: Where, own: AdapterSpec, _: Full) -> Iterator[Proble
     return _faults(where, faults.in_fewer_bits(own, faults.EVERY_WEIGHT) if isinstance(own, PipelineSpec) else ())
 
 
-def _stored_and_shard(where: Where, own: AdapterSpec, shard: bool) -> Iterator[Problem]:
-    return _faults(where, faults.in_fewer_bits(own, faults.WHOLE) if isinstance(own, PipelineSpec) and shard else ())
+def _stored_and_memory(where: Where, own: AdapterSpec, memory: Memory) -> Iterator[Problem]:
+    return _faults(where, faults.in_pieces(own, memory) if isinstance(own, PipelineSpec) else ())
 
 
 def _faults(where: Where, found: Iterable[faults.Fault]) -> Iterator[Problem]:
@@ -209,7 +209,7 @@ RULES: tuple[Rule, ...] = (
     (("model.spec",), _files),
     (("model.spec",), _stored),
     (("model.spec", "full"), _stored_and_full),
-    (("model.spec", "memory.shard"), _stored_and_shard),
+    (("model.spec", "memory"), _stored_and_memory),
     (("model",), _kind),
     (("model.spec",), _packages),
     (("optimizer.bits",), _fewer_bits),

@@ -16,7 +16,7 @@ from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import checkpoint
 from flowfactory.plan.checkpoint import Part
-from flowfactory.plan.working import BYTES, Measured, Need, count_of, working
+from flowfactory.plan.working import BYTES, Measured, Need, count_of, frozen_bytes, streamed, working
 from flowfactory.spec import holdings
 from flowfactory.spec.tables import Full, Spec
 
@@ -137,7 +137,10 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
     else:
         total = sum(part.parameters for part in frozen.values())
         why = f"{count_of(total)} parameters of the networks in {kind or precision}{divided}"
-    yield Need("frozen", stored, why)
+    if "weights" in spec.memory.offload:
+        yield from streamed(frozen, size)
+    else:
+        yield Need("frozen", stored, why)
     count, how = trained(spec, parts)
     if count is None:
         names = ("trained", "gradients", "moments", *(["sets"] if _sets(spec) else []), "copies")
@@ -174,6 +177,7 @@ def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
     roles = spec.trainer.spec.needs.roles
     moments, each = spec.optimizer.bits // 4 * (1 + len(roles)), ", ".join(["the trained weights", *roles])
     why = f"AdamW's two, of {spec.optimizer.bits} bits each{divided}" + (f", of {each}" if roles else "")
+    why += "; in main memory, but for a part of them while a step is made" if _rests(spec) else ""
     yield Need("moments", count * moments // share, why)
     sets = _sets(spec)
     why = f"{len(sets)} further float32 sets{divided}" + (f": {', '.join(sets)}" if sets else "")
@@ -192,18 +196,6 @@ def _stored(parts: Mapping[str, Part], size: int) -> str:
         told = f"{name}: {count_of(part.parameters)} parameters" + ("" if part.fixed else f" x {size} bytes")
         said.append(told + (f", {readable(part.fixed)} of them in fewer bits" if part.fixed else ""))
     return "; ".join(said) or "none"
-
-
-def frozen_bytes(part: Part, size: int, kind: str | None) -> int:
-    """Bytes of a network that is not trained: of `size` bytes a number, or its blocks' linear layers in fewer bits.
-
-    Beside its numbers, int8 has a float32 for each row, nf4 an 8-bit scale for every 64.
-    """
-    if kind is None:
-        return part.bytes(size)
-    layers = part.linear(inside_blocks=True).values()
-    inside, rows = sum(rows * columns for rows, columns in layers), sum(rows for rows, _ in layers)
-    return (part.parameters - inside) * size + (inside + 4 * rows if kind == "int8" else inside // 2 + inside // 64)
 
 
 def trained(spec: Spec, parts: Mapping[str, Part]) -> tuple[int | None, str]:
@@ -266,11 +258,13 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     sizes = {need.name: need.bytes for need in needs if need.bytes is not None}
     kept = ["vae"] if "vae" not in spec.memory.offload else []
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
-    always = ["frozen", "trained", "moments", "sets", *(["loaded"] if spec.trainer.spec.needs.loaded else [])]
+    always = ["frozen", "trained", *([] if _rests(spec) else ["moments"]), "sets"]
+    always += ["loaded"] if spec.trainer.spec.needs.loaded else []
     merged = ["merged"] if spec.sampling.merged else []
     looks = ["looks"] if spec.trainer.spec.needs.looks != "none" else []
     networks = [part for name, part in parts.items() if "transformer" in name]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
+    loaded = sizes["frozen"] if "weights" in spec.memory.offload else loaded
     encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
     yield Need("encode", encode, "encoders + vae + networks; once for all prompts")
     decoding = [*always, *(name for name in kept if name != "vae"), "vae"]
@@ -283,6 +277,11 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     ):
         known = [name for name in names if name in sizes]
         yield Need(phase, sum(sizes[name] for name in known), " + ".join(known) + more)
+
+
+def _rests(spec: Spec) -> bool:
+    """Whether the optimizer's state is in main memory."""
+    return "optimizer" in spec.memory.offload
 
 
 def _kind(spec: Spec) -> str | None:

@@ -14,7 +14,7 @@ from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import headers
 from flowfactory.plan.checkpoint import FILE, OTHERS, Folder, Part, on_disk
 from flowfactory.spec.holdings import INDEX
-from flowfactory.spec.tables import Full, Spec
+from flowfactory.spec.tables import Full, Memory, Spec
 
 LIBRARIES = {
     "auto-round": ("auto_round", "auto-round"),
@@ -47,8 +47,8 @@ _ENDINGS = {
 Fault = tuple[str, str]
 """What is wrong, and what to do about it."""
 
-EVERY_WEIGHT, WHOLE = "[full] trains every weight", "[memory] shard cannot divide it"
-"""With what networks in fewer bits do not go together."""
+EVERY_WEIGHT = "[full] trains every weight"
+"""With what networks in fewer bits do not go together, as those of `in_pieces`."""
 
 
 def in_files(own: PipelineSpec, configs: bool = False) -> Iterator[Fault]:
@@ -86,6 +86,14 @@ def in_fewer_bits(own: PipelineSpec, clash: str) -> Iterator[Fault]:
             yield f"path {own.path}: {name} is stored in fewer bits by {method}, and {clash}", "leave that out"
 
 
+def in_pieces(own: PipelineSpec, memory: Memory) -> Iterator[Fault]:
+    """That a trained network comes in fewer bits, and its weights are not to lie on the device in one piece."""
+    if memory.shard:
+        yield from in_fewer_bits(own, "[memory] shard cannot divide it")
+    if "weights" in memory.offload:
+        yield from in_fewer_bits(own, '[memory] offload = ["weights"] cannot stream it')
+
+
 def refuse(spec: Spec) -> None:
     """Look at a model's files again, as before a run goes on.
 
@@ -98,8 +106,7 @@ def refuse(spec: Spec) -> None:
     wrong = [*in_files(own), *in_precision(own)]
     if isinstance(spec.tuning, Full):
         wrong += in_fewer_bits(own, EVERY_WEIGHT)
-    if spec.memory.shard:
-        wrong += in_fewer_bits(own, WHOLE)
+    wrong += in_pieces(own, spec.memory)
     if wrong:
         raise SpecError([Problem("checkpoint", f"[model] {what}", None, hint) for what, hint in wrong])
 

@@ -7,6 +7,7 @@ it keeps one of them in each layer, and all in one. Or they were measured, on ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import attrs
@@ -15,7 +16,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Precision
 from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import DataError, load
-from flowfactory.plan.checkpoint import Part
+from flowfactory.plan.checkpoint import BLOCK, Part
 from flowfactory.plan.counts import rows_drawn
 from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
@@ -27,6 +28,9 @@ BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 KEPT = {"lora": 18, "full": 25}
 """Values a layer keeps. Counted at the sizes of FLUX.1-dev, Qwen-Image, Wan 2.1 14B and SD3 medium, in bf16 and in
 float32: 12 to 25 with LoRA on the layers they adapt by default, 21 to 34 where every weight is trained."""
+
+ALIGNED = 256
+"""Bytes at whose multiples the tensors of a streamed block begin."""
 
 WORKING = ("conditions", "trajectories", "sampling_activations", "update_activations")
 
@@ -53,6 +57,34 @@ class Measured:
     layer: int
     kept: int
     recomputed: int
+
+
+def frozen_bytes(part: Part, size: int, kind: str | None) -> int:
+    """Bytes of a network that is not trained: of `size` bytes a number, or its blocks' linear layers in fewer bits.
+
+    Beside its numbers, int8 has a float32 for each row, nf4 an 8-bit scale for every 64.
+    """
+    if kind is None:
+        return part.bytes(size)
+    layers = part.linear(inside_blocks=True).values()
+    inside, rows = sum(rows * columns for rows, columns in layers), sum(rows for rows, _ in layers)
+    return (part.parameters - inside) * size + (inside + 4 * rows if kind == "int8" else inside // 2 + inside // 64)
+
+
+def streamed(parts: Mapping[str, Part], size: int) -> Iterator[Need]:
+    """Networks whose blocks are in main memory: what is on the device, and what is streamed there."""
+    blocks: dict[str, dict[str, int]] = {name: {} for name in parts}
+    for name, part in parts.items():
+        for weight, shape in part.shapes.items():
+            if found := BLOCK.match(weight):
+                room = -(-math.prod(shape) * size // ALIGNED) * ALIGNED
+                blocks[name][found[0]] = blocks[name].get(found[0], 0) + room
+    outside = sum(math.prod(s) * size for p in parts.values() for name, s in p.shapes.items() if not BLOCK.match(name))
+    two = sum(sum(sorted(sizes.values())[-2:]) for sizes in blocks.values())
+    number, total = sum(map(len, blocks.values())), sum(sum(sizes.values()) for sizes in blocks.values())
+    yield Need("frozen", outside + two, "what is in no block, and two blocks: one that computes, one that comes")
+    why = f"{number} blocks in main memory, pinned; copied to the device in each pass, once more in a backward pass"
+    yield Need("streamed", total, why)
 
 
 def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measured | None = None) -> Iterator[Need]:

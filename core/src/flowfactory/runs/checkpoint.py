@@ -25,6 +25,7 @@ from flowfactory.contracts.trainer import Trainer
 from flowfactory.errors import RunError, listed, shown
 from flowfactory.policy.finite import all_finite
 from flowfactory.policy.loras import ALPHAS
+from flowfactory.policy.resting import put_aside
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.sharding import gathered, like, own
 from flowfactory.runs import archive
@@ -118,6 +119,7 @@ def load(
     for role, optimizer in optimizers.items():
         moments = path / f"{_moments(role)}.safetensors"
         _restore_optimizer(weights, optimizer, all_finite(load_file(moments), moments))
+        put_aside(optimizer)
     if (remembered := path / f"{TRAINER}.safetensors").name in state.files:
         trainer.restore(load_file(remembered))
     return Progress(state.epoch, state.step)

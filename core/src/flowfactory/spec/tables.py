@@ -137,16 +137,18 @@ class Memory:
         default=None,
         pattern="[~/].*",
     )
-    offload: tuple[Literal["vae", "rewards", "trajectories"], ...] = key(
+    offload: tuple[Literal["vae", "rewards", "trajectories", "weights", "optimizer"], ...] = key(
         "What is in main memory while it is not needed: the `vae`, which decodes, unless its pipeline encodes an image "
-        "in every call; the networks of all `rewards`; the stored `trajectories`.",
+        "in every call; the networks of all `rewards`; the stored `trajectories`; the frozen `weights` in the "
+        "networks' blocks, which come to the device one block ahead of what computes; the state of the `optimizer`, "
+        "but for its steps.",
         default=(),
     )
     shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
     compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
     attention: str | None = key(
-        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's, without cuDNN, if absent.",
+        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; else by torch, not cuDNN.",
         default=None,
         min_length=1,
     )

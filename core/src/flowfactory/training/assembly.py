@@ -25,10 +25,10 @@ from flowfactory.errors import RunError
 from flowfactory.metrics.clock import Clock, Stopwatch
 from flowfactory.metrics.display import Display
 from flowfactory.metrics.instruments import Instruments
-from flowfactory.models.quantized import adamw
 from flowfactory.plan.plan import Plan
 from flowfactory.policy.caching import shortcuts
 from flowfactory.policy.policy import ModelPolicy
+from flowfactory.policy.resting import adamw
 from flowfactory.policy.weights import Weights, check
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import StopRequest
@@ -43,7 +43,15 @@ from flowfactory.sampling.studio import Studio
 from flowfactory.spec.tables import RewardEntry, Spec
 from flowfactory.training.encoding import load_media, load_model, stoppable
 from flowfactory.training.evaluate import Evaluator, say_left_out
-from flowfactory.training.networks import eval_size, given, look_at, lora_targets, made_weights, see_attention
+from flowfactory.training.networks import (
+    eval_size,
+    given,
+    look_at,
+    lora_targets,
+    made_weights,
+    see_attention,
+    streaming,
+)
 from flowfactory.training.optimise import CURRENT, Learner
 
 
@@ -95,6 +103,7 @@ def assemble(
             each.reach()
         see_attention(spec.memory)
     used = [rows[row] for row in _used(spec, rows, done)]
+    streaming(spec, adapter)
     with _refusals(processes):
         everything, asking = [*used, *held_out_rows], stoppable(stop, processes)
         source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock, asking)
@@ -115,7 +124,8 @@ def assemble(
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
     policy = _policy(spec, adapter, weights, processes, judge, stop)
-    made = {role: adamw(weights.parameters.values(), spec.optimizer) for role in (CURRENT, *trainer.needs.roles)}
+    rests = "optimizer" in spec.memory.offload
+    made = {role: adamw(weights.parameters.values(), spec.optimizer, rests) for role in (CURRENT, *trainer.needs.roles)}
     optimizers = {role: processes.prepare(optimizer) for role, optimizer in made.items()}
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
     conditions = ConditionStore(source, rows, adapter.collate)

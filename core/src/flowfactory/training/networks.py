@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from flowfactory.contracts.trainer import Trainer
 from flowfactory.errors import RunError, did_you_mean, listed
 from flowfactory.losses.times import possible
 from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.policy import loras
+from flowfactory.policy import loras, streamed
 from flowfactory.policy.loras import Given
 from flowfactory.policy.weights import Weights, masters
 from flowfactory.processes.distributed import Processes
@@ -26,6 +27,13 @@ from flowfactory.spec.window import candidates
 def eval_size(spec: Spec) -> Size:
     """That of the samples of evaluations."""
     return spec.eval.size or spec.sampling.size
+
+
+def streaming(spec: Spec, adapter: Adapter[Any]) -> None:
+    """Have an adapter that is still to be loaded leave weights in main memory, where `[memory] offload` says so."""
+    if "weights" in spec.memory.offload:
+        assert isinstance(adapter, PipelineAdapter), "the others are refused by a rule"
+        adapter.onto = functools.partial(streamed.stream, recomputed=spec.memory.gradient_checkpointing)
 
 
 def look_at(spec: Spec, adapter: Adapter[Any]) -> None:
@@ -95,6 +103,7 @@ def made_weights(
         except RunError as error:
             processes.refuse(str(error))
         processes.divide(network, masters)
+        streamed.place_lora(network, processes.device)
 
     kept = [("reference", needs.reference), ("ema", spec.optimizer.ema)]
     sets = [*needs.sets, *needs.roles, *(name for name, wanted in kept if wanted)]
