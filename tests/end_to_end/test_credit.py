@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from end_to_end.conftest import metrics
-from end_to_end.test_gradients import apart
 from flowfactory.cli.main import main
-from flowfactory.errors import Ending
-from flowfactory.policy.policy import ModelPolicy
 
-SHORT = ("eval.every=0", "run.save_samples=0", "checkpoint.every=1")
+SHORT = ("eval.every=0", "run.save_samples=0")
 STEPS = ("trainer={name='stepgrpo', clip_low=1e-3, clip_high=1e-3}",)
 ESTIMATES = ("trainer={name='stepgrpo', looks='estimated', clip_low=1e-3, clip_high=1e-3}",)
 FAN = ("trainer={name='tempflow', width=3, clip_low=1e-3, clip_high=1e-3}", "sampling.group=2")
@@ -29,37 +25,6 @@ TRAINERS = pytest.mark.parametrize(
 )
 
 Run = Callable[..., Path]
-
-
-class Killed(Ending):
-    """As if by a signal that nobody can catch."""
-
-
-@TRAINERS
-def test_a_run_that_is_killed_while_it_samples_goes_on_to_the_bit(
-    run: Run, monkeypatch: pytest.MonkeyPatch, trainer: tuple[str, ...]
-) -> None:
-    whole = run("a", *trainer, *SHORT)
-    decoding, calls = ModelPolicy.decode, [0]
-
-    def decode(self: ModelPolicy, x: Any) -> Any:
-        calls[0] += 1
-        if calls[0] > per_epoch + 3:
-            raise Killed
-        return decoding(self, x)
-
-    monkeypatch.setattr(ModelPolicy, "decode", decode)
-    per_epoch = 1000
-    run("count", *trainer, *SHORT, "run.epochs=1")
-    per_epoch, calls[0] = calls[0], 0
-    with pytest.raises(Killed):
-        run("b", *trainer, *SHORT)
-    monkeypatch.setattr(ModelPolicy, "decode", decoding)
-    killed = whole.parent / "b"
-    assert len(metrics(killed)) == 2
-    assert main(["resume", str(killed)]) == 0
-    assert metrics(whole) == metrics(killed)
-    assert apart(whole, killed) == 0
 
 
 SMALL = ("sampling.micro_batch=2", "optimizer.micro_batch=1", "memory.offload=['vae', 'trajectories']")

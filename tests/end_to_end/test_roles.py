@@ -1,22 +1,15 @@
-"""A second trained network: what it leaves, what it costs, that it goes on to the bit wherever a run was killed."""
+"""A second trained network: what it leaves, and what it costs."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-import forks
 import pytest
 import torch
 from end_to_end.conftest import metrics
 from end_to_end.test_passes import watched
-from end_to_end.test_resume import assert_same
 from flowfactory.cli.main import main
 from safetensors.torch import load_file
 
@@ -77,43 +70,6 @@ def test_the_first_turns_of_a_role_leave_the_trained_weights(run: Run) -> None:
     kept = sets(folder)
     assert apart(kept["current"], kept["ema"]) < 1e-20
     assert apart(kept["current"], kept["fake"]) > 1e-4
-
-
-def killed(arguments: list[str], step: int, said: Path, pipe: Connection) -> None:
-    """Run, and be killed as the optimizer step of that number begins."""
-    from flowfactory.training import optimise
-
-    torch.set_num_threads(1)
-    counted, take = [0], optimise.take_step
-
-    def stepping(*given: Any) -> None:
-        counted[0] += 1
-        if counted[0] == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        take(*given)
-
-    optimise.take_step = stepping  # type: ignore[assignment]
-    with said.open("a") as file:
-        os.dup2(file.fileno(), 2)
-    sys.exit(main(arguments))
-
-
-@pytest.mark.parametrize("step", [7, 9, 11], ids=["fake", "student", "second-update"])
-def test_it_goes_on_to_the_bit_after_a_kill_in_each_turn(spec: Path, run: Run, step: int) -> None:
-    """An epoch has two updates of two fake steps and one of the student; step 7 is the first of the second epoch."""
-    changes = [*DMD, *QUIET[1:], "checkpoint.every=1", *LORA[1:]]
-    unset = ["--unset=reward", "--unset=full"]
-    folder, said = spec.parent / "killed", spec.parent / "said.txt"
-    command = ["run", str(spec), "--folder", str(folder), *unset, *(f"--set={change}" for change in changes)]
-    code, words = forks.ended(said, killed, command, step, said)
-    assert code == -signal.SIGKILL, words
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
-    code, words = forks.flowfactory(spec.parent, "resume", folder)
-    assert code == 0, words
-    whole = spec.parent / "whole"
-    code, words = forks.flowfactory(spec.parent, *command[:3], whole, *command[4:])
-    assert code == 0, words
-    assert_same(whole, folder)
 
 
 def test_memory_of_a_role_is_in_the_plan(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
