@@ -1,7 +1,22 @@
-"""`python -m flowfactory`."""
+"""`flowfactory`, and `python -m flowfactory`."""
 
-import sys
+from __future__ import annotations
 
-from flowfactory.cli.main import main
+from typing import NoReturn
 
-sys.exit(main())
+from flowfactory.cli.leaving import process
+
+
+def main() -> NoReturn:
+    """The command line, as a process of its own."""
+    process(_main)
+
+
+def _main() -> int:
+    from flowfactory.cli.main import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from flowfactory.cli.leaving import process
 from flowfactory.processes.parent import watch
 
 
-def main(parent: str, *arguments: str) -> int:
-    """`flowfactory` with these arguments."""
+def main() -> int:
+    """`flowfactory` with the arguments after the parent's."""
+    parent, *arguments = sys.argv[1:]
     watch(int(parent))
     from flowfactory.cli.main import main
 
@@ -16,4 +18,4 @@ def main(parent: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    process(main)
