@@ -270,7 +270,7 @@ def try_out(specs: list[Path], records: list[Record], folder: Path) -> Iterator[
         else:
             last = re.sub(r"\s+", " ", said)[-300:]
             wrong = f"exit {code}: {last}" if "Traceback" in said or not said.strip() else ""
-        yield {**record, "code": code, "said": said.strip().splitlines()[:1], "wrong": wrong}
+        yield {**record, "code": code, "said": said.strip().splitlines()[-2:], "wrong": wrong}
 
 
 def main() -> int:
@@ -313,7 +313,7 @@ def survey(options: argparse.Namespace, folder: Path) -> int:
             record["spec"],
             record["mutation"],
             record["at"],
-            record["said"][:1] if record["code"] else "",
+            " ".join(record["said"]) if record["code"] else "",
             flush=True,
         )
     print(json.dumps(codes))

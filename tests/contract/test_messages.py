@@ -203,6 +203,7 @@ CASES = (
     Case("decay", edits=(("beta = 0.1", "old = { rate = 0, start = 0.9, limit = 0.5 }"),)),
     Case("updates", edits=(("updates = 2", "updates = 3"),)),
     Case("warmup", edits=(("updates = 2", "updates = 2\nwarmup = 10"),)),
+    Case("weight-decay", edits=(("updates = 2", "updates = 2\nweight_decay = 1e6"),)),
     Case(
         "quantize",
         edits=(("[lora]\nrank = 4\n", "[full]\n"), ('some-model"\n', 'some-model"\nquantize = "nf4"\n')),

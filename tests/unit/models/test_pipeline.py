@@ -306,6 +306,14 @@ def test_a_pipeline_that_answers_at_random_is_refused(folder):
         changed(folder, NeverTheSame).latent_shape(SIZE)
 
 
+def test_a_pipeline_that_computes_nothing_finite_is_said_to(folder):
+    adapter = load(folder)
+    with torch.no_grad():
+        next(adapter.pipe.transformer.parameters()).fill_(torch.inf)
+    with pytest.raises(ValueError, match="what it computes is not finite"):
+        adapter.latent_shape(SIZE)
+
+
 def test_a_pipeline_with_a_sampler_of_its_own_is_refused(folder):
     with pytest.raises(ValueError, match="it never calls its scheduler's step, or not for every frame"):
         changed(folder, OwnSampler).latent_shape(SIZE)

@@ -125,6 +125,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         for number, seen in sorted(own.watch.noted.items()):
             theirs = self._reached(seen, survey.region)
             ours = self._reach(theirs.sample, float(own.sigmas[number]), conditions, GUIDED, size)
+            self._see_finite(theirs.model_output, ours.model_output)
             if not (gap := _gap(ours.model_output, theirs.model_output)) <= ROUNDING + 4 * survey.noise:
                 where = f"at step {number + 1} of {steps} it is {gap:.1e} of its length off what it is at any time"
                 raise self._refusal(
@@ -158,6 +159,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         if not _same(one.sample, x):
             raise self._refusal("it changes the latents it is given")
         again, other = (self._reach(x, level, conditions, 1.0, size, seed).model_output for seed in (0, 1))
+        self._see_finite(one.model_output, again, other)
         noise = _gap(again, one.model_output)
         if not noise <= NOISE:
             raise self._refusal(f"asked the same twice, its answers are {noise:.1e} of their length apart")
@@ -171,6 +173,12 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
             raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; asked for it, it makes {_words(made)}")
+
+    def _see_finite(self, *answers: Tensor) -> None:
+        """Refuse what nothing can be compared with."""
+        if not all(bool(answer.isfinite().all()) for answer in answers):
+            why = "[run] precision is too narrow for it, a number of [model] is too large, or its weights are damaged"
+            raise self._refusal(f"what it computes is not finite (NaN or infinite): {why}")
 
     def _first_answer(
         self,

@@ -56,6 +56,12 @@ def _warmup(where: Where, epochs: int, updates: int, warmup: int) -> Iterator[Pr
         yield Problem("warmup", what, where("optimizer", "warmup"))
 
 
+def _decay(where: Where, lr: float, decay: float) -> Iterator[Problem]:
+    if lr * decay >= 1:
+        what = f"each step takes lr x weight_decay = {lr * decay:g} of every weight from it, so that nothing is left"
+        yield Problem("weight-decay", what, where("optimizer", "weight_decay"), "1e-4 is usual; 0 takes nothing")
+
+
 def _group(where: Where, trainer: str, needs: Needs, group: int) -> Iterator[Problem]:
     if needs.source == "rollouts" and needs.scores and group < 2 and needs.branches is None:
         what = f"trainer `{trainer}` compares the samples of a prompt, and [sampling] group is {group}"
@@ -155,6 +161,7 @@ NEEDS = ("trainer.name", "trainer.spec.needs")
 RULES: tuple[Rule, ...] = (
     (("sampling.prompts", "optimizer.updates"), _updates),
     (("run.epochs", "optimizer.updates", "optimizer.warmup"), _warmup),
+    (("optimizer.lr", "optimizer.weight_decay"), _decay),
     ((*NEEDS, "sampling.group"), _group),
     ((*NEEDS, "trainer.spec.aggregate"), functools.partial(_uncompared, key="aggregate")),
     ((*NEEDS, "trainer.spec.std"), functools.partial(_uncompared, key="std")),
