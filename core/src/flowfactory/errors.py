@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
@@ -39,6 +40,9 @@ def printable(text: str) -> str:
 def shortened(text: str, most: int = 200) -> str:
     """The text, or its beginning where it is longer than a message should be."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
+RunErrorT = TypeVar("RunErrorT", bound="RunError")
 
 
 @attrs.frozen
@@ -133,14 +137,27 @@ class RunError(Exception):
     """A run cannot go on; the message tells a person why, so no traceback is shown.
 
     code: what to exit with. repeats: whether going on from the last checkpoint would end in the same way.
+    everywhere: whether each process of the run ends here, so that they can still do something together.
     """
 
     code: int = FAILED
     repeats: bool = False
+    everywhere: bool = False
 
 
 class Ending(BaseException):
-    """A person or a system ends this process; no `Exception`, so that no library takes it for a fault of its own."""
+    """A person or a system ends this process; no `Exception`, so that no library takes it for a fault of its own.
+
+    everywhere: as of a `RunError`.
+    """
+
+    everywhere: bool = False
+
+
+def everywhere(error: RunErrorT) -> RunErrorT:
+    """The error, which each process of a run raises at the same point."""
+    error.everywhere = True
+    return error
 
 
 class Ended(Exception):

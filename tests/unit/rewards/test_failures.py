@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flowfactory.contracts.types import Row, Sample
+from flowfactory.errors import everywhere
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.failures import FOLDER, TABLE, cut_back, recording
 from flowfactory.rewards.session import Failure
@@ -59,7 +60,10 @@ def test_any_prompt_is_one_line(tmp_path: Path) -> None:
     assert [line["prompt"] for line in lines(tmp_path)] == [odd]
 
 
-@pytest.mark.parametrize(("error", "gathers"), [(RewardError("too many"), 1), (KeyboardInterrupt(), 0)])
+@pytest.mark.parametrize(
+    ("error", "gathers"),
+    [(everywhere(RewardError("too many")), 1), (RewardError("its own"), 0), (KeyboardInterrupt(), 0)],
+)
 def test_what_one_process_dies_of_waits_for_no_other(tmp_path: Path, error: BaseException, gathers: int) -> None:
     processes, scoring = Several(), SimpleNamespace(failures=[failure("a", 0)])
     with pytest.raises(type(error)), recording(processes, scoring, tmp_path, 1):  # type: ignore[arg-type]

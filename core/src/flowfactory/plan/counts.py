@@ -13,7 +13,7 @@ from flowfactory.contracts.specs import SchedulerSpec, StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.spec import window
-from flowfactory.spec.tables import Spec
+from flowfactory.spec.tables import Full, Spec
 from flowfactory.spec.window import Growth
 
 
@@ -32,6 +32,14 @@ def numbers(spec: Spec, world: int) -> Iterator[Number]:
     yield from _updates(spec, world)
     yield from _passes(spec, world)
     yield from _run(spec)
+
+
+def undoes(spec: Spec) -> bool:
+    """Whether what an epoch changes is copied before, so that no end of the run loses the epoch before it.
+
+    All weights are not where an epoch has one step, which is made last.
+    """
+    return spec.optimizer.updates > 1 or bool(spec.trainer.spec.needs.roles) or not isinstance(spec.tuning, Full)
 
 
 def _sampling(spec: Spec, world: int) -> Iterator[Number]:

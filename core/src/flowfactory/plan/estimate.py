@@ -16,6 +16,7 @@ from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import checkpoint
 from flowfactory.plan.checkpoint import Part
+from flowfactory.plan.counts import undoes
 from flowfactory.plan.working import BYTES, Measured, Need, count_of, frozen_bytes, streamed, working
 from flowfactory.spec import holdings
 from flowfactory.spec.tables import Full, Spec
@@ -182,8 +183,8 @@ def _moving(spec: Spec, count: int, how: str, share: int) -> Iterator[Need]:
     sets = _sets(spec)
     why = f"{len(sets)} further float32 sets{divided}" + (f": {', '.join(sets)}" if sets else "")
     yield Need("sets", count * 4 * len(sets) // share, why)
-    if (spec.optimizer.updates > 1 or roles) and spec.checkpoint.every != 1:  # else no update needs to be undone
-        why = f"in main memory, for a stop while an epoch trains: trained weights, moments and sets once more{divided}"
+    if undoes(spec) and spec.checkpoint.every != 1:
+        why = f"in main memory, for an end while an epoch trains: trained weights, moments and sets once more{divided}"
         yield Need("undo", count * (4 + moments + 4 * len(sets)) // share, why)
     copies = count * size if size < 4 else 0
     yield Need("copies", copies, f"trained weights in {precision}, which is computed in" if copies else "none in fp32")

@@ -25,6 +25,10 @@ class Diverged(RunError):
     repeats = True
 
 
+class Ruined(Diverged):
+    """The weights are finite, and what they make is not: no checkpoint of them may take the place of an earlier one."""
+
+
 def check_step(processes: Processes, where: str, numbers: Mapping[str, float]) -> None:
     """Before an optimizer step: end the run if a loss or the norm of the gradient is not finite on any process.
 
@@ -56,17 +60,15 @@ def check_samples(processes: Processes, where: str, latents: bool, media: bool, 
         latents, media: whether this process's are finite. trained: whether any optimizer step has been made.
 
     Raises:
-        Diverged: on the main process; `PeerLost` on the others.
+        Ruined: on the main process; `PeerLost` on the others.
     """
     if processes.any(not latents):
         early = "no weight has been trained yet: look at [sampling] guidance, [run] precision and [scheduler]"
         late = f"training has driven the weights too far; {SMALLER}"
-        processes.refuse(
-            f"{where}: the weights give latents that are not finite; {late if trained else early}", Diverged
-        )
+        processes.refuse(f"{where}: the weights give latents that are not finite; {late if trained else early}", Ruined)
     if processes.any(not media):
         what = "the latents are finite, and what they decode to is not"
-        processes.refuse(f"{where}: {what}; [run] precision may be too narrow for the model's decoder", Diverged)
+        processes.refuse(f"{where}: {what}; [run] precision may be too narrow for the model's decoder", Ruined)
 
 
 def all_finite(tensors: Mapping[str, Tensor], file: Path) -> Mapping[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flowfactory.contracts.key import Precision
-from flowfactory.errors import FAILED, RunError
+from flowfactory.errors import FAILED, RunError, everywhere
 from flowfactory.plan.plan import Plan
 from flowfactory.processes import launch, sharding
 
@@ -155,8 +155,8 @@ class Processes:
         codes = self.gather_objects([error.code if error else 0])
         teller = next((rank for rank, code in enumerate(codes) if code), None)
         if teller is not None:
-            self._leave()
-            raise error if error and self.rank == teller else PeerLost("another process has failed", codes[teller])
+            lost = PeerLost("another process has failed", codes[teller])
+            raise everywhere(error if error and self.rank == teller else lost)
 
     def refuse(self, why: str, kind: type[RunError] = RunError) -> NoReturn:
         """End the run where all processes refuse together: the main one says why.
@@ -164,8 +164,7 @@ class Processes:
         Raises:
             RunError: of `kind`, on the main process; `PeerLost` on the others.
         """
-        self._leave()
-        raise kind(why) if self.main else PeerLost(why)
+        raise everywhere(kind(why) if self.main else PeerLost(why))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up gradients over all processes, in one message. Divided ones have been, as they were made.
@@ -231,10 +230,6 @@ class Processes:
         """Go on when every process has come this far."""
         with together():
             self.accelerator.wait_for_everyone()
-
-    def _leave(self) -> None:
-        """Close the connections. Torch sometimes aborts a process that ends with open ones when its peers are gone."""
-        self.accelerator.end_training()
 
 
 @contextmanager

@@ -36,6 +36,8 @@ class Stopped(Ending):
     signal: by what. saved: whether a checkpoint follows; nothing had begun where it does not.
     """
 
+    everywhere = True
+
     def __init__(self, number: int, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
         self.signal, self.saved = number, saved

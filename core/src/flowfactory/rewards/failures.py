@@ -14,8 +14,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from flowfactory.errors import Ending, RunError, everywhere
 from flowfactory.processes.distributed import PeerLost, Processes
-from flowfactory.processes.stop import Stopped
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.session import Failure, Session, scored_by, too_many
 from flowfactory.runs import files
@@ -81,7 +81,7 @@ def check_losses(
     for entry in entries:
         total, lost = scored_by(entry, counts), len(set(groups[failed[entry.label]].tolist()))
         if lost > entry.max_dropped * total:
-            raise (RewardError if processes.main else ToldElsewhere)(too_many(entry, lost, total))
+            raise everywhere((RewardError if processes.main else ToldElsewhere)(too_many(entry, lost, total)))
         if lost and processes.main:
             share = f"{lost} of {total} groups"
             log.warning("reward %r has no scores for %s; the folder `%s` says why", entry.label, share, FOLDER)
@@ -100,7 +100,7 @@ def check_rewards(processes: Processes, scoring: Session) -> None:
     if processes.any(scoring.aborting is not None):
         reasons = processes.gather_objects([scoring.aborting])
         teller = next(rank for rank, reason in enumerate(reasons) if reason is not None)
-        raise (RewardError if processes.rank == teller else ToldElsewhere)(reasons[teller])
+        raise everywhere((RewardError if processes.rank == teller else ToldElsewhere)(reasons[teller]))
 
 
 @contextmanager
@@ -109,7 +109,8 @@ def recording(processes: Processes, scoring: Session, folder: Path, epoch: int) 
     together = True
     try:
         yield
-    except (RewardError, Stopped):  # on every process
+    except (RunError, Ending) as error:
+        together = error.everywhere
         raise
     except BaseException:
         together = False

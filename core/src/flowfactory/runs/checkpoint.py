@@ -81,21 +81,27 @@ def save(
     return final
 
 
-def held(weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer]) -> Callable[[], None]:
+def held(weights: Weights, optimizers: Mapping[str, torch.optim.Optimizer]) -> Callable[[], bool]:
     """Copy all weights and moments into main memory, of divided ones this process's share; returns what puts them back
-    in place."""
+    in place, and says so."""
     sets = {kept: _copied(weights.tensors(kept)) for kept in ["current", *weights.sets]}
     moments = {role: _copied(_optimizer_tensors(weights, optimizer)) for role, optimizer in optimizers.items()}
 
     @torch.no_grad()
-    def put_back() -> None:
+    def put_back() -> bool:
         for kept, tensors in sets.items():
             for name, tensor in weights.tensors(kept).items():
                 own(tensor).copy_(tensors[name])
         for role, tensors in moments.items():
             _put_back(weights, optimizers[role], tensors)
+        return True
 
     return put_back
+
+
+def steps(optimizer: torch.optim.Optimizer) -> float:
+    """A number that rises with each step of an optimizer."""
+    return sum(float(state["step"]) for state in optimizer.state.values() if "step" in state)
 
 
 def load(

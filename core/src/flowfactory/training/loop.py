@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from flowfactory.components.resolved import Components
 from flowfactory.contracts.hooks import Run, Tracker
@@ -24,7 +23,7 @@ from flowfactory.plan.estimate import estimate, readable
 from flowfactory.plan.plan import Plan
 from flowfactory.processes import launch
 from flowfactory.processes.distributed import PeerLost, Processes
-from flowfactory.processes.stop import Stopped, StopRequest, listening
+from flowfactory.processes.stop import AtOnce, Stopped, StopRequest, listening
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.failures import cut_back
 from flowfactory.runs import archive, checkpoint, resumption
@@ -35,7 +34,8 @@ from flowfactory.spec.tables import Spec
 from flowfactory.training.assembly import Parts, assemble
 from flowfactory.training.encoding import load_model
 from flowfactory.training.evaluate import BEFORE_AFTER, evaluate
-from flowfactory.training.optimise import optimise, turns
+from flowfactory.training.keeping import Finished, finished, keeping, save
+from flowfactory.training.optimise import optimise
 
 METRICS = "metrics.jsonl"
 
@@ -99,34 +99,10 @@ def train(parts: Parts, stop: StopRequest, saved: Sequence[Path], trackers: list
     if progress.epoch == 0 or half:
         best = conclude(parts, trackers, progress, half, best, stop)
     for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
-        remembered = {name: tensor.clone() for name, tensor in learner.trainer.state().items()}
-        put_back = kept(parts, progress)
-        try:
+        with keeping(parts, finished(parts, progress, best)):
             made = parts.source.collect(epoch, stop)
-        except (Stopped, RewardError):
-            # No weight has changed since the last epoch ended: this is its checkpoint.
-            save(parts, progress, best)
-            raise
-        try:
             progress, metrics = optimise(learner, progress, epoch, made, stop)
-        except Stopped:
-            put_back()
-            save(parts, progress, best, remembered)
-            raise
         best = conclude(parts, trackers, progress, made.metrics | metrics, best, stop)
-
-
-def kept(parts: Parts, progress: Progress) -> Callable[[], None]:
-    """What undoes the updates of the next epoch, from a copy of what they change, so that they need not be finished.
-
-    Nothing where a checkpoint lies there already, and where an epoch has one step, which is made last.
-    """
-    learner = parts.learner
-    steps = learner.spec.optimizer.updates * len(turns(learner.trainer.needs))
-    if steps == 1 or parts.processes.any(parts.processes.main and lies_there(parts, progress.epoch)):
-        return lambda: None
-    with parts.instruments.clock("checkpoint"):
-        return checkpoint.held(learner.weights, learner.optimizers)
 
 
 def conclude(
@@ -139,34 +115,44 @@ def conclude(
 ) -> Merit | None:
     """The end of an epoch: evaluate, report, save where it is time for it; returns the best evaluation so far.
 
-    Whoever is stopped while evaluating leaves the checkpoint of this epoch, and its line without the evaluation, which
-    is made when the run goes on.
+    Whoever ends while evaluating leaves the checkpoint of this epoch, and its line without the evaluation, which is
+    made when the run goes on.
     """
     spec, epoch = parts.learner.spec, progress.epoch
     last = epoch == spec.run.epochs
-    with said_of_all(parts):
-        folders.still(parts.run.folder)
-    try:
-        own = evaluate(parts.evaluator, epoch, stop) if parts.evaluator and due(spec, epoch) else {}
-    except Stopped:
-        if epoch:
-            file = next(tracker for tracker in trackers if isinstance(tracker, MetricsFile))
-            file.log(measured(parts, metrics), epoch)
-        save(parts, progress, best)
-        raise
-    except RewardError:
-        if epoch:
-            report(parts, trackers, epoch, metrics)
-            save(parts, progress, best)
-        raise
-    now = merit.judge(spec, epoch, own) if epoch else None
-    if improved := now is not None and now.exceeds(best):
-        best = now
-    # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
-    report(parts, trackers, epoch, metrics | own)
+    with keeping(parts, Finished(progress, best, begun=epoch > 0)):
+        with said_of_all(parts):
+            folders.still(parts.run.folder)
+        own = evaluated(parts, trackers, epoch, metrics, stop)
+        now = merit.judge(spec, epoch, own) if epoch else None
+        if improved := now is not None and now.exceeds(best):
+            best = now
+        # First the line, then the checkpoint: a run killed in between makes the line again, none is missing.
+        report(parts, trackers, epoch, metrics | own)
     if epoch and (last or improved or (spec.checkpoint.every and epoch % spec.checkpoint.every == 0)):
         save(parts, progress, best)
     return best
+
+
+def evaluated(
+    parts: Parts, trackers: Sequence[Tracker], epoch: int, metrics: dict[str, float], stop: StopRequest
+) -> dict[str, float]:
+    """The metrics of evaluating, where it is time for it; if that fails, those of the epoch are put down without."""
+    if not parts.evaluator or not due(parts.learner.spec, epoch):
+        return {}
+    try:
+        return evaluate(parts.evaluator, epoch, stop)
+    except RewardError:
+        if epoch:
+            report(parts, trackers, epoch, metrics)
+        raise
+    except AtOnce:
+        raise
+    except BaseException:
+        if epoch:
+            file = next(tracker for tracker in trackers if isinstance(tracker, MetricsFile))
+            file.log(measured(parts, metrics), epoch)
+        raise
 
 
 def due(spec: Spec, epoch: int) -> bool:
@@ -224,32 +210,6 @@ def report(parts: Parts, trackers: Sequence[Tracker], epoch: int, metrics: dict[
 def measured(parts: Parts, metrics: dict[str, float]) -> dict[str, float]:
     """The metrics of an epoch with what it took."""
     return metrics | parts.instruments.clock.read() | parts.instruments.stopwatch.read()
-
-
-def save(parts: Parts, progress: Progress, best: Merit | None, remembered: Mapping[str, Tensor] | None = None) -> None:
-    """Write a checkpoint of a finished epoch, unless it lies there already; the latest are kept, and the best.
-
-    Args:
-        remembered: what the trainer remembered then; what it does now, when absent.
-    """
-    folder, main, learner = parts.run.folder / CHECKPOINTS, parts.processes.main, parts.learner
-    if parts.processes.any(main and not lies_there(parts, progress.epoch)):
-        with parts.instruments.clock("checkpoint"):
-            memory = learner.trainer.state() if remembered is None else remembered
-            written = learner.weights, learner.optimizers, memory, parts.origin
-            path = checkpoint.save(folder, progress, *written, write=main)
-        if main:
-            parts.events.checkpoint_saved(run=parts.run, epoch=progress.epoch, path=path)
-    if main:
-        archive.tidy(folder, learner.spec.checkpoint.keep, best.epoch if best else None)
-        if best:
-            archive.point_at(parts.run.folder, best.epoch)
-    parts.processes.wait()
-
-
-def lies_there(parts: Parts, epoch: int) -> bool:
-    """Whether there is a checkpoint of an epoch."""
-    return archive.name(epoch) in [c.name for c in archive.checkpoints(parts.run.folder / CHECKPOINTS)]
 
 
 def closing_words(plan: Plan, folder: Path) -> str:
