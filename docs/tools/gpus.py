@@ -35,7 +35,9 @@ INTRODUCTION = """
 # Which GPU for which example
 
 **These are estimates, not measurements.** They are what `flowfactory plan` says of the examples of all plugins, for one
-process. Weights are counted from configs that were transcribed by hand; nobody has compared them with the hub's yet.
+process. Of two geometries of FLUX.1-dev and Qwen-Image, an H200 took within 3 % of what was planned
+([On a GPU](performance.md#on-a-gpu)). Weights are counted from configs that were transcribed by hand; nobody has
+compared them with the hub's yet.
 Activations follow from a formula that is too low by up to a factor of 1.8 where it was measured
 ([how good it is](performance.md#memory)). What rewards' networks take, and what the VAE computes with, is in none of
 the numbers.

@@ -280,7 +280,7 @@ def offloaded(folder: Path, tiny: bool, *what: str, warmup: int) -> list[Row]:
 
 def kinds(folder: Path, tiny: bool) -> list[Row]:
     """What computes otherwise on a GPU than elsewhere, on the smallest checkpoints: that it works there."""
-    runs = {
+    runs: dict[str, tuple[str, ...]] = {
         "plain": (),
         "8-bit optimizer": ("optimizer.bits=8",),
         "nf4": ("model.quantize=nf4",),
@@ -290,6 +290,8 @@ def kinds(folder: Path, tiny: bool) -> list[Row]:
         "streamed, with gradient checkpointing": ("memory.offload=['weights']", "memory.gradient_checkpointing=true"),
         "optimizer's state in main memory": ("memory.offload=['optimizer']",),
     }
+    if torch.cuda.is_available():
+        runs["fp16"] = ("run.precision=fp16",)
     rows: list[Row] = []
     for name, sets in runs.items():
         home = folder / name.replace(" ", "-")
