@@ -19,6 +19,7 @@ from flowfactory.contracts.reward import Score
 from flowfactory.contracts.specs import Needs
 from flowfactory.contracts.types import Rollout, Row, Sample
 from flowfactory.data.sources import Data, DataSource, Pool
+from flowfactory.processes.context import Team
 from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.advantages import Scores, advantages
 from flowfactory.rewards.asking import RewardError
@@ -54,16 +55,20 @@ class Exchange:
 class Threads:
     """Stands for `flowfactory.processes.distributed.Processes`."""
 
-    sharded = False
+    sharded = accompanied = False
 
     def __init__(self, rank: int, exchange: Exchange) -> None:
         self.rank, self.world, self.main, self.exchange = rank, exchange.world, rank == 0, exchange
+        self.team = Team(rank, exchange.world, True, None)
 
     def gather(self, values: Tensor) -> Tensor:
         return torch.cat(self.exchange.all(self.rank, values))
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
         return [one for found in self.exchange.all(self.rank, values) for one in found]
+
+    def led(self, value: Any) -> Any:
+        return value
 
     def any(self, flag: bool) -> bool:
         return any(self.exchange.all(self.rank, flag))

@@ -1,8 +1,8 @@
 """What one of two processes does that torchrun has started: several commands of flowfactory, to import torch once.
 
 The only argument is JSON: a list of commands, among them `["fork", FOLDER, NEW]` for a copy of a run without its last
-checkpoint, `["divided"]` for what `divided` checks, and `["counted", FILE, …]` for a command of which messages are
-counted.
+checkpoint, `["divided"]` and `["teams"]` for what those modules check, and `["counted", FILE, …]` for a command whose
+messages are counted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 
 import divided
 import pytest
+import teams
 import torch
 from accelerate.state import AcceleratorState
 from flowfactory.cli.main import main
+
+CHECKS: dict[str, Callable[[], None]] = {"divided": divided.check, "teams": teams.check}
 
 
 def fork(folder: Path, new: Path) -> None:
@@ -29,8 +32,8 @@ def fork(folder: Path, new: Path) -> None:
 
 def do(command: Sequence[str]) -> int:
     """One command; its exit code."""
-    if command[0] == "divided":
-        divided.check()
+    if command[0] in CHECKS:
+        CHECKS[command[0]]()
         return 0
     if command[0] == "fork":
         torch.distributed.barrier()

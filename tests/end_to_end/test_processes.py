@@ -66,7 +66,10 @@ COUNTED = {
     "roles": (*ONCE, *KINDS["roles"]),
     "divided": (*ONCE, "--unset=full", "--set=lora.rank=2", SHARD := "--set=memory.shard=true"),
 }
+TEAMED = {"full": ("--set=memory.ulysses=2", SHARD), "lora": ("--set=memory.ulysses=2",)}
 DROPS = "def redness(samples):\n    assert samples[0].row.prompt != 'a dog'\n"
+LEADS = "    import os\n    assert os.environ.get('RANK', '0') == '0'\n"
+"""What is asked of the second process of a team fails."""
 
 
 def lay(folder: Path, checkpoint: Path, rewards: str = REWARDS) -> Path:
@@ -94,7 +97,7 @@ def finished(command: Sequence[str], code: int = 0) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """Runs by one process and by two, replicated and sharded, with LoRA and in full, and resumptions of some."""
+    """Runs by one process and by two, replicated, sharded and in a team, with LoRA and in full; resumptions of some."""
     folder = tmp_path_factory.mktemp("runs")
     spec = lay(folder / "spec", checkpoint, REWARDS.replace("def redness(samples):\n", DROPS))
     changes = [f"--set={key}={value}" for key, value in CHANGES.items()]
@@ -106,6 +109,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
         alone(command(f"one-{kind}", kind, *([] if kind in WHOLE else [SHARD])))
     together = [command(f"replicated-{kind}", kind) for kind in KINDS]
     together += [command(f"sharded-{kind}", kind, SHARD) for kind in KINDS if kind not in WHOLE]
+    asks = REWARDS.replace("def redness(samples):\n", DROPS + LEADS)
+    lay(folder / "leads", checkpoint, asks)
+    for kind, options in TEAMED.items():
+        _, _, *rest = command(f"teams-{kind}", kind, *options)
+        together += [["run", str(folder / "leads" / "spec.toml"), *rest]]
     for name in ("replicated-lora", "sharded-full", "sharded-roles", "one-full"):
         together += [["fork", str(folder / name), str(folder / f"resumed-{name}")]]
         together += [["resume", str(folder / f"resumed-{name}")]]
@@ -113,7 +121,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     for name, options in COUNTED.items():
         own = ["run", str(plain), "--folder", str(folder / f"counted-{name}"), *options]
         together += [["counted", str(folder / f"{name}.json"), *own]]
-    code, said = forks.pair(folder, PAIR, json.dumps([*together, ["divided"]]))
+    code, said = forks.pair(folder, PAIR, json.dumps([*together, ["divided"], ["teams"]]))
     assert code == 0, said
     return folder
 
@@ -138,7 +146,15 @@ def distance(one: Path, other: Path) -> float:
 
 @pytest.mark.parametrize(
     ("how", "kind"),
-    [(how, kind) for how in ("replicated", "sharded") for kind in KINDS if how == "replicated" or kind not in WHOLE],
+    [
+        *(
+            (how, kind)
+            for how in ("replicated", "sharded")
+            for kind in KINDS
+            if how == "replicated" or kind not in WHOLE
+        ),
+        *(("teams", kind) for kind in TEAMED),
+    ],
 )
 def test_two_processes_train_what_one_trains(runs: Path, how: str, kind: str) -> None:
     assert json.loads((runs / f"{how}-{kind}" / "plan.json").read_text())["world"] == 2
@@ -184,7 +200,8 @@ def test_two_processes_go_on_with_what_one_began(runs: Path) -> None:
 
 
 def test_one_process_goes_on_with_what_two_began(runs: Path) -> None:
-    fork(runs / "sharded-full", runs / "alone")
+    """Two of a team, who had divided the weights besides."""
+    fork(runs / "teams-full", runs / "alone")
     alone(["resume", str(runs / "alone")])
     assert distance(runs / "one-full", runs / "alone") < TOLERANCE
 

@@ -193,26 +193,27 @@ def test_a_stop_is_heard_at_the_next_call_of_the_network(
 
 
 @pytest.mark.parametrize(
-    ("trained", "number", "shard"),
+    ("trained", "number", "how"),
     [
-        (False, 2, "false"),  # sampling, each with weights of its own
-        (True, 5, "true"),  # the second update, with weights divided
+        (False, 2, "memory.shard=false"),  # sampling, each with weights of its own
+        (True, 5, "memory.shard=true"),  # the second update, with weights divided
+        (False, 2, "memory.ulysses=2"),  # sampling, as a team
     ],
 )
 def test_two_processes_hear_it_where_they_are(
-    tmp_path: Path, checkpoint: Path, trained: bool, number: int, shard: str
+    tmp_path: Path, checkpoint: Path, trained: bool, number: int, how: str
 ) -> None:
     more = STOPS_WHILE_COMPUTING.format(calls=tmp_path / "calls", trained=trained, number=number, signal="SIGTERM")
     spec = lay(tmp_path / "a spec", checkpoint, more)
     folder = spec.parent / "run"
-    own = ("--processes=2", "--set=sampling.prompts=4", f"--set=memory.shard={shard}", *WITHOUT_EVALUATIONS)
+    own = ("--processes=2", "--set=sampling.prompts=4", f"--set={how}", *WITHOUT_EVALUATIONS)
     code, said = flowfactory(tmp_path, "run", spec, "--folder", folder, *QUICK, *UPDATES, *own)
     assert code == 75, said
     assert "stopped by SIGTERM; go on with" in said
     stopped = int((tmp_path / "calls.at").read_text())
     made = [len((tmp_path / f"calls.{rank}").read_text()) for rank in (0, 1)]
     assert made[0] == stopped
-    assert made[1] <= stopped + (0 if shard == "true" else 2)
+    assert made[1] <= stopped + (2 if how == "memory.shard=false" else 0)
     assert len(archive.checkpoints(folder / "checkpoints")) == 1
 
 

@@ -142,6 +142,23 @@ def test_a_size_that_cannot_be_made_is_refused(tmp_path: Path, model: Path, size
     assert (problem.kind, problem.hint) == ("size", f"the nearest are {near}")
 
 
+@pytest.mark.parametrize(
+    ("kind", "heads", "said"),
+    [
+        ("WanTransformer3DModel", 6, "ulysses = 4 does not divide the 6 attention heads of transformer"),
+        ("QwenImageTransformer2DModel", 8, "tokens of transformer, a QwenImageTransformer2DModel, cannot be divided"),
+        ("FluxTransformer2DModel", 8, ""),
+    ],
+)
+def test_a_network_that_a_team_cannot_compute_is_refused(tmp_path: Path, kind: str, heads: int, said: str) -> None:
+    own = checkpoint(tmp_path / "m", {"transformer": LAYERS}) / "transformer" / "config.json"
+    own.write_text(json.dumps({"_class_name": kind, "num_attention_heads": heads}))
+    assert not found(tmp_path, HERE)
+    problems = found(tmp_path, HERE, sets=("memory.ulysses=4",))
+    assert [p.kind for p in problems] == (["ulysses"] if said else [])
+    assert all(said in p.what for p in problems)
+
+
 @pytest.mark.parametrize(("wrong", "other"), [("sampling", "eval"), ("eval", "sampling")])
 def test_a_size_that_is_unsound_in_itself_hides_no_other(tmp_path: Path, model: Path, wrong: str, other: str) -> None:
     problems = found(tmp_path, HERE, sets=(f"{wrong}.size=-1", f"{other}.size=500"))

@@ -137,6 +137,23 @@ def test_a_world_that_does_not_divide_is_refused(spec: Path) -> None:
     assert plan(spec, "sampling.prompts=24", world=6)["groups_per_update"] == 12
 
 
+def test_processes_of_a_team_have_the_same_samples(spec: Path) -> None:
+    alone, one = plan(spec, "sampling.prompts=24"), plan(spec, "sampling.prompts=24", "memory.ulysses=4")
+    assert one.numbers == alone.numbers  # one process is no team of four
+    two, made = (plan(spec, "sampling.prompts=24", *s, world=w) for s, w in (((), 2), (("memory.ulysses=4",), 8)))
+    assert [(n.name, n.value) for n in made.numbers] == [("teams", 2), *((n.name, n.value) for n in two.numbers)]
+    assert made.numbers[0].reason == "8 processes / 4 that share the tokens of each sample, as [memory] ulysses says"
+    assert next(n.reason for n in made.numbers if n.name == "samples_per_process").endswith("/ 2 teams of 4 processes")
+    assert made.digest == alone.digest
+
+
+def test_teams_that_cannot_be_made_or_cannot_share_are_refused(spec: Path) -> None:
+    with pytest.raises(SpecError, match=r"6 processes cannot make teams of 4, .* start a multiple of 4"):
+        plan(spec, "memory.ulysses=4", world=6)
+    with pytest.raises(SpecError, match=r"20 processes in 5 teams cannot share the 12 groups .* are 12, 16, 24"):
+        plan(spec, "sampling.prompts=24", "memory.ulysses=4", world=20)
+
+
 def test_versions_are_those_in_use(spec: Path) -> None:
     versions = plan(spec).versions
     assert list(versions) == ["flowfactory", "toy.py"]

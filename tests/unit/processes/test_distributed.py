@@ -10,6 +10,7 @@ import torch
 from flowfactory.cli.verbs.options import load_libraries
 from flowfactory.contracts.specs import Needs
 from flowfactory.errors import RunError
+from flowfactory.processes.context import Team
 from flowfactory.processes.distributed import PeerLost, Processes, numbered, together
 from flowfactory.training.networks import made_weights
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Twins(Processes):
     device = torch.device("cpu")  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        self.accelerator, self._mesh = self, None
+        self.accelerator, self._mesh, self.team = self, None, Team(0, 2, True, None)
 
     def end_training(self) -> None:
         """Nothing is open."""

@@ -13,6 +13,8 @@ from flowfactory.processes.stop import Stopped, listening
 
 
 class Alone:
+    accompanied = False
+
     """A run of one process."""
 
     def any(self, flag: bool) -> bool:
@@ -20,6 +22,8 @@ class Alone:
 
     def told(self, flag: bool) -> bool:
         return flag
+
+    told_together = told
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,29 @@ def test_divided_networks_are_put_together_in_every_call(tmp_path: Path) -> None
     assert gradients.bytes == round(800 * 4 * trained * 511 / 512)
 
 
+def test_a_team_exchanges_the_tokens_of_each_layer(tmp_path: Path) -> None:
+    config = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 5, "joint_attention_dim": 7}
+    vae = Part({}, {"latent_channels": 4, "block_out_channels": [1, 1]})
+    known = {"transformer": Part(LAYERS["transformer"].shapes, {**config, "in_channels": 4}), "vae": vae}
+    sets = ("memory.ulysses=4", "model.max_sequence_length=64", "sampling.size=32", "run.precision=bf16")
+    made = plan(tmp_path, 512, *sets)
+    found = traffic(made, 1.0, None, known)
+    assert found is not None
+    _, tokens, scores = found.sent
+    each = 4 * 3 * (16 * 16 + 64) // 4 * 10 * 2  # of four tensors in each of three layers, a fourth of the tokens
+    assert made["teams"] == 128
+    passes = (made["forward_passes"] + 2 * made["trained_passes"]) / 128 / 2  # of two updates
+    assert tokens.bytes == round(each * passes * 3 / 4)
+    assert scores.bytes == round(512 * 24 * 4 * (8 + 2 * 9) * 511 / 512)
+    again = traffic(plan(tmp_path, 512, *sets, "memory.gradient_checkpointing=true"), 1.0, None, known)
+    assert again is not None
+    passes += made["trained_passes"] / 128 / 2
+    assert again.sent[1].bytes == round(each * passes * 3 / 4)
+    unknown = traffic(made, 1.0, None, LAYERS)
+    assert unknown is not None
+    assert unknown.sent[1].bytes is None
+
+
 def test_what_is_not_known_is_not_added_up(tmp_path: Path) -> None:
     made = plan(tmp_path, 2)
     assert traffic(plan(tmp_path, 1), 1e9) is None

@@ -13,6 +13,7 @@ from flowfactory.contracts.specs import SchedulerSpec, StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.spec import window
+from flowfactory.spec.rules.teams import teams_of
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.spec.window import Growth
 
@@ -28,9 +29,14 @@ class Number:
 
 def numbers(spec: Spec, world: int) -> Iterator[Number]:
     """All that follow from a spec on `world` processes."""
-    yield from _sampling(spec, world)
-    yield from _updates(spec, world)
-    yield from _passes(spec, world)
+    count, who = teams_of(world, spec.memory.ulysses), _count(world, "process", "processes")
+    if count < world:
+        why = f"{who} / {world // count} that share the tokens of each sample, as [memory] ulysses says"
+        yield Number("teams", count, why)
+        who = f"{_count(count, 'team')} of {world // count} processes"
+    yield from _sampling(spec, count, who)
+    yield from _updates(spec, count, who)
+    yield from _passes(spec, count)
     yield from _run(spec)
 
 
@@ -42,9 +48,9 @@ def undoes(spec: Spec) -> bool:
     return spec.optimizer.updates > 1 or bool(spec.trainer.spec.needs.roles) or not isinstance(spec.tuning, Full)
 
 
-def _sampling(spec: Spec, world: int) -> Iterator[Number]:
+def _sampling(spec: Spec, teams: int, who: str) -> Iterator[Number]:
     s, source = spec.sampling, spec.trainer.spec.needs.source
-    samples, own = s.prompts * spec.group, s.prompts * spec.group // world
+    samples, own = s.prompts * spec.group, s.prompts * spec.group // teams
     together = spec.group if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
     batches = own // together * math.ceil(together / s.micro_batch)
     growth = window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, s.steps)
@@ -54,7 +60,7 @@ def _sampling(spec: Spec, world: int) -> Iterator[Number]:
     else:
         samples, own = samples * len(growth.leaves), own * len(growth.leaves)
         yield from _branches(spec, growth)
-    yield Number("samples_per_process", own, f"{samples} samples / {_count(world, 'process', 'processes')}")
+    yield Number("samples_per_process", own, f"{samples} samples / {who}")
     yield from _shares(spec)
     if source != "rollouts":
         shown = "the media of each row" if source == "media" else "the chosen and the rejected of each row"
@@ -137,14 +143,14 @@ def _shares(spec: Spec) -> Iterator[Number]:
         yield Number(f"prompts_{source.name}", count, how if whole else f"{how}, which is {exact}: epochs take turns")
 
 
-def _updates(spec: Spec, world: int) -> Iterator[Number]:
+def _updates(spec: Spec, teams: int, who: str) -> Iterator[Number]:
     s, o = spec.sampling, spec.optimizer
     growth = window.largest(spec.trainer.spec.needs.branches, spec.scheduler.spec, s.steps)
     groups, size = s.prompts // o.updates, spec.group * (len(growth.steps) if growth else 1)
-    batch, own = groups * size, groups * size // world
+    batch, own = groups * size, groups * size // teams
     if spec.trainer.spec.needs.batch == "groups":
-        accumulation = math.ceil(groups // world / (together := max(1, o.micro_batch // size)))
-        held = f"micro-batches per update: {groups // world} groups / {together} whole ones at a time, rounded up"
+        accumulation = math.ceil(groups // teams / (together := max(1, o.micro_batch // size)))
+        held = f"micro-batches per update: {groups // teams} groups / {together} whole ones at a time, rounded up"
     else:
         together = size if (apart := window.drawn_for_prompts(spec.scheduler.spec)) else own
         steps = Counter(growth.steps).values() if growth else [1]
@@ -157,7 +163,7 @@ def _updates(spec: Spec, world: int) -> Iterator[Number]:
     yield Number("updates", o.updates, "optimizer steps per epoch, as [optimizer] updates says")
     yield Number("groups_per_update", groups, f"{s.prompts} prompts / {_count(o.updates, 'update')}; whole groups")
     yield Number("effective_batch", batch, f"samples behind each update: {groups} groups x {size}")
-    yield Number("samples_per_update_per_process", own, f"{batch} samples / {_count(world, 'process', 'processes')}")
+    yield Number("samples_per_update_per_process", own, f"{batch} samples / {who}")
     if unlike(spec):
         held += f"; {s.micro_batch} at a time are sampled: first ratios are exactly 1 where the two are the same"
     yield Number("accumulation", accumulation, held)
@@ -183,13 +189,13 @@ def _replayed(spec: Spec, batch: int, growth: Growth | None) -> Number:
     return Number("replay_passes", batch * steps * later, why)
 
 
-def _passes(spec: Spec, world: int) -> Iterator[Number]:
+def _passes(spec: Spec, teams: int) -> Iterator[Number]:
     """How many samples pass the network in an epoch, if none fails and the trainer says what it asks for."""
     s, o, trainer, scheduler = spec.sampling, spec.optimizer, spec.trainer.spec, spec.scheduler.spec
     growth, steps = window.largest(trainer.needs.branches, scheduler, s.steps), window.earliest(scheduler, s.steps)
     group, stochastic = (s.group * len(growth.steps), 1) if growth else (spec.group, len(steps))
     turns = {**{name: role.steps for name, role in trainer.needs.roles.items()}, "current": 1}
-    forward, trained = _sampled(spec, world), dict.fromkeys(turns, 0)
+    forward, trained = _sampled(spec, teams), dict.fromkeys(turns, 0)
     for update, (role, times) in product(range(o.updates), turns.items()):
         reach = scheduler.calls(min(trainer.needs.gradient, s.steps))
         asked = (0, group * reach) if reach else trainer.passes(role, update, group, stochastic, s.steps)
@@ -206,7 +212,7 @@ def _passes(spec: Spec, world: int) -> Iterator[Number]:
         yield Number(f"{name}_passes", trained[name], f"of samples, per epoch, with a gradient: in turns of `{name}`")
 
 
-def _sampled(spec: Spec, world: int) -> int:
+def _sampled(spec: Spec, teams: int) -> int:
     """How many samples pass the network to be sampled and looked at; steps that a group shares are counted once."""
     s = spec.sampling
     scheduler: SchedulerSpec = spec.scheduler.spec
@@ -215,13 +221,13 @@ def _sampled(spec: Spec, world: int) -> int:
     growth = window.largest(spec.trainer.spec.needs.branches, scheduler, s.steps)
     if growth is not None:
         return s.prompts * s.group * sum(growth.rows)
-    own = s.prompts * s.group // world
+    own = s.prompts * s.group // teams
     first = next(iter(window.earliest(scheduler, s.steps)), 0) if s.shared_noise else 0
     rest = scheduler.calls(s.steps - first)
     together = s.group if window.drawn_for_prompts(scheduler) else own
-    trunks = world * (own // together) * (together // s.group + cuts(together, s.micro_batch, s.group))
+    trunks = teams * (own // together) * (together // s.group + cuts(together, s.micro_batch, s.group))
     shared = scheduler.calls(s.steps) - rest
-    return trunks * shared + world * own * (rest + _completed(spec))
+    return trunks * shared + teams * own * (rest + _completed(spec))
 
 
 def cuts(samples: int, micro_batch: int, group: int) -> int:

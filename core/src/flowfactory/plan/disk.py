@@ -28,6 +28,10 @@ OTHERS = ("/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
 """Where a Linux kernel shows NVIDIA's GPUs; and what there is where torch may find some that are not shown there."""
 
 
+TEAMED = ("ChronoEditTransformer3DModel", "Flux2Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel")
+"""Networks that several processes can compute together: diffusers divides their tokens, and not only to sample."""
+
+
 def _files(where: Where, model: AdapterSpec, configs: bool = False) -> Iterator[Problem]:
     if isinstance(model, PipelineSpec):
         return _faults(where, faults.in_files(model, configs))
@@ -147,6 +151,19 @@ def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
     return scale * max(own.patch, side if isinstance(side, int) else 1), slower
 
 
+def _teams(where: Where, own: AdapterSpec, ulysses: int) -> Iterator[Problem]:
+    trained = {name: part.config for name, part in _parts(own).items() if own.trains(name)}
+    for name, config in trained.items() if ulysses > 1 else ():
+        kind, heads = config.get("_class_name"), config.get("num_attention_heads")
+        if kind not in TEAMED:
+            what = f"[memory] ulysses: tokens of {name}, a {kind}, cannot be divided among processes"
+            hint = f"leave it out; those of {listed(TEAMED)} can"
+            yield Problem("ulysses", what, where("memory", "ulysses"), hint)
+        elif isinstance(heads, int) and heads % ulysses:
+            what = f"[memory] ulysses = {ulysses} does not divide the {heads} attention heads of {name}"
+            yield Problem("ulysses", what, where("memory", "ulysses"), f"set it to a divisor of {heads}")
+
+
 def _targets(where: Where, own: AdapterSpec, targets: Sequence[str] | None) -> Iterator[Problem]:
     networks = {name: part for name, part in _parts(own).items() if own.trains(name)}
     if networks:
@@ -216,6 +233,7 @@ RULES: tuple[Rule, ...] = (
     (("model.spec", "sampling", "scheduler.spec", "trainer"), _distilled),
     (("model.spec", "sampling.size"), _sampled),
     (("model.spec", "eval.size"), _evaluated),
+    (("model.spec", "memory.ulysses"), _teams),
     (("model.spec", "lora.targets"), _targets),
     *prompts.RULES,
     (("memory.cache",), _cache),

@@ -16,7 +16,7 @@ from flowfactory.plan.counts import Number, numbers
 from flowfactory.spec import toml
 from flowfactory.spec.holdings import by_content
 from flowfactory.spec.kinds import attributes
-from flowfactory.spec.rules.updates import unshared
+from flowfactory.spec.rules.teams import unshared
 from flowfactory.spec.tables import COMPONENTS, Lora, RewardEntry, Spec, unstructure
 
 SPEC_FILE, PLAN_FILE = "spec.toml", "plan.json"
@@ -88,7 +88,7 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
     Raises:
         SpecError: the groups of an update cannot be shared evenly among the processes.
     """
-    if problems := list(unshared(world, spec.sampling.prompts, spec.optimizer.updates)):
+    if problems := list(unshared(world, spec.memory.ulysses, spec.sampling.prompts, spec.optimizer.updates)):
         raise SpecError(problems)
     return Plan(spec, world, tuple(numbers(spec, world)), versions, digest_of(spec))
 

@@ -20,6 +20,7 @@ from flowfactory.plan.checkpoint import BLOCK, Part
 from flowfactory.plan.counts import rows_drawn
 from flowfactory.plan.geometry import Geometry, geometry
 from flowfactory.spec import window
+from flowfactory.spec.rules.teams import teams_of
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.spec.window import Growth
 
@@ -89,11 +90,13 @@ def streamed(parts: Mapping[str, Part], size: int) -> Iterator[Need]:
 
 def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measured | None = None) -> Iterator[Need]:
     """All that passes through the networks of one of `world` processes."""
+    teams = teams_of(world, spec.memory.ulysses)
+    share = world // teams
     if measured:
         yield from _conditions(spec, measured.conditions, f"{count_of(measured.conditions)} bytes, as measured")
-        yield _trajectories(spec, measured.elements, world)
-        yield from _looks(spec, measured.elements, world)
-        yield from _measured(spec, measured, world)
+        yield _trajectories(spec, measured.elements, teams)
+        yield from _looks(spec, measured.elements, teams)
+        yield from _measured(spec, measured, teams, share)
         return
     try:
         at = geometry(spec, parts)
@@ -103,9 +106,9 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
         return
     size = BYTES[spec.run.precision]
     yield from _conditions(spec, at.caption * size, f"{count_of(at.caption)} numbers x {size} bytes")
-    yield _trajectories(spec, at.elements, world)
-    yield from _looks(spec, at.elements, world)
-    yield from _estimated(spec, at, world)
+    yield _trajectories(spec, at.elements, teams)
+    yield from _looks(spec, at.elements, teams)
+    yield from _estimated(spec, at, teams, share)
 
 
 def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
@@ -120,8 +123,8 @@ def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
         yield Need("conditions", None, f"unknown: prompts cannot be read: {error}")
 
 
-def _trajectories(spec: Spec, elements: int, world: int) -> Need:
-    samples, kept, size = _samples(spec, world), _positions(spec), BYTES[spec.sampling.storage]
+def _trajectories(spec: Spec, elements: int, teams: int) -> Need:
+    samples, kept, size = _samples(spec, teams), _positions(spec), BYTES[spec.sampling.storage]
     rows = f"{samples} samples x {kept} latents"
     if growth := _growth(spec):
         kept = 2 * len(growth.steps)
@@ -139,36 +142,38 @@ def keeps_means(spec: Spec) -> bool:
     return needs.old == "means" and (spec.optimizer.updates > 1 or needs.rollout != "current")
 
 
-def _looks(spec: Spec, elements: int, world: int) -> Iterator[Need]:
+def _looks(spec: Spec, elements: int, teams: int) -> Iterator[Need]:
     kind = spec.trainer.spec.needs.looks
     if kind != "none":
         looks = len(window.looked_at(kind, window.earliest(spec.scheduler.spec, spec.sampling.steps)))
-        sampled, size = _batches(spec, world)[0], 4 if kind == "estimated" else BYTES[spec.sampling.storage]
+        sampled, size = _batches(spec, teams)[0], 4 if kind == "estimated" else BYTES[spec.sampling.storage]
         why = f"{sampled} samples x {looks} states on the way x {count_of(elements)} numbers x {size} bytes"
         yield Need("looks", sampled * looks * elements * size, why)
 
 
-def _measured(spec: Spec, measured: Measured, world: int) -> Iterator[Need]:
-    sampled, updated = _batches(spec, world)
-    why = f"measured: {sampled} x {count_of(measured.layer)} bytes, of the largest layer"
-    yield Need("sampling_activations", sampled * measured.layer, why)
+def _measured(spec: Spec, measured: Measured, teams: int, share: int) -> Iterator[Need]:
+    sampled, updated = _batches(spec, teams)
+    divided = f" / {share} processes of a team" if share > 1 else ""
+    why = f"measured: {sampled} x {count_of(measured.layer)} bytes{divided}, of the largest layer"
+    yield Need("sampling_activations", sampled * measured.layer // share, why)
     each, how = measured.kept, "that autograd keeps"
     if spec.memory.gradient_checkpointing:
         each, how = measured.recomputed, "of what goes into each layer, and all of the largest"
     if (chained := _chained(spec)) > 1:
         how += f" x {chained} steps"
-    total = updated * each * chained
-    yield Need("update_activations", total, f"measured: {updated} x {count_of(each)} bytes {how}")
+    total = updated * each * chained // share
+    yield Need("update_activations", total, f"measured: {updated} x {count_of(each)} bytes{divided} {how}")
 
 
-def _estimated(spec: Spec, at: Geometry, world: int) -> Iterator[Need]:
+def _estimated(spec: Spec, at: Geometry, teams: int, share: int) -> Iterator[Need]:
     size, calls = BYTES[spec.run.precision], 2 if _twice(spec, at) else 1
     kind = "full" if isinstance(spec.tuning, Full) else "lora"
-    per_token = at.width * KEPT[kind]
-    sampled, updated = (batch * calls for batch in _batches(spec, world))
-    why = f"estimated: {sampled} x {at.tokens} tokens x width {at.width} x {KEPT[kind]} x {size} bytes"
-    yield Need("sampling_activations", sampled * at.tokens * per_token * size, f"{why}, of one layer")
-    why = f"estimated: {updated} x {at.tokens} tokens x width {at.width}"
+    per_token, tokens = at.width * KEPT[kind], -(-at.tokens // share)
+    told = f"{at.tokens} tokens" + (f" / {share} processes of a team" if share > 1 else "")
+    sampled, updated = (batch * calls for batch in _batches(spec, teams))
+    why = f"estimated: {sampled} x {told} x width {at.width} x {KEPT[kind]} x {size} bytes"
+    yield Need("sampling_activations", sampled * tokens * per_token * size, f"{why}, of one layer")
+    why = f"estimated: {updated} x {told} x width {at.width}"
     chained = _chained(spec)
     layers = f"{at.layers} layers" + (f" x {chained} steps" if chained > 1 else "")
     if spec.memory.gradient_checkpointing:
@@ -177,7 +182,7 @@ def _estimated(spec: Spec, at: Geometry, world: int) -> Iterator[Need]:
     else:
         values = per_token * at.layers * chained
         why += f" x {layers} x {KEPT[kind]} x {size} bytes"
-    yield Need("update_activations", updated * at.tokens * values * size, why)
+    yield Need("update_activations", updated * tokens * values * size, why)
 
 
 def _chained(spec: Spec) -> int:
@@ -185,13 +190,13 @@ def _chained(spec: Spec) -> int:
     return max(1, int(spec.scheduler.spec.calls(min(spec.trainer.spec.needs.gradient, spec.sampling.steps))))
 
 
-def _samples(spec: Spec, world: int) -> int:
-    return spec.sampling.prompts * spec.group // world
+def _samples(spec: Spec, teams: int) -> int:
+    return spec.sampling.prompts * spec.group // teams
 
 
-def _batches(spec: Spec, world: int) -> tuple[int, int]:
+def _batches(spec: Spec, teams: int) -> tuple[int, int]:
     """How many samples pass the networks together: in sampling, and in an update."""
-    samples, growth = _samples(spec, world), _growth(spec)
+    samples, growth = _samples(spec, teams), _growth(spec)
     ends, rows = (len(growth.leaves), len(growth.steps)) if growth else (1, 1)
     learned = samples * rows // spec.optimizer.updates
     return min(spec.sampling.micro_batch, samples * ends), min(spec.optimizer.micro_batch, learned)

@@ -17,7 +17,7 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Row
 from flowfactory.policy.caching import BlockCache
 from flowfactory.policy.weights import Weights
-from flowfactory.processes.distributed import Processes, together
+from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 
 Rewarded = Callable[[Tensor, Sequence[Row]], Tensor]
@@ -74,7 +74,7 @@ class ModelPolicy:
             self._passed[f"{TRAINED}/{self._weights.active}"] += len(x)
         if self._cache:
             self._cache.begin(len(x))
-        with self._processes.autocast(), together():
+        with self._processes.calling():
             return self._adapter.velocity(x.to(self._dtype), sigma, conditions, guidance, self._size)
 
     def read_counts(self) -> dict[str, float]:

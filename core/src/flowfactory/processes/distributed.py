@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -16,7 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from flowfactory.contracts.key import Precision
 from flowfactory.errors import FAILED, RunError, everywhere
 from flowfactory.plan.plan import Plan
-from flowfactory.processes import launch, sharding
+from flowfactory.processes import context, launch, sharding
+from flowfactory.processes.context import Team
+from flowfactory.spec.tables import Memory
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,16 +49,20 @@ def numbered(device: torch.device | str) -> torch.device:
 class Processes:
     """One process among `world`, with its device and arithmetic.
 
+    Some make a team: they compute the same samples together, and count as one where samples are shared out, gathered
+    and counted. Each is a team of its own unless it is said otherwise.
+
     Args:
-        shard: whether weights are divided among the processes, where there are several.
+        memory: how the processes divide weights and samples, where there are several.
 
     Raises:
         RunError: the device cannot compute in that precision.
     """
 
-    def __init__(self, precision: Precision, shard: bool = False) -> None:
+    def __init__(self, precision: Precision, memory: Memory | None = None) -> None:
         if precision == "fp16" and not torch.cuda.is_available():
             raise RunError('[run] precision = "fp16" needs a CUDA device; "bf16" and "fp32" run anywhere')
+        memory = memory or Memory()
         # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
         on_cpu = not torch.accelerator.is_available()
         launch.settle()
@@ -69,8 +75,9 @@ class Processes:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self._mesh: DeviceMesh | None = None
-        if shard and self.world > 1:
+        if memory.shard and self.world > 1:
             self._mesh = init_device_mesh(self.device.type, (self.world,))
+        self.team = Team.of(self.rank, self.world, memory.ulysses, self.device.type)
 
     @property
     def rank(self) -> int:
@@ -97,12 +104,21 @@ class Processes:
         """Whether weights are divided, so that every process has to call the networks as often as the others."""
         return self._mesh is not None
 
+    @property
+    def accompanied(self) -> bool:
+        """Whether other processes call the networks together with this one: all of them, or those of its team."""
+        return self.sharded or self.team.size > 1
+
     def divide(self, network: nn.Module, prepare: Callable[[nn.Module], None]) -> None:
-        """`prepare` a network, part by part, and divide its weights among the processes if they are to be.
+        """`prepare` a network, part by part; divide its samples in teams, and its weights, if they are to be.
 
         Raises:
-            RunError: torch cannot divide one of its parameters.
+            RunError: it cannot be called by a team, or torch cannot divide one of its parameters.
         """
+        try:
+            self.team.divide(network)
+        except RunError as error:
+            self.refuse(str(error))
         if self._mesh is None:
             return prepare(network)
         try:
@@ -114,10 +130,19 @@ class Processes:
         """How often this process has to do what it would do `calls` times: where weights are divided, as any other."""
         return int(self.gather(torch.tensor([calls])).max()) if self.sharded else calls
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed-precision arithmetic, as `[run] precision` asks."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """While a network is called: mixed-precision arithmetic, as `[run] precision` asks.
+
+        Raises:
+            Uneven: a team cannot divide its samples.
+            PeerLost: another process has failed.
+        """
+        try:
+            with self.accelerator.autocast(), together(), self.team.evenly():
+                yield
+        except context.Uneven as error:
+            raise error if self.team.leads else PeerLost(str(error)) from error
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; scaled where float16 needs it."""
@@ -136,7 +161,7 @@ class Processes:
         Raises:
             RunError: on the main process, if they differ; `PeerLost` on the others.
         """
-        digests = self.gather_objects([plan.digest])
+        digests = self._of_all([plan.digest])
         different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         problem = ""
         if self.world != plan.world:
@@ -152,7 +177,7 @@ class Processes:
         Raises:
             RunError: `error`, on the first process that has one; `PeerLost` on the others.
         """
-        codes = self.gather_objects([error.code if error else 0])
+        codes = self._of_all([error.code if error else 0])
         teller = next((rank for rank, code in enumerate(codes) if code), None)
         if teller is not None:
             lost = PeerLost("another process has failed", codes[teller])
@@ -167,7 +192,9 @@ class Processes:
         raise everywhere(kind(why) if self.main else PeerLost(why))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients over all processes, in one message. Divided ones have been, as they were made.
+        """Add up gradients over all processes, in one message. Those of divided weights have been, as they were made.
+
+        Processes of a team have gradients of their own, each what follows from its share of their samples' tokens.
 
         A parameter that no process has a gradient for is left without, as in one process: the optimizer passes it by.
         """
@@ -185,25 +212,25 @@ class Processes:
                 parameter.grad = part.view_as(parameter)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Concatenate equally shaped tensors of all processes, by rank."""
-        with together():
-            gathered: Tensor = self.accelerator.gather(values.to(self.device))
-        return gathered.to(values.device)
+        """Concatenate equally shaped tensors of all teams, by number; members of a team have the same."""
+        everyone = self._gathered(values).reshape(self.team.count, self.team.size, *values.shape)
+        return everyone[:, 0].flatten(0, 1)
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
-        """Concatenate short lists of small plain values of all processes, by rank."""
-        if self.world == 1:
-            return values
-        with together():
-            return list(gather_object(values))
+        """Concatenate short lists of small plain values of all teams, by number: those of who leads each."""
+        return self._of_all(values if self.team.leads else [])
+
+    def led(self, value: Any) -> Any:
+        """A small plain value of who leads the team, for all of it."""
+        return self.gather_objects([value])[self.team.number] if self.team.size > 1 else value
 
     def sum(self, count: int) -> int:
-        """A number added up over all processes."""
+        """A number added up over all teams."""
         return int(self.gather(torch.tensor([count])).sum()) if self.world > 1 else count
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
-        return bool(self.gather(torch.tensor([flag])).any()) if self.world > 1 else flag
+        return bool(self._gathered(torch.tensor([flag])).any()) if self.world > 1 else flag
 
     def told(self, flag: bool) -> bool:
         """Whether any process has said yes so far. Unlike `any` it waits for nobody, and may be asked from a thread."""
@@ -214,6 +241,14 @@ class Processes:
             if flag:
                 store.set(STOP, "asked")
             return flag or bool(store.check([STOP]))
+
+    def told_together(self, flag: bool) -> bool:
+        """What `told` says, as one for all who call the networks together with this process; they ask together."""
+        if self.sharded:
+            return self.any(flag)
+        heard = self.told(flag)
+        with together():
+            return self.team.any(heard, self.device)
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with accelerate's loss scaling around its steps."""
@@ -230,6 +265,19 @@ class Processes:
         """Go on when every process has come this far."""
         with together():
             self.accelerator.wait_for_everyone()
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Concatenate equally shaped tensors of all processes, by rank."""
+        with together():
+            gathered: Tensor = self.accelerator.gather(values.to(self.device))
+        return gathered.to(values.device)
+
+    def _of_all(self, values: list[Any]) -> list[Any]:
+        """Concatenate short lists of small plain values of all processes, by rank."""
+        if self.world == 1:
+            return values
+        with together():
+            return list(gather_object(values))
 
 
 @contextmanager

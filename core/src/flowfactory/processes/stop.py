@@ -25,9 +25,10 @@ class Together(Protocol):
     """The processes of a run, as far as they agree about stopping."""
 
     @property
-    def sharded(self) -> bool: ...
+    def accompanied(self) -> bool: ...
     def any(self, flag: bool) -> bool: ...
     def told(self, flag: bool) -> bool: ...
+    def told_together(self, flag: bool) -> bool: ...
 
 
 class Stopped(Ending):
@@ -101,7 +102,7 @@ class StopRequest:
     def look(self, processes: Together, alone: bool = False) -> None:
         """Leave what is being computed, where it may be left, if the run was asked to stop; before each long call.
 
-        Where weights are divided, all processes look at the same calls, and leave at the same one.
+        Processes that call the networks together look at the same calls, and leave at the same one.
 
         Args:
             alone: whether others may not come here; where they all have to leave together, nobody leaves then.
@@ -109,9 +110,9 @@ class StopRequest:
         Raises:
             Abandoned: to whoever is `abandoning`.
         """
-        if not self._abandoning or (alone and processes.sharded):
+        if not self._abandoning or (alone and processes.accompanied):
             return
-        if processes.any(self.received is not None) if processes.sharded else self.asked(processes):
+        if processes.told_together(self.received is not None):
             raise Abandoned
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -18,9 +18,11 @@ import attrs
 from flowfactory.errors import DONE, Problem
 from flowfactory.plan import estimate
 from flowfactory.plan.checkpoint import Part
+from flowfactory.plan.geometry import geometry
 from flowfactory.plan.plan import Plan
 from flowfactory.plan.working import BYTES, Need, count_of
 from flowfactory.spec import window
+from flowfactory.spec.rules.teams import teams_of
 from flowfactory.spec.tables import Full, Spec
 
 UNITS: Mapping[str, float] = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -111,6 +113,8 @@ def traffic(
         return None
     parts = estimate.models(plan.spec, known or {})
     sent = [*_divided(plan, parts)] if plan.spec.memory.shard else [_gradients(plan, parts)]
+    if teams_of(plan.world, plan.spec.memory.ulysses) < plan.world:
+        sent.append(_exchanged(plan, parts))
     return Traffic((*sent, _scores(plan)), bandwidth, plan["samples_per_update_per_process"], rate)
 
 
@@ -144,7 +148,8 @@ def _scores(plan: Plan) -> Need:
     numbers = {number.name: number.value for number in plan.numbers}
     scored = (numbers["samples"] + numbers.get("looks", 0)) // spec.optimizer.updates
     how = f"gathered: of {scored} that are scored, {each} bytes each; media stay where they were made"
-    return Need("scores", _around(scored * each, plan.world), how)
+    size = plan.world // teams_of(plan.world, spec.memory.ulysses)
+    return Need("scores", _around(scored * each * size, plan.world), how)
 
 
 def _divided(plan: Plan, parts: Mapping[str, Part]) -> Iterator[Need]:
@@ -165,6 +170,26 @@ def _divided(plan: Plan, parts: Mapping[str, Part]) -> Iterator[Need]:
     yield Need("weights", _around(whole * (without + 2 * trained), world), why)
     why = f"summed as they are divided: {count_of(count)} parameters x 4 bytes in {trained:.4g} calls"
     yield Need("gradients", _around(count * 4 / len(networks) * trained, world), why)
+
+
+def _exchanged(plan: Plan, parts: Mapping[str, Part]) -> Need:
+    """Of what the attention of each layer is given, three, and gives: tokens for heads, and back; so with gradients."""
+    spec, size, names = plan.spec, plan.spec.memory.ulysses, {number.name: number.value for number in plan.numbers}
+    try:
+        at = geometry(spec, parts)
+    except (StopIteration, KeyError, ValueError):
+        return Need("tokens", None, "unknown: the model's configs cannot be read")
+    if "trained_passes" not in names:
+        return Need(
+            "tokens", None, f"unknown: trainer `{spec.trainer.name}` does not say how often it asks the network"
+        )
+    shared = names["teams"] * spec.optimizer.updates
+    forward, trained = names["forward_passes"] / shared, names["trained_passes"] / shared
+    times = 3 if spec.memory.gradient_checkpointing else 2
+    each = 4 * at.layers * at.tokens // size * at.width * BYTES[spec.run.precision]
+    why = f"{estimate.readable(each)} in each of {forward:.4g} passes of a sample without a gradient, and {times} times"
+    why += f" in {trained:.4g} with one; guidance by calls of its own doubles that"
+    return Need("tokens", _around(each * (forward + times * trained), size), why)
 
 
 def _calls(plan: Plan) -> tuple[float, float] | None:

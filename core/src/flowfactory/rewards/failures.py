@@ -99,8 +99,9 @@ def check_rewards(processes: Processes, scoring: Session) -> None:
     """
     if processes.any(scoring.aborting is not None):
         reasons = processes.gather_objects([scoring.aborting])
-        teller = next(rank for rank, reason in enumerate(reasons) if reason is not None)
-        raise everywhere((RewardError if processes.rank == teller else ToldElsewhere)(reasons[teller]))
+        teller = next(team for team, reason in enumerate(reasons) if reason is not None)
+        tells = processes.team.leads and processes.team.number == teller
+        raise everywhere((RewardError if tells else ToldElsewhere)(reasons[teller]))
 
 
 @contextmanager

@@ -109,6 +109,7 @@ class Judge:
         overlap: bool = True,
         stopped: Callable[[], bool] = never,
         single: bool = False,
+        asks: bool = True,
     ) -> Iterator[Session]:
         """A round of scoring. While it lasts, every reward is on its device.
 
@@ -117,10 +118,14 @@ class Judge:
             overlap: score in other threads, while this one goes on.
             stopped: whether the run was asked to stop; then nothing is waited for any more.
             single: samples come one of a prompt, so that rewards which compare those of a group are left out.
+            asks: whether anything is asked here; another process of the team asks for all of it otherwise.
 
         Raises:
             RewardError: a reward cannot be placed.
         """
+        if not asks:
+            yield Session((), groups, overlap=False)
+            return
         for asked in self.rewards:
             # All: an idle entry may have moved the backbone it shares with others.
             with _told(asked.entry, f"placed on {asked.device}"):

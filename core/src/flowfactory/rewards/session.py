@@ -64,6 +64,13 @@ def all_parts(processes: Processes, scored: Scored) -> Sequence[str]:
     return sorted({name for own in processes.gather_objects([list(scored.parts)]) for name in own})
 
 
+def of_team(processes: Processes, scored: Scored) -> Scored:
+    """What was said to who leads a team, for all of it; who asked keeps the failures and the words."""
+    mine = scored.failures, scored.words
+    led: Scored = processes.led(attrs.evolve(scored, failures=(), words=()))
+    return attrs.evolve(led, failures=mine[0], words=mine[1])
+
+
 class Session:
     """A round of scoring: groups go in, scores come out in the same order, however long each took.
 

@@ -63,9 +63,9 @@ def rows_used(seed: int, epochs: range, pools: Sequence[Pool], prompts: int, ref
     return list(found)
 
 
-def share(plan: Share, rank: int, world: int) -> Share:
-    """What process `rank` of `world` does of `plan`. Whole groups; the same members of each update for any `world`."""
-    return tuple(update[len(update) * rank // world : len(update) * (rank + 1) // world] for update in plan)
+def share(plan: Share, team: int, teams: int) -> Share:
+    """What team `team` of `teams` does of `plan`. Whole groups; the same members of each update for any number."""
+    return tuple(update[len(update) * team // teams : len(update) * (team + 1) // teams] for update in plan)
 
 
 def epoch_steps(spec: Spec, epoch: int, slot: int) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ class Rollouts:
         everything = planned(self, epoch)
         sources = [studio.conditions.rows[group.row].source for update in everything for group in update]
         counts, spare = Counter(sources), Member(everything[0][0], 0)
-        mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
+        mine = [group for update in share(everything, processes.team.number, processes.team.count) for group in update]
         made = sample_round(studio, way, epoch, stop, mine, counts, spare)
         report_samples(studio, epoch, made)
         first, slots = gathered(processes, made.members, made.scored, size)

@@ -15,7 +15,7 @@ from flowfactory.metrics.scores import diversity
 from flowfactory.policy.finite import check_samples
 from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.failures import check_rewards, recording
-from flowfactory.rewards.session import Scored
+from flowfactory.rewards.session import Scored, of_team
 from flowfactory.sampling.epochs import Group
 from flowfactory.sampling.source import Member, members_of
 from flowfactory.sampling.studio import Made, Studio, Way
@@ -94,7 +94,9 @@ def sample_round(
     submitted = 0
     name = f"epoch {epoch}/{spec.run.epochs}: sampling" + (f" again ({number})" if number else "")
     with (
-        studio.judge.session(counts, spec.sampling.overlap, lambda: stop.asked(processes)) as scoring,
+        studio.judge.session(
+            counts, spec.sampling.overlap, lambda: stop.asked(processes), asks=processes.team.leads
+        ) as scoring,
         recording(processes, scoring, studio.run.folder, epoch),
     ):
         with display.phase(name, len(members), "samples") as bar:
@@ -122,7 +124,7 @@ def sample_round(
                 bar.advance(len(chunk))
                 bar.note(**scoring.means)
         with display.phase(f"epoch {epoch}/{spec.run.epochs}: scoring"), clock("score"):
-            scored = scoring.finish()
+            scored = of_team(processes, scoring.finish())
         stop.check(processes)
         check_rewards(processes, scoring)
     columns = {**scored.values, **scored.parts}

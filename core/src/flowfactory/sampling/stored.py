@@ -53,7 +53,7 @@ class Stored:
         stop.check(processes)
         everything = plan_epoch(spec.run.seed, epoch, self.pools, spec.sampling.prompts, spec.optimizer.updates)
         metrics = group_counts(counted(self.rows[group.row] for update in everything for group in update))
-        mine = [group for update in share(everything, processes.rank, processes.world) for group in update]
+        mine = [group for update in share(everything, processes.team.number, processes.team.count) for group in update]
         latents = self.targets.batch([group.row for group in mine]).flatten(0, 1)
         sigmas = self.policy.sigmas(spec.sampling.steps)
         signs = [CHOSEN, REJECTED] if size == 2 else [0.0]

@@ -15,7 +15,7 @@ from flowfactory.spec import layers
 from flowfactory.spec.kinds import FAILED, UNSOUND, keys
 from flowfactory.spec.named import Named
 from flowfactory.spec.reader import WHOLE, Reader
-from flowfactory.spec.rules import offloading, scores, shortcuts, stochastic, updates
+from flowfactory.spec.rules import offloading, scores, shortcuts, stochastic, teams, updates
 from flowfactory.spec.rules.rule import Rule, Where, broken
 from flowfactory.spec.tables import (
     COMPONENTS,
@@ -49,7 +49,10 @@ TABLES: Mapping[str, type] = {
     "track": Track,
 }
 """Core's own tables by name; `Eval.rewards` comes from `[[eval.reward]]`."""
-RULES: tuple[Rule, ...] = (*stochastic.RULES, *updates.RULES, *scores.RULES, *shortcuts.RULES, *offloading.RULES)
+RULES: tuple[Rule, ...] = (
+    *(*stochastic.RULES, *updates.RULES, *scores.RULES),
+    *(*shortcuts.RULES, *offloading.RULES, *teams.RULES),
+)
 TOP = ("extends", "requires", "plugins", *TABLES, *COMPONENTS, "reward")
 
 

@@ -119,7 +119,7 @@ def assemble(
     weights = made_weights(spec, adapter, trainer, processes, start, others)
     if not processes.any(stop is not None and stop.asked(processes)):
         with display.phase("loading the rewards"), clock("load"), _refusals(processes):
-            for each in judges:
+            for each in judges if processes.team.leads or trainer.needs.gradient else ():
                 each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)

@@ -170,7 +170,7 @@ def bench(
     plan = make_plan(spec, plan.versions, plan.world)
     lines: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name, listening() as stop:
-        processes = Processes(spec.run.precision, spec.memory.shard)
+        processes = Processes(spec.run.precision, spec.memory)
         parts = assemble(plan, components, Path(name), display, processes, load)
         progress = Progress()
         clock, stopwatch = parts.instruments.clock, parts.instruments.stopwatch

@@ -26,7 +26,7 @@ from flowfactory.processes.distributed import Processes
 from flowfactory.processes.stop import StopRequest
 from flowfactory.rewards.failures import check_losses, check_rewards, recording
 from flowfactory.rewards.scoring import Judge
-from flowfactory.rewards.session import Scored, all_parts
+from flowfactory.rewards.session import Scored, all_parts, of_team
 from flowfactory.runs.files import writing
 from flowfactory.runs.media import before_after, save_samples
 from flowfactory.sampling.rollout import draw_noise, rollout
@@ -62,8 +62,8 @@ def say_left_out(spec: Spec, judge: Judge, display: Display) -> None:
 def evaluate(evaluator: Evaluator, epoch: int, stop: StopRequest) -> dict[str, float]:
     """Sample every held-out prompt once and score it.
 
-    Each process takes every `world`-th prompt; the metrics are exact whatever their number. Where weights are divided
-    every process makes as many micro-batches, and what is too much is thrown away.
+    Each team of processes takes every prompt whose turn it is; the metrics are exact whatever their number. Where
+    weights are divided every process makes as many micro-batches, and what is too much is thrown away.
 
     Raises:
         Stopped: a signal arrived; nothing has changed.
@@ -94,10 +94,10 @@ def _scored(
 ) -> tuple[Scored, list[Sample], list[Tensor]]:
     """What this process's prompts scored, the first of its samples, and how far the weights drifted on each batch."""
     spec, processes, total = evaluator.spec, evaluator.processes, len(evaluator.conditions.rows)
-    mine = range(processes.rank, total, processes.world)
+    mine = range(processes.team.number, total, processes.team.count)
     size = spec.eval.micro_batch or spec.sampling.micro_batch
     pieces = list(chunks(mine, size))
-    most = math.ceil(math.ceil(total / processes.world) / size)  # of any process: all ask as often whether to stop
+    most = math.ceil(math.ceil(total / processes.team.count) / size)  # of any process: all ask as often whether to stop
     kept = spec.run.save_samples if processes.main else 0
     gallery: list[Sample] = []
     sound = True, True
@@ -105,7 +105,9 @@ def _scored(
     with (
         evaluator.instruments.clock("evaluate"),
         evaluator.instruments.display.phase("evaluating", len(mine), "samples") as bar,
-        evaluator.judge.session(counts, spec.sampling.overlap, lambda: stop.asked(processes), single=True) as scoring,
+        evaluator.judge.session(
+            counts, spec.sampling.overlap, lambda: stop.asked(processes), single=True, asks=processes.team.leads
+        ) as scoring,
         recording(processes, scoring, evaluator.run.folder, epoch),
     ):
         with evaluator.weights.using("ema" if spec.optimizer.ema else "current"), torch.no_grad():
@@ -126,7 +128,7 @@ def _scored(
                     scoring.submit(samples)
                 bar.advance(len(numbers))
         check_samples(processes, f"the evaluation after epoch {epoch}", *sound, trained=epoch > 0)
-        scored = scoring.finish()
+        scored = of_team(processes, scoring.finish())
         stop.check(processes)
         check_rewards(processes, scoring)
     return scored, gallery, drifts
@@ -147,9 +149,9 @@ def keep(evaluator: Evaluator, epoch: int, gallery: Sequence[Sample], scored: Sc
 
 def _gathered(processes: Processes, total: int, own: Tensor, missing: float) -> Tensor:
     """A column of all processes in the order of the prompts, so that sums do not depend on the world size."""
-    longest = math.ceil(total / processes.world)
+    longest = math.ceil(total / processes.team.count)
     padded = torch.cat([own, own.new_full((longest - len(own),), missing)])
-    return processes.gather(padded).reshape(processes.world, longest).T.flatten()[:total]
+    return processes.gather(padded).reshape(processes.team.count, longest).T.flatten()[:total]
 
 
 def _sample(evaluator: Evaluator, numbers: range, looked_at: bool) -> tuple[list[Sample], Tensor, Tensor]:

@@ -55,7 +55,7 @@ def run(plan: Plan, components: Components, folder: Path, display: Display, resu
             with said_once():
                 for difference in resumption.differences(folder, plan):
                     display.say(difference)
-        processes = Processes(plan.spec.run.precision, plan.spec.memory.shard)  # accelerate's trackers ask for them
+        processes = Processes(plan.spec.run.precision, plan.spec.memory)  # accelerate's trackers ask for them
         with listening() as stop, trackers_of(plan, told, components) as trackers:
             saved = archive.checkpoints(folder / CHECKPOINTS) if resume else []
             done = archive.epoch_of(saved[-1]) if saved else 0

@@ -21,7 +21,7 @@ from flowfactory.plan.plan import make_plan
 from flowfactory.plan.working import Measured
 from flowfactory.processes import launch, traffic
 from flowfactory.runs import environment
-from flowfactory.spec.rules.updates import sharing
+from flowfactory.spec.rules.teams import sharing
 from flowfactory.spec.schema import spec_schema
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec

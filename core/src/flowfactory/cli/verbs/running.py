@@ -44,7 +44,7 @@ from flowfactory.processes.stop import Stopped, listening
 from flowfactory.runs import archive, resumption
 from flowfactory.runs import folder as folders
 from flowfactory.runs.files import writing
-from flowfactory.spec.rules.updates import sharing
+from flowfactory.spec.rules.teams import sharing
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Spec
 from flowfactory.streams import prints_to_stderr

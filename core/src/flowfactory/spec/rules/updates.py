@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 
 from flowfactory.builtin import PipelineSpec
@@ -12,6 +11,7 @@ from flowfactory.errors import Problem, listed
 from flowfactory.spec import holdings
 from flowfactory.spec.kinds import keys
 from flowfactory.spec.rules.rule import Rule, Where
+from flowfactory.spec.rules.teams import nearest_divisors
 from flowfactory.spec.tables import Component, Full, Sampling
 
 
@@ -21,31 +21,6 @@ def _updates(where: Where, prompts: int, updates: int) -> Iterator[Problem]:
         what = f"[optimizer] updates = {updates} does not divide [sampling] prompts = {prompts} into whole groups"
         hint = f"the nearest that do are {', '.join(map(str, near))}"
         yield Problem("updates", what, where("optimizer", "updates"), hint)
-
-
-def unshared(world: int, prompts: int, updates: int) -> Iterator[Problem]:
-    """What is wrong where processes cannot share the groups of an update evenly."""
-    if prompts % updates:
-        return
-    if (groups := prompts // updates) % world:
-        near = nearest_divisors(groups, world)
-        what = f"{world} processes cannot share the {groups} groups of an update (prompts / updates) evenly"
-        hint = f"the nearest numbers of processes that divide them are {', '.join(map(str, near))}"
-        if world > groups:
-            hint += f"; all have work where [sampling] prompts is a multiple of {world * updates}"
-        yield Problem("world", what, None, hint)
-
-
-def sharing(world: int) -> Rule:
-    """The rule of how many processes there are, which no spec says."""
-    return ("sampling.prompts", "optimizer.updates"), lambda _, prompts, updates: unshared(world, prompts, updates)
-
-
-def nearest_divisors(number: int, wanted: int, most: int = 3) -> list[int]:
-    """The divisors of `number` nearest to `wanted`, rising."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    divisors = {*small, *(number // n for n in small)}
-    return sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:most])
 
 
 def _warmup(where: Where, epochs: int, updates: int, warmup: int) -> Iterator[Problem]:
