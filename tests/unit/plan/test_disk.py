@@ -142,6 +142,33 @@ def test_a_size_that_cannot_be_made_is_refused(tmp_path: Path, model: Path, size
     assert (problem.kind, problem.hint) == ("size", f"the nearest are {near}")
 
 
+WAN = {"num_attention_heads": 8, "attention_head_dim": 4, "patch_size": [1, 2, 2], "text_dim": 9, "num_layers": 1}
+FLUX = {"num_attention_heads": 8, "attention_head_dim": 4, "in_channels": 64, "joint_attention_dim": 9, "patch_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "sets", "said"),
+    [
+        (WAN, ("sampling.size=[64, 80, 1]",), ""),  # of a VAE that halves twice, and patches of two: 8 x 10
+        (WAN, ("sampling.size=[24, 24, 1]",), "ulysses = 4 does not divide the 9 tokens of a sample"),
+        (WAN, ("eval.size=[24, 24, 1]", "sampling.size=[64, 80, 1]"), "does not divide the 9 tokens of a sample"),
+        (FLUX, ("sampling.size=[64, 80, 1]",), ""),
+        (FLUX, ("sampling.size=[64, 80, 1]", "model.max_sequence_length=18"), "the 18 tokens of a prompt"),
+    ],
+)
+def test_tokens_that_a_team_cannot_divide_are_counted(
+    tmp_path: Path, config: dict[str, Any], sets: tuple[str, ...], said: str
+) -> None:
+    folder = checkpoint(tmp_path / "m", {"transformer": LAYERS})
+    kind = "WanTransformer3DModel" if config is WAN else "FluxTransformer2DModel"
+    (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": kind, **config}))
+    vae = {"block_out_channels": [4, 4, 4], "latent_channels": 16}
+    (folder / "vae" / "config.json").write_text(json.dumps(vae))
+    problems = found(tmp_path, HERE, sets=("memory.ulysses=4", *sets))
+    assert [p.kind for p in problems] == (["ulysses"] if said else [])
+    assert all(said in p.what for p in problems)
+
+
 @pytest.mark.parametrize(
     ("kind", "heads", "said"),
     [

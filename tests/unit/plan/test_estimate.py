@@ -414,7 +414,7 @@ def test_every_familys_size_is_known_from_its_configs(model: Published, spec: Pa
     parts = {"transformer": defaults(model.network), "vae": defaults(model.vae)}
     parts = {name: json.loads(json.dumps(config | model.more)) for name, config in parts.items()}
     made = load_spec(spec, Registry(), ("model.name=diffusers", f"sampling.size={model.size}"))
-    at = geometry(made, {name: Part({}, config) for name, config in parts.items()})
+    at = geometry(made.model.spec, made.sampling.size, {name: Part({}, config) for name, config in parts.items()})
     assert (at.tokens, at.width, at.layers) == (model.tokens, model.width, model.layers)
     assert at.caption > 0
 
@@ -434,7 +434,7 @@ def test_activations_of_every_family(name: str, spec: Path, tmp_path: Path) -> N
     guess = estimate(made)
     assert guess["trained"] == sum(p.nbytes for p in weights.parameters.values())
     parts = checkpoint.parts(checkpoint.Folder(tmp_path / "model"), made.model.spec)
-    assert geometry(made, parts).elements == math.prod(adapter.latent_shape(larger))
+    assert geometry(made.model.spec, made.sampling.size, parts).elements == math.prod(adapter.latent_shape(larger))
     assert 0.4 < (guess["update_activations"] or 0) / kept(adapter, made, 1) < 3, (
         "text is taken to be as long as it may be"
     )

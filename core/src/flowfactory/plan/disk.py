@@ -17,6 +17,7 @@ from flowfactory.data.text import path_of
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
 from flowfactory.plan import bases, faults, prompts
 from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
+from flowfactory.plan.geometry import geometry
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.rules.rule import Rule, Where
 from flowfactory.spec.tables import Component, Full, Memory, RewardEntry, Sampling
@@ -151,6 +152,19 @@ def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
     return scale * max(own.patch, side if isinstance(side, int) else 1), slower
 
 
+def _tokens(where: Where, own: AdapterSpec, ulysses: int, size: Size | None, table: str) -> Iterator[Problem]:
+    if ulysses == 1 or size is None:
+        return
+    try:
+        at = geometry(own, size, _parts(own))
+    except (KeyError, StopIteration, ValueError):  # what configs do not say is found out when a run begins
+        return
+    for what, count in (("prompt", at.text), ("sample", at.tokens - at.text)):
+        if count % ulysses:
+            told = f"[memory] ulysses = {ulysses} does not divide the {count} tokens of a {what}"
+            yield Problem("ulysses", told, where(table, "size"), "choose a number that does, or another size")
+
+
 def _teams(where: Where, own: AdapterSpec, ulysses: int) -> Iterator[Problem]:
     trained = {name: part.config for name, part in _parts(own).items() if own.trains(name)}
     for name, config in trained.items() if ulysses > 1 else ():
@@ -234,6 +248,8 @@ RULES: tuple[Rule, ...] = (
     (("model.spec", "sampling.size"), _sampled),
     (("model.spec", "eval.size"), _evaluated),
     (("model.spec", "memory.ulysses"), _teams),
+    (("model.spec", "memory.ulysses", "sampling.size"), functools.partial(_tokens, table="sampling")),
+    (("model.spec", "memory.ulysses", "eval.size"), functools.partial(_tokens, table="eval")),
     (("model.spec", "lora.targets"), _targets),
     *prompts.RULES,
     (("memory.cache",), _cache),

@@ -9,8 +9,9 @@ from typing import Any
 import attrs
 
 from flowfactory.builtin import PipelineSpec
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.plan.checkpoint import Part
-from flowfactory.spec.tables import Spec
 
 TEXT = 512
 """Text tokens of a prompt, where the spec does not say."""
@@ -36,27 +37,28 @@ comes, and those of networks in which text does not pass through the layers but 
 class Geometry:
     """Sizes of a transformer at work.
 
-    tokens: of one sample; text's among them where it passes through the same layers. elements: of one latent.
+    tokens: of one sample; `text` of them where it passes through the same layers. elements: of one latent.
     caption: numbers a prompt is encoded to.
     """
 
     layers: int
     width: int
     tokens: int
+    text: int
     elements: int
     caption: int
     embeds_guidance: bool
 
 
-def geometry(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
-    """Sizes, as diffusers' configs name them.
+def geometry(own: AdapterSpec, size: Size, parts: Mapping[str, Part]) -> Geometry:
+    """Sizes of an adapter's network that makes samples of a size, as diffusers' configs name them.
 
     Raises:
         KeyError: a config has no such name.
         ValueError: it has something else by it.
     """
     try:
-        made = _read(spec, parts)
+        made = _read(own, size, parts)
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"sizes that are numbers: {error}") from error
     if odd := [
@@ -66,9 +68,9 @@ def geometry(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
     return made
 
 
-def _read(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
-    network = next(part.config for name, part in parts.items() if spec.model.spec.trains(name))
-    vae, size, own = parts["vae"].config, spec.sampling.size, spec.model.spec
+def _read(own: AdapterSpec, size: Size, parts: Mapping[str, Part]) -> Geometry:
+    network = next(part.config for name, part in parts.items() if own.trains(name))
+    vae = parts["vae"].config
     scale, slower = _scales(vae)
     channels = _first(vae, "latent_channels", "z_dim")
     time, side = _patch(network)
@@ -77,11 +79,13 @@ def _read(spec: Spec, parts: Mapping[str, Part]) -> Geometry:
     frames = (size.frames - 1) // slower + 1
     pixels = frames * (size.height // scale) * (size.width // scale)
     text = (own.max_sequence_length if isinstance(own, PipelineSpec) else None) or TEXT
+    within = 0 if any(network.get(name) for name in BESIDE) else text
     heads, deep = network.get("num_attention_heads"), network.get("attention_head_dim")
     return Geometry(
         layers=sum(network.get(name) or 0 for name in LAYERS),
         width=heads * deep if heads and deep else _first(network, *WIDTHS),
-        tokens=pixels // (time * side * side) + (0 if any(network.get(name) for name in BESIDE) else text),
+        tokens=pixels // (time * side * side) + within,
+        text=within,
         elements=channels * pixels,
         caption=text * _caption(network),
         embeds_guidance=bool(network.get("guidance_embeds")),

@@ -99,7 +99,7 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
         yield from _measured(spec, measured, teams, share)
         return
     try:
-        at = geometry(spec, parts)
+        at = geometry(spec.model.spec, spec.sampling.size, parts)
     except (KeyError, ValueError) as error:
         why = f"unknown: the configs do not say {error}; `--exact` measures it"
         yield from (Need(name, None, why) for name in WORKING)

@@ -176,7 +176,7 @@ def _exchanged(plan: Plan, parts: Mapping[str, Part]) -> Need:
     """Of what the attention of each layer is given, three, and gives: tokens for heads, and back; so with gradients."""
     spec, size, names = plan.spec, plan.spec.memory.ulysses, {number.name: number.value for number in plan.numbers}
     try:
-        at = geometry(spec, parts)
+        at = geometry(spec.model.spec, spec.sampling.size, parts)
     except (StopIteration, KeyError, ValueError):
         return Need("tokens", None, "unknown: the model's configs cannot be read")
     if "trained_passes" not in names:
