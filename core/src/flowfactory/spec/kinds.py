@@ -6,7 +6,7 @@ import contextlib
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Final, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -157,6 +157,49 @@ def part_of(cls: type[T], values: Mapping[str, Any]) -> T:
         if value is not attrs.NOTHING:
             object.__setattr__(part, field.name, value)
     return part
+
+
+def complaints(validate: Callable[[Any], object], value: Any) -> Iterator[tuple[int | None, str]]:
+    """What a validator that stops at the first thing it finds has against a value, all of it.
+
+    Of an array it is asked about each string by itself, too: what it says of one alone, naming it, is wrong with that,
+    whose number is given; and then about the others together.
+
+    Raises:
+        AttributeError, TypeError: as it has, of a value in which something is unsound.
+    """
+    own: dict[int, str] = {}
+    if isinstance(value, tuple) and len(value) > 1:
+        told = {i: _complaint(validate, (entry,)) for i, entry in enumerate(value) if type(entry) is str}
+        own = {i: said for i, said in told.items() if _names(said, value[i])}
+        yield from own.items()
+    rest = tuple(entry for i, entry in enumerate(value) if i not in own) if own else value
+    said = _said_by(validate, rest)
+    if said and (not own or any(type(entry) is str and _names(said, entry) for entry in rest)):
+        yield None, said
+
+
+def _said_by(validate: Callable[[Any], object], value: Any) -> str:
+    try:
+        validate(value)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and isinstance(value, tuple) and len(entries(value)) < len(value):
+            raise
+        return str(error.args[0] if error.args else error)
+    return ""
+
+
+def _complaint(validate: Callable[[Any], object], value: Any) -> str:
+    try:
+        return _said_by(validate, value)
+    except AttributeError:  # it looks for another key, which is unsound
+        return ""
+
+
+def _names(said: str, entry: str) -> bool:
+    """Whether a sentence names an entry: short words in quotes only, since others may have them, too."""
+    quoted = any(form in said for form in (repr(entry), f'"{entry}"', f"`{entry}`"))
+    return quoted or (len(entry) > 3 and entry in said)
 
 
 # --- scalars -------------------------------------------------------------------------------------------------------

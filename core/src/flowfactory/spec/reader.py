@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -18,6 +19,7 @@ from flowfactory.spec.kinds import (
     UNSOUND,
     Failed,
     arms_of,
+    complaints,
     declared,
     hints,
     is_literal,
@@ -133,18 +135,25 @@ class Reader:
             return part_of(cls, values)
         for name, field in keys(cls).items():
             if field.validator is not None and name not in absent:
-                try:
-                    field.validator(made, field, getattr(made, field.name))
-                except (ValueError, TypeError) as error:
-                    if name in failed and isinstance(error, TypeError):
-                        continue  # what is unsound in it has no type
-                    place = node.value[name].place if name in node.value else node.key
-                    kind = "bad-table" if Key.METADATA in field.metadata else "bad-value"  # more than its declaration
-                    self.note(kind, f"`{name}`: {error.args[0] if error.args else error}", place)
-                except AttributeError:
-                    if not failed:
-                        raise
+                self._validate(made, name, field, node, failed)
         return made
+
+    def _validate(self, made: Any, name: str, field: attrs.Attribute[Any], node: Node, failed: Collection[str]) -> None:
+        """Note what a validator has against a value; what is unsound has no type, and other keys may be absent."""
+        validate = functools.partial(field.validator, made, field)  # type: ignore[misc]
+        kind = "bad-table" if Key.METADATA in field.metadata else "bad-value"  # more than its declaration
+        own = node.value.get(name)
+        try:
+            for number, said in complaints(validate, getattr(made, field.name)):
+                entry = own.value[number] if own is not None and own.is_array and number is not None else own
+                at = "" if number is None else f"[{number}]"
+                self.note(kind, f"`{name}{at}`: {said}", node.key if entry is None else entry.place)
+        except TypeError:
+            if name not in failed:
+                raise
+        except AttributeError:
+            if not failed:
+                raise
 
     def not_a_table(self, node: Node, title: str) -> None:
         """Note that something else stands where a table is wanted."""
