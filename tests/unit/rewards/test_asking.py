@@ -200,6 +200,29 @@ def test_behind_a_call_that_hangs_all_wait_together_not_each() -> None:
     released.set()
 
 
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_reward_that_hangs_is_given_up_soon_however_it_is_asked(workers: int) -> None:
+    """One call after another, as where nothing is sampled meanwhile, with places that nobody has."""
+    released, calls = threading.Event(), list[int]()
+    reward = asked(
+        lambda batch: calls.append(1) or (released.wait(20) and [0.0] * len(batch)), timeout=0.2, workers=workers
+    )
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in range(10):
+            assert reward.ask(samples()).failed
+        assert time.perf_counter() - start < 2  # each for itself it were 6
+        assert len(calls) == min(workers, 2)
+        calls.clear()
+        released.set()
+        time.sleep(0.1)
+        assert reward.ask(samples()).failed == (workers > 1), "places that are free again wait for the next round"
+        reward.begin()
+        assert not reward.ask(samples()).failed
+        released.clear()
+        calls.clear()
+
+
 def test_one_worker_that_hangs_does_not_shorten_the_wait_for_the_others() -> None:
     released, first = threading.Event(), threading.Lock()
 

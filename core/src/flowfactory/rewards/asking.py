@@ -23,7 +23,7 @@ from flowfactory.contracts.key import NAME
 from flowfactory.contracts.reward import GroupReward, Reward
 from flowfactory.contracts.types import Sample
 from flowfactory.errors import RunError, harmless, said
-from flowfactory.rewards.places import GLANCE, Places, Unwanted, never
+from flowfactory.rewards.places import GLANCE, Place, Places, Unwanted, never
 from flowfactory.rewards.retry import retried
 from flowfactory.spec.tables import RewardEntry
 
@@ -109,6 +109,10 @@ class Asked:
         """Whether it has a score for a sample that is not part of a group."""
         return not isinstance(self.reward, GroupReward) or self.reward.alone
 
+    def begin(self) -> None:
+        """A round of scoring begins."""
+        self._places.begin()
+
     def ask(self, samples: Sequence[Sample], over: Callable[[], bool] = never) -> Answer:
         """Its scores, asked for again as `on_error` says; samples of one group must be neighbours.
 
@@ -168,7 +172,7 @@ class Asked:
             raise reply
         return reply
 
-    def _work(self, samples: Sequence[Sample], replies: Queue[Reply], place: object) -> None:
+    def _work(self, samples: Sequence[Sample], replies: Queue[Reply], place: Place) -> None:
         try:
             reply: list[float] | RewardError = self._answer(samples)
         except Failed as error:

@@ -97,6 +97,8 @@ class Session:
         self._aborting: str | None = None
         self._queues: list[SimpleQueue[tuple[int, Sequence[Sample]] | None]] = []
         self._threads: list[Thread] = []
+        for asked in rewards:
+            asked.begin()
         for number, asked in enumerate(rewards if overlap else ()):
             self._queues.append(SimpleQueue())
             name = f"score {asked.entry.label}"
