@@ -140,7 +140,7 @@ class Reader:
 
     def _validate(self, made: Any, name: str, field: attrs.Attribute[Any], node: Node, failed: Collection[str]) -> None:
         """Note what a validator has against a value; what is unsound has no type, and other keys may be absent."""
-        validate = functools.partial(field.validator, made, field)  # type: ignore[misc]
+        validate = functools.partial(field.validator, made, field)  # type: ignore[misc, arg-type]
         kind = "bad-table" if Key.METADATA in field.metadata else "bad-value"  # more than its declaration
         own = node.value.get(name)
         try:
