@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from flowfactory.data.locations import locate_function
+from flowfactory.data.locations import locate, locate_function
 from flowfactory.data.store import user_folder
 from flowfactory.errors import RunError
 
@@ -85,3 +86,21 @@ def test_caches_have_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWFACTORY_CACHE", "~nobody-of-this-name/x")
     with pytest.raises(RunError, match=r"there is no home to keep .*FLOWFACTORY_CACHE in the environment"):
         user_folder()
+
+
+@pytest.mark.parametrize(
+    ("written", "exists", "said"),
+    [
+        ("https://huggingface.co/some-org/FLUX.1-dev", False, "is written as `some-org/FLUX.1-dev`"),
+        ("https://hf.co/some-org/name/tree/main", False, "is written as `some-org/name`"),
+        ("https://huggingface.co/datasets/a/b/blob/main/x.jsonl", True, "is written as hf://datasets/OWNER/NAME/PATH"),
+        ("https://example.com/model", False, "download it first"),
+        ("$HOME/models/flux", False, "variables of the environment are not put in here, only `~`"),
+        ("${DATA}/prompts.txt", True, "variables of the environment are not put in here"),
+    ],
+)
+def test_what_other_programs_take_as_a_path_is_said_in_ours(
+    folder: Path, written: str, exists: bool, said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"there is no .*; .*{re.escape(said)}"):
+        locate(written, folder, exists)

@@ -97,3 +97,24 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"p\.txt: it is not UTF-8 text: see line 1"):
         load_rows(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a"},\n{"prompt": "b"}\n{"prompt": 3}\n[1]\n{"prompt": "c", "image": "x.png"}\n',
+            [1, 3, 4, 5],
+        ),
+        ("p.csv", 'prompt,n\na,1\n,2\nb\nc,3\n"', [3, 4, 5]),
+        ("p.csv", "caption\n" + "a\n" * 30, list(range(2, 12))),
+    ],
+)
+def test_every_row_that_cannot_be_used_is_told(tmp_path: Path, name: str, text: str, wrong: list[int]) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_rows(tmp_path / name)
+    lines = str(caught.value).split("\n")
+    assert [int(line.removeprefix(f"{tmp_path / name}:").partition(":")[0]) for line in lines[:10]] == wrong
+    assert lines[10:] == ([f"{tmp_path / name}: 20 more rows cannot be used"] if len(lines) > 10 else [])

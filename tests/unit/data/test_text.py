@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -142,3 +143,18 @@ def test_a_misspelt_column_is_noticed(tmp_path: Path) -> None:
         "imgae": "image",
         "negativ_prompt": "negative_prompt",
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (gzip.compress(b"a cat"), "packed by gzip"),
+        (b"PK\x03\x04rest", "packed, as .zip and .xlsx files are"),
+        (b"PAR1rest", "parquet: call it .parquet"),
+        (b"\x89PNG\r\n", "a picture"),
+    ],
+)
+def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "p.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=f"it is not text but {said}"):
+        read_text(tmp_path / "p.csv")

@@ -96,3 +96,22 @@ def test_only_what_is_listed_is_offered_for_installation(text: str, said: str) -
     advice = directory.requirement_advice(Requirement(text), upgrade=True)
     assert said in advice
     assert "evil" not in advice
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "said"),
+    [
+        ("adapters", "FluxPipeline", "did you mean `flux`?"),
+        ("adapters", "StableDiffusion3Pipeline", "here it is called `diffusers`"),
+        ("adapters", "WanImageToVideoPipeline", "here it is called `wan-i2v`"),
+        ("trainers", "GRPOTrainer", "did you mean `grpo`?"),
+        ("trainers", "DPOConfig", "did you mean `dpo`?"),
+        ("schedulers", "DPMSolverMultistepScheduler", "here it is called `dpm-solver`"),
+        ("rewards", "AestheticScorer", "did you mean `aesthetic`?"),
+        ("rewards", "PickScoreReward", "here it is called `pickscore`"),
+        ("trainers", "Trainer", "no plugin of that name is known"),
+    ],
+)
+def test_classes_of_other_libraries_mean_what_they_are_of(kind: str, word: str, said: str) -> None:
+    with pytest.raises(PluginError, match=re.escape(said)):
+        Registry().find(kind, word)

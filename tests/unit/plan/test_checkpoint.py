@@ -134,6 +134,9 @@ def test_variants(spec: Path, model: Path) -> None:
 def test_files_of_one_file_checkpoints(spec: Path, model: Path, tmp_path: Path) -> None:
     single = Path(shutil.copy(model / WEIGHTS, tmp_path / "comfy.safetensors"))
     assert "is one file, and a pipeline has several models; set [model] path" in what_is_wrong(spec, single)
+    for part in ("transformer", "model_index.json"):
+        said = what_is_wrong(spec, model / part)
+        assert f"{part} is a part of a pipeline; set [model] path to {model}" in said
     shutil.rmtree(model / "transformer")
     assert "lacks its part `transformer`" in what_is_wrong(spec, model, f"model.single_file={single}")
     (model / "transformer").mkdir()

@@ -16,6 +16,7 @@ from flowfactory.errors import did_you_mean
 _RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(?![/\\])(.+)")
 _FUNCTION = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 _EVERYTHING = re.compile(r"^\s*from\s+\S+\s+import\s+\*", re.MULTILINE)
+_ADDRESS = re.compile(r"https?://(?:(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?|.*)")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -39,9 +40,18 @@ def locate(written: str, folder: Path, exists: bool) -> str:
         return str(path)
     is_path = written.startswith((".", "/", "~")) or _HUB_ID.fullmatch(written) is None
     if exists or is_path:
-        near = did_you_mean(path.name, _names(path.parent))
+        near = _meant(written, exists) or did_you_mean(path.name, _names(path.parent))
         raise ValueError(f"there is no {path}" + (f"; {near}" if near else ""))
     return written
+
+
+def _meant(written: str, exists: bool) -> str:
+    """What to write instead of what other programs take as a path."""
+    if found := _ADDRESS.fullmatch(written):
+        at_hub = f"a file of the hub is written as {hub.FORM}" if exists else ""
+        model = f"a model of the hub is written as `{found[1]}`" if found[1] and not exists else ""
+        return at_hub or model or "download it first: only the hub is read from elsewhere"
+    return "variables of the environment are not put in here, only `~`" if "$" in written else ""
 
 
 def _remote(written: str, exists: bool) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,6 +31,9 @@ ENDINGS = (".txt", ".jsonl", ".csv", ".parquet")
 
 LONGEST = 1 << 27
 """Characters of the longest cell of a .csv file."""
+
+MANY = 10
+"""Rows that cannot be used, of one file, which are told one by one."""
 
 _LINE = re.compile("\r\n|\r|\n")
 """What ends a line. `str.splitlines` would also cut at characters that occur inside of prompts, U+2028 for one."""
@@ -87,18 +90,40 @@ def load_rows(path: Path, folder: Path | None = None) -> list[Row]:
         folder: where what lies inside the file gets files of its own. Without one its paths lead nowhere.
 
     Raises:
-        DataError: naming `file:line` of the first row that cannot be used.
+        DataError: naming `file:line` of every row that cannot be used, one a line.
         RunError: the folder cannot be written.
     """
-    cells = _cells(path, folder)
-    rows = [_row(path, line, columns) for line, columns in cells]
+    rows, wrong = list[Row](), list[DataError]()
+    try:
+        for line, columns in _cells(path, folder):
+            try:
+                rows.append(_row(path, line, columns))
+            except DataError as error:
+                wrong.append(error)
+    except DataError as error:  # nothing can be read after it
+        wrong.append(error)
+    if wrong:
+        raise _all(path, wrong)
     if not rows:
         raise DataError(f"{path}: no prompts in it")
     return rows
 
 
-def _cells(path: Path, folder: Path | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each row's line, and its cells by the names of their columns."""
+def _all(path: Path, wrong: Sequence[DataError]) -> DataError:
+    """One error that says what several do."""
+    said = list(map(str, wrong[:MANY]))
+    if more := len(wrong) - MANY if len(wrong) > MANY else 0:
+        said.append(f"{path}: {more} more rows cannot be used")
+    text, absent = "\n".join(said), [error for error in wrong if isinstance(error, AbsentError)]
+    return AbsentError(text, absent[0].file) if absent else DataError(text)
+
+
+Cells = tuple[int, Mapping[str, Any] | DataError]
+"""A row's line, and its cells by the names of their columns, or why there are none."""
+
+
+def _cells(path: Path, folder: Path | None) -> Iterator[Cells]:
+    """Those of each row."""
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv}
     kind = path.suffix.lower()
     if kind not in ENDINGS:
@@ -124,28 +149,31 @@ def misspelt(rows: Iterable[Row]) -> dict[str, str]:
     return {name: meant for name, meant in sorted(known.items()) if meant}
 
 
-def _read_txt(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_txt(path: Path, text: str) -> Iterator[Cells]:
     for number, line in enumerate(_LINE.split(text), 1):
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_jsonl(path: Path, text: str) -> Iterator[Cells]:
     for number, line in enumerate(_LINE.split(text), 1):
-        if not line.strip():
-            continue
-        try:
-            columns = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
-        except (RecursionError, ValueError) as error:
-            raise DataError(f"{path}:{number}: JSON that is nested too deeply, or has too long a number") from error
-        if not isinstance(columns, dict):
-            raise DataError(f"{path}:{number}: expected an object, not {type(columns).__name__}")
-        yield number, columns
+        if line.strip():
+            yield number, _object(path, number, line)
 
 
-def _read_csv(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _object(path: Path, number: int, line: str) -> Mapping[str, Any] | DataError:
+    try:
+        columns = json.loads(line)
+    except json.JSONDecodeError as error:
+        return DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}")
+    except (RecursionError, ValueError):
+        return DataError(f"{path}:{number}: JSON that is nested too deeply, or has too long a number")
+    if not isinstance(columns, dict):
+        return DataError(f"{path}:{number}: expected an object, not {type(columns).__name__}")
+    return columns
+
+
+def _read_csv(path: Path, text: str) -> Iterator[Cells]:
     most = csv.field_size_limit(LONGEST)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
@@ -155,9 +183,10 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise DataError(f"{path}:{reader.line_num}: {count} columns are called `{name}`")
         reader.fieldnames = names
         for columns in reader:
-            if None in columns or None in columns.values():
-                raise DataError(f"{path}:{reader.line_num}: expected {len(names)} columns")
-            yield reader.line_num, {name: value for name, value in columns.items() if value != ""}
+            given = {name: value for name, value in columns.items() if value != ""}
+            short = None in columns or None in columns.values()
+            wrong = DataError(f"{path}:{reader.line_num}: expected {len(names)} columns")
+            yield reader.line_num, wrong if short else given
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from error
     finally:
@@ -171,7 +200,9 @@ def _delimiter(text: str) -> str:
     return next((mark for mark in ",;\t" if "prompt" in names[mark] and len(names[mark]) > 1), ",")
 
 
-def _row(path: Path, line: int, columns: Mapping[str, Any]) -> Row:
+def _row(path: Path, line: int, columns: Mapping[str, Any] | DataError) -> Row:
+    if isinstance(columns, DataError):
+        raise columns
     rest = dict(columns)
     prompt = rest.pop("prompt", None)
     negative = rest.pop("negative_prompt", None)

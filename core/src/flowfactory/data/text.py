@@ -19,6 +19,16 @@ MARKS = (
 )
 """Byte order marks and what they promise; the longer ones first."""
 
+PACKED = {
+    b"\x1f\x8b": "packed by gzip: unpack it first",
+    b"PK\x03\x04": "packed, as .zip and .xlsx files are: unpack it, or save it as .csv",
+    b"PAR1": "parquet: call it .parquet",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"%PDF": "a PDF",
+}
+"""How files begin that people take for text, and what they are."""
+
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -115,6 +125,8 @@ def decoded(data: bytes) -> str:
     Raises:
         ValueError: they are none; the message says what they look like, and where it ends.
     """
+    if packed := next((words for mark, words in PACKED.items() if data.startswith(mark)), None):
+        raise ValueError(f"it is not text but {packed}")
     encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

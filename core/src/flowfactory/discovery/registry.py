@@ -173,7 +173,7 @@ class Registry:
                 absent = "" if alias.here in self.names(kind) else directory.advice(kind, alias.here)
                 return "; ".join(part for part in (alias.hint(), absent) if part)
         known = [known for kind in kinds for known in (*self.names(kind), *directory.names(kind))]
-        return did_you_mean(name, known) or f"no plugin of that name is known; {LIST}"
+        return did_you_mean(aliases.stem(name), known) or f"no plugin of that name is known; {LIST}"
 
     def _load(self, entry: Entry) -> dict[tuple[str, str], Contribution]:
         if (entry.module, entry.source) in self._loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,6 +54,11 @@ def plugin(kind: str, word: str) -> Alias | None:
     return next((alias for alias in aliases("plugin") if alias.kind == kind and _is_one(word, alias)), None)
 
 
+def stem(word: str) -> str:
+    """What a class of another library is of: `GRPO` of `GRPOTrainer`, `Flux` of `FluxPipeline`; other words whole."""
+    return re.sub(r"(?<=.)(Img2Img|Inpaint)?(Pipeline|Trainer|Config|Scheduler|Scorer|Reward)$", "", word[:100])
+
+
 def table(word: str) -> Alias | None:
     """The table that another program's word means."""
     return next((alias for alias in aliases("table") if _is_one(word, alias)), None)
@@ -65,8 +71,16 @@ def key(word: str, within: str) -> Alias | None:
 
 
 def _is_one(word: str, alias: Alias) -> bool:
-    return any(_plain(word) == _plain(other) for words in alias.words.values() for other in words)
+    others, of_class = [other for words in alias.words.values() for other in words], stem(word)
+    if of_class != word[:100] and any(_joined(of_class) == _joined(other) for other in others):
+        return True
+    return any(_plain(word) == _plain(other) for other in others)
 
 
 def _plain(word: str) -> str:
     return word[:100].lower().replace("_", "-")
+
+
+def _joined(word: str) -> str:
+    """As classes are called, but small."""
+    return re.sub("[-_. ]", "", word.lower())

@@ -60,6 +60,8 @@ def in_files(own: PipelineSpec, configs: bool = False) -> Iterator[Fault]:
     yield from _file_faults(own)
     if not Path(own.path).is_absolute() and (wrong := [*_id_faults(own.path)]):
         yield from wrong
+    elif (Path(own.path).parent / INDEX).is_file() and not (Path(own.path) / INDEX).is_file():
+        yield f"path {own.path} is a part of a pipeline", f"set [model] path to {Path(own.path).parent}"
     elif Path(own.path).is_file():
         hint = "set [model] path to the pipeline's folder or hub id, and [model] single_file to this file"
         yield f"path {own.path} is one file, and a pipeline has several models", hint

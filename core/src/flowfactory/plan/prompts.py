@@ -25,7 +25,7 @@ def _data(where: Where, data: Data) -> Iterator[Problem]:
         try:
             rows = _read_rows(file, *_stamp(file))
         except DataError as error:
-            yield Problem("data", str(error), where(*address))
+            yield from (Problem("data", said, where(*address)) for said in str(error).split("\n"))
             continue
         for written, meant in misspelt(rows).items():
             called = file if is_remote(file) else shown(Path(file))
