@@ -46,6 +46,7 @@ KINDS = {
         "--unset=full",
         "--set=lora.rank=2",
         "--set=trainer.name=dgpo",
+        "--set=model.quantize=nf4",
         "--set=trainer.times={rule='uniform', count=1}",
     ),
     "steps": ("--unset=full", "--set=lora.rank=2", "--set=trainer.name=stepgrpo"),

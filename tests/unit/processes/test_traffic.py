@@ -37,11 +37,14 @@ def test_gradients_go_round_twice_less_each_ones_own_part(tmp_path: Path) -> Non
     assert [row[0] for row in found.rows()] == ["gradients", "scores", "total", "seconds", "share"]
 
 
-def test_divided_networks_are_put_together_in_every_call(tmp_path: Path) -> None:
-    sets = ("memory.shard=true", "model.name=flux", "optimizer.micro_batch=8")
+@pytest.mark.parametrize(("base", "quantize"), [(1500 * 4, ()), (1500 / 2, ("model.quantize=nf4",))])
+def test_divided_networks_are_put_together_in_every_call(
+    tmp_path: Path, base: float, quantize: tuple[str, ...]
+) -> None:
+    sets = ("memory.shard=true", "model.name=flux", "optimizer.micro_batch=8", *quantize)
     weights, gradients, _ = traffic(plan(tmp_path, 512, *sets), 1.0, None, LAYERS).sent  # type: ignore[union-attr]
     calls, trained = 6 * 8 / 2, 3 * 2  # of 48 samples in eights, 8 steps, for two updates; of 24 samples, two steps
-    assert weights.bytes == round((1500 + 800) * 4 * (calls + 2 * trained) * 511 / 512)
+    assert weights.bytes == round((base + 800 * 4) * (calls + 2 * trained) * 511 / 512)
     assert gradients.bytes == round(800 * 4 * trained * 511 / 512)
 
 

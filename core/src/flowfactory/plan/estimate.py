@@ -132,7 +132,7 @@ def _weights(spec: Spec, parts: Mapping[str, Part], share: int) -> Iterator[Need
     full = isinstance(spec.tuning, Full)
     frozen = {n: p for n, p in parts.items() if "transformer" in n and not (full and own.trains(n))}
     kind = _kind(spec)
-    stored = sum(frozen_bytes(part, size, kind) for part in frozen.values()) // share
+    stored = sum(frozen_bytes(part, size, kind, share) for part in frozen.values())
     if any(part.fixed for part in frozen.values()):
         why = _stored(frozen, size)
     else:

@@ -60,16 +60,24 @@ class Measured:
     recomputed: int
 
 
-def frozen_bytes(part: Part, size: int, kind: str | None) -> int:
-    """Bytes of a network that is not trained: of `size` bytes a number, or its blocks' linear layers in fewer bits.
+def frozen_bytes(part: Part, size: int, kind: str | None, share: int = 1) -> int:
+    """Bytes of a network that is not trained, its numbers divided among `share` processes: scales are not."""
+    numbers, scales = frozen_parts(part, size, kind)
+    return numbers // share + scales
 
-    Beside its numbers, int8 has a float32 for each row, nf4 an 8-bit scale for every 64.
+
+def frozen_parts(part: Part, size: int, kind: str | None) -> tuple[int, int]:
+    """Bytes of the numbers of a network that is not trained, and of the scales beside them.
+
+    A number has `size` bytes, or fewer bits in the linear layers of blocks. There int8 has a float32 for each row, nf4
+    an 8-bit scale for every 64.
     """
     if kind is None:
-        return part.bytes(size)
+        return part.bytes(size), 0
     layers = part.linear(inside_blocks=True).values()
     inside, rows = sum(rows * columns for rows, columns in layers), sum(rows for rows, _ in layers)
-    return (part.parameters - inside) * size + (inside + 4 * rows if kind == "int8" else inside // 2 + inside // 64)
+    outside = (part.parameters - inside) * size
+    return (outside + inside, 4 * rows) if kind == "int8" else (outside + inside // 2, inside // 64)
 
 
 def streamed(parts: Mapping[str, Part], size: int) -> Iterator[Need]:

@@ -15,12 +15,13 @@ from typing import Any
 
 import attrs
 
+from flowfactory.builtin import PipelineSpec
 from flowfactory.errors import DONE, Problem
 from flowfactory.plan import estimate
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.geometry import geometry
 from flowfactory.plan.plan import Plan
-from flowfactory.plan.working import BYTES, Need, count_of
+from flowfactory.plan.working import BYTES, Need, count_of, frozen_parts
 from flowfactory.spec import window
 from flowfactory.spec.rules.teams import teams_of
 from flowfactory.spec.tables import Full, Spec
@@ -163,7 +164,9 @@ def _divided(plan: Plan, parts: Mapping[str, Part]) -> Iterator[Need]:
             why = f"trainer `{spec.trainer.name}` does not say how often it asks the network"
         yield from (Need(name, None, f"unknown: {why}") for name in ("weights", "gradients"))
         return
-    base = 0 if isinstance(spec.tuning, Full) else sum(part.parameters for part in networks) * BYTES[spec.run.precision]
+    size, own = BYTES[spec.run.precision], spec.model.spec
+    kind = own.quantize if isinstance(own, PipelineSpec) else None
+    base = 0 if isinstance(spec.tuning, Full) else sum(frozen_parts(part, size, kind)[0] for part in networks)
     whole, (without, trained) = (base + count * 4) / len(networks), calls
     why = f"{estimate.readable(whole)} put together in {without:.4g} calls without a gradient, and twice in"
     why += f" {trained:.4g} with one; guidance by calls of its own doubles that"

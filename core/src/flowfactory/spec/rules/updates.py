@@ -96,8 +96,12 @@ def _shard_bits(where: Where, shard: bool, bits: int) -> Iterator[Problem]:
 
 
 def _shard_quantize(where: Where, shard: bool, model: AdapterSpec) -> Iterator[Problem]:
-    if shard and isinstance(model, PipelineSpec) and model.quantize is not None:
-        yield _divided(where, "[model] quantize")
+    """FSDP2 divides the numbers of nf4; their scales lie beside them, on every process."""
+    if shard and isinstance(model, PipelineSpec) and model.quantize == "int8":
+        what = (
+            '[memory] shard does not go together with [model] quantize = "int8", whose layers keep their weights whole'
+        )
+        yield Problem("shard", what, where("memory", "shard"), 'set it to "nf4", or leave out one of them')
 
 
 def _divided(where: Where, key: str) -> Problem:
