@@ -1,5 +1,6 @@
 """For every test: one thread per process, since tests run side by side on small tensors; a cache of its own."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -36,3 +37,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
         return (yield)
     finally:
         running.start()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Collecting garbage looks at nothing older than the file of tests: libraries are half a million objects."""
+    gc.collect()
+    gc.freeze()

@@ -5,6 +5,7 @@ Those that `--processes` asks for, too: they are started as ever, but what is ta
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -131,9 +132,10 @@ def _torchrun(arguments: Sequence[str], said: Path, pipe: Connection) -> None:
 
 
 def _begin(said: Path) -> None:
-    """One thread, and stderr in a file, which others may write to as well."""
+    """One thread, stderr in a file, which others may write to as well, and libraries that no collection looks at."""
     import torch
 
+    gc.freeze()
     torch.set_num_threads(1)
     os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
 
@@ -219,6 +221,7 @@ class Spare:
 def _obey(orders: int) -> None:
     """Become what a line of a pipe says; never returns."""
     code: object = 1
+    gc.freeze()
     try:
         os.setsid()
         with open(orders) as file:

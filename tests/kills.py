@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -75,6 +76,7 @@ def loaded(spec: Path, runs: Path, sets: Sequence[str] = (), unsets: Sequence[st
     ui = Ui(stderr=(runs / "said.txt").open("a"))
     components = resolved(plan.spec, registry)
     parts = assemble(plan, components, runs, ui, Processes("fp32"))
+    gc.freeze()
 
     def start(folder: Path, resume: bool, of: Callable[[Any, Callable[[Any], object]], Any]) -> tuple[int, Connection]:
         ours, theirs = os.pipe()

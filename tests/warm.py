@@ -6,6 +6,7 @@ Its arguments are the modules to import. A line of its stdin is a command as JSO
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -49,5 +50,6 @@ def serve() -> dict[str, Any] | None:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()
     if (mine := serve()) is not None:
         become(**mine)
