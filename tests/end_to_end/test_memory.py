@@ -137,3 +137,10 @@ def test_a_cache_folder_must_be_absolute(run: Runner, capsys: pytest.CaptureFixt
     with pytest.raises(AssertionError):
         run("a", "memory.cache=here")
     assert "cache" in capsys.readouterr().err
+
+
+def test_what_is_waited_for_when_blocks_are_compiled_is_said(run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", "run.epochs=0", "eval.every=0", "memory.compile=true")
+    assert "blocks are compiled when they are first called" in capsys.readouterr().err
+    run("b", "run.epochs=0", "eval.every=0")
+    assert "compiled" not in capsys.readouterr().err

@@ -124,6 +124,8 @@ def assemble(
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
     policy = _policy(spec, adapter, weights, processes, judge, stop)
+    if spec.memory.compile:
+        display.say("blocks are compiled when they are first called to sample and to train: that takes a while, once")
     rests = "optimizer" in spec.memory.offload
     made = {role: adamw(weights.parameters.values(), spec.optimizer, rests) for role in (CURRENT, *trainer.needs.roles)}
     optimizers = {role: processes.prepare(optimizer) for role, optimizer in made.items()}
