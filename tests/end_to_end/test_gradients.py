@@ -88,6 +88,7 @@ def test_it_cannot_do_without_a_reward(spec: Path, capsys: pytest.CaptureFixture
 
 FAULTY = """
 import attrs
+import torch
 
 from flowfactory import DifferentiableReward, DifferentiableSpec, Provides, hookimpl
 
@@ -104,6 +105,12 @@ class Faulty(DifferentiableReward):
             return said
         if self.spec.kind == "raises":
             raise ValueError("out of colours")
+        dogs = torch.tensor([row.prompt == "a dog" for row in rows])
+        if self.spec.kind == "value":
+            return said / (1 - dogs.float())
+        if self.spec.kind == "slope":
+            steep = [0 * (x - x.detach()).sqrt() if dog else x for x, dog in zip(said, dogs, strict=True)]
+            return torch.stack(steep)
         return said.detach() if self.spec.kind == "detached" else said[:1].expand(1, len(rows))
 
 
@@ -119,6 +126,8 @@ def flowfactory_rewards():
         ("raises", "reward 'faulty' cannot be asked for its gradient: ValueError: out of colours"),
         ("detached", "reward 'faulty' has values without a gradient"),
         ("shape", "reward 'faulty' has values (1, 6) of 6 samples"),
+        ("value", "reward 'faulty' has a value that is not finite for prompt 'a dog'; mend"),
+        ("slope", "reward 'faulty' has a gradient that is not finite for prompt 'a dog'; mend"),
     ],
 )
 def test_what_a_reward_does_wrong_ends_the_run_in_words(

@@ -39,6 +39,8 @@ CHANGES = {
     "reward[0].on_error": "drop-group",
     "reward[0].max_dropped": "1.0",
 }
+LIGHT = ("--unset=full", "--set=lora.rank=2", "--set=eval.every=0", "--set=sampling.steps=3", "--set=sampling.group=2")
+ODE = "--set=scheduler={name='ode'}"
 KINDS = {
     "full": (),
     "lora": ("--unset=full", "--set=lora.rank=2", "--set=trainer.kl_beta=0.1"),
@@ -57,10 +59,13 @@ KINDS = {
         "--set=sampling.group=2",
         "--set=memory.offload=['weights', 'optimizer']",
     ),
-    "roles": ("--set=trainer={name='tdm', fake_steps=1}", "--set=scheduler={name='ode'}", "--set=sampling.steps=2"),
+    "tree": (*LIGHT, "--set=trainer={name='branchgrpo', splits=[0]}", "--set=scheduler.window={rule='all'}"),
+    "roles": ("--set=trainer={name='tdm', fake_steps=1}", ODE, "--set=sampling.steps=2"),
+    "student": (*LIGHT, "--set=trainer={name='dmd', fake_steps=1}", ODE),
+    "gradients": (*LIGHT, "--set=trainer={name='draft', steps=2}", ODE, "--set=reward[0].name=blueness"),
 }
-WHOLE = ("branches",)
-"""Those that refuse to have weights divided: for their trainer, and for weights that are streamed."""
+WHOLE = ("branches", "tree", "student")
+"""Those whose weights are not divided: branches and streamed weights refuse it, and `student` is much like `roles`."""
 ONCE = ("--set=run.epochs=1", "--set=eval.every=0", "--set=optimizer.micro_batch=2")
 COUNTED = {
     "whole": (*ONCE, "--unset=full", "--set=lora.rank=2"),
@@ -69,6 +74,11 @@ COUNTED = {
 }
 TEAMED = {"full": ("--set=memory.ulysses=2", SHARD), "lora": ("--set=memory.ulysses=2",)}
 DROPS = "def redness(samples):\n    assert samples[0].row.prompt != 'a dog'\n"
+VALUE = "def value(self, media, rows):\n"
+FAULTY = REWARDS.replace("def redness(samples):\n", DROPS).replace(
+    VALUE, f"{VALUE}        assert all(row.prompt != 'a dog' for row in rows)\n"
+)
+"""Of a group that is dropped no gradient is asked, which would end the run."""
 LEADS = "    import os\n    assert os.environ.get('RANK', '0') == '0'\n"
 """What is asked of the second process of a team fails."""
 
@@ -100,7 +110,7 @@ def finished(command: Sequence[str], code: int = 0) -> subprocess.CompletedProce
 def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """Runs by one process and by two, replicated, sharded and in a team, with LoRA and in full; resumptions of some."""
     folder = tmp_path_factory.mktemp("runs")
-    spec = lay(folder / "spec", checkpoint, REWARDS.replace("def redness(samples):\n", DROPS))
+    spec = lay(folder / "spec", checkpoint, FAULTY)
     changes = [f"--set={key}={value}" for key, value in CHANGES.items()]
 
     def command(name: str, kind: str, *options: str) -> list[str]:

@@ -19,6 +19,10 @@ from flowfactory.sampling.source import Collected, Member
 from flowfactory.sampling.studio import Made
 from flowfactory.schedulers.flow_sde import FlowSDE
 from flowfactory.spec.window import Growth, grown
+from flowfactory_plugin_branchgrpo import BranchGRPOSpec
+from flowfactory_plugin_branchgrpo.branchgrpo import BranchGRPO
+from flowfactory_plugin_tempflow import TempFlowSpec
+from flowfactory_plugin_tempflow.tempflow import TempFlow
 from support import GRID, STORAGE, Case, FieldPolicy, close, each
 from torch import Tensor
 
@@ -216,14 +220,14 @@ def branching(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def seen_of(
-    folder: Path, branches: Branches, target: Any = brightness, **more: Any
+    folder: Path, branches: Branches, target: Any = brightness, trainer: Any = None, **more: Any
 ) -> tuple[list[tuple[Any, Tensor]], list[Collected]]:
-    """What the trainer compares, and what comes of an epoch."""
+    """What the trainer compares, or any, and what comes of an epoch."""
     seen = list[Any]()
 
     def compare(scores: Any, groups: Tensor) -> Tensor:
         seen.append((scores, groups))
-        return scores.advantages(groups, "sum", "group")
+        return trainer.advantages(scores, groups) if trainer else scores.advantages(groups, "sum", "group")
 
     needs = Needs(branches=branches, trajectory="steps")
     outcomes = epoch(folder, {"r": target}, compare=compare, needs=needs, steps=T, **more)
@@ -296,38 +300,83 @@ def test_any_number_of_processes_sees_the_same(tmp_path: Path, branches: Branche
     assert by_name(alone) == by_name(both[0]) | by_name(both[1])
 
 
-def failing(slot: int, piece: int) -> Any:
-    """A reward that fails on one piece of what it is asked about, of one prompt."""
+def failing(slot: int, piece: int, last: Any = ...) -> Any:
+    """A reward that raises on one piece of what it is asked about a prompt, or has another score for its last."""
     asked = list[int]()
 
-    def target(batch: list[Sample]) -> list[float]:
+    def target(batch: list[Sample]) -> list[float | None]:
         asked.append(batch[0].slot)
-        if batch[0].slot == slot and asked.count(slot) - 1 == piece:
+        if batch[0].slot != slot or asked.count(slot) - 1 != piece:
+            return list(brightness(batch))
+        if last is ...:
             raise ValueError("too dark")
-        return brightness(batch)
+        return [*brightness(batch)[:-1], last]
 
     return target
 
 
 KEYS = {"r": {"on_error": "drop-group", "max_dropped": 0.2, "micro_batch": 100}}
+Branch = tuple[int, int, int]
+"""Slot, start, and number among the branches of a start."""
+OURS = pytest.mark.parametrize(
+    ("branches", "trainer"),
+    [
+        (FAN, None),
+        (TREE, None),
+        (FAN, TempFlow(TempFlowSpec(width=3))),
+        (TREE, BranchGRPO(BranchGRPOSpec(splits=(0, 2)))),
+        (TREE, BranchGRPO(BranchGRPOSpec(splits=(0, 2), worth="likely"))),
+    ],
+    ids=["fan", "tree", "tempflow", "branchgrpo", "likely"],
+)
+
+
+def lost_of(made: Collected, growth: Growth) -> set[Branch]:
+    """The branches that teach nothing."""
+    everyone = zip(made.members, made.advantages, strict=True)
+    return {(m.group.slot, *divmod(m.replica, len(growth.steps))) for m, a in everyone if a.isnan()}
+
+
+def others_of(made: Collected, slot: int) -> list[float]:
+    """The advantages of other prompts."""
+    return [float(a) for m, a in zip(made.members, made.advantages, strict=True) if m.group.slot != slot]
 
 
 @pytest.mark.usefixtures("branching")
-@KINDS
-def test_a_failure_takes_the_step_of_a_fan_or_one_tree(tmp_path: Path, branches: Branches) -> None:
-    _, (made,) = seen_of(tmp_path, branches, failing(2, 1), keys=KEYS, overlap=False)
+@OURS
+@pytest.mark.parametrize("how", [..., float("nan")], ids=["raises", "nan"])
+def test_a_failure_takes_the_step_of_a_fan_or_one_tree(
+    tmp_path: Path, branches: Branches, trainer: Any, how: Any
+) -> None:
+    _, (made,) = seen_of(tmp_path, branches, failing(2, 1, how), trainer, keys=KEYS, overlap=False)
     growth = grown(branches, STEPS, T)
     count = len(growth.steps)
-    lost = {
-        (m.group.slot, *divmod(m.replica, count))
-        for m, a in zip(made.members, made.advantages, strict=True)
-        if a.isnan()
-    }
     if branches.kind == "fan":
-        assert lost == {(2, start, n) for start in range(GROUP) for n in range(count) if growth.steps[n] == 1}
+        lost = {(2, start, n) for start in range(GROUP) for n in range(count) if growth.steps[n] == 1}
     else:
-        assert lost == {(2, 1, n) for n in range(count)}
+        lost = {(2, 1, n) for n in range(count)}
+    assert lost_of(made, growth) == lost
     assert made.metrics["reward/dropped_groups"] == 1
+    _, (whole,) = seen_of(tmp_path / "whole", branches, trainer=trainer, overlap=False)
+    assert others_of(made, 2) == others_of(whole, 2)
+
+
+@pytest.mark.usefixtures("branching")
+@OURS
+def test_a_sample_without_a_score_takes_what_leads_to_it_alone(
+    tmp_path: Path, branches: Branches, trainer: Any
+) -> None:
+    """What leads to others, too, is worth what these are."""
+    ((scores, _),), (made,) = seen_of(tmp_path, branches, failing(2, 1, None), trainer, keys=KEYS, overlap=False)
+    growth = grown(branches, STEPS, T)
+    count = len(growth.steps)
+    if branches.kind == "fan":
+        last = max(n for n in range(count) if growth.steps[n] == 1)
+        assert lost_of(made, growth) == {(2, GROUP - 1, last)}
+    else:
+        assert lost_of(made, growth) == {(2, 1, growth.leaves[-1])}
+        own = scores.values["r"].reshape(-1, count)[2 * GROUP + 1]
+        assert own[growth.parents[growth.leaves[-1]]] == own[growth.leaves[-2]]
 
 
 @pytest.mark.usefixtures("branching")

@@ -159,16 +159,19 @@ def test_any_number_of_processes_sees_the_same(tmp_path: Path, overlap: bool) ->
         assert torch.equal(scores.looks["r"], one[0][0].looks["r"])
 
 
-def fails_at(slot: int, column: int) -> Any:
-    """A reward that fails on one look of one group."""
+def fails_at(slot: int, column: int, last: Any = ...) -> Any:
+    """A reward that raises on one look of one group, or says something else of the last sample there."""
     batches = dict[int, int]()
 
-    def target(batch: list[Sample]) -> list[float]:
+    def target(batch: list[Sample]) -> list[float | None]:
         at = batch[0].slot
         batches[at] = batches.get(at, -1) + 1
-        if (at, batches[at]) == (slot, column):
+        said: list[float | None] = [float(s.media.double().mean()) for s in batch]
+        if (at, batches[at]) != (slot, column):
+            return said
+        if last is ...:
             raise ValueError("too dark")
-        return [float(s.media.double().mean()) for s in batch]
+        return [*said[:-1], last]
 
     return target
 
@@ -177,10 +180,11 @@ KEYS = {"r": {"on_error": "drop-group", "max_dropped": 0.2, "micro_batch": GROUP
 
 
 @pytest.mark.usefixtures("looking")
+@pytest.mark.parametrize("how", [..., float("nan")], ids=["raises", "nan"])
 @pytest.mark.parametrize(("column", "lost"), [(1, {0}), (2, {0, 1}), (3, {1, 2}), (0, {0, 1, 2})])
-def test_a_failed_look_takes_the_steps_beside_it(tmp_path: Path, column: int, lost: set[int]) -> None:
+def test_a_failed_look_takes_the_steps_beside_it(tmp_path: Path, column: int, lost: set[int], how: Any) -> None:
     """Of its own group alone; a sample that fails takes all of its group."""
-    _, (made,) = looks_seen(tmp_path, fails_at(2, column), keys=KEYS, overlap=False)
+    _, (made,) = looks_seen(tmp_path, fails_at(2, column, how), keys=KEYS, overlap=False)
     missing = made.advantages.isnan()
     own = torch.tensor([m.group.slot == 2 for m in made.members])
     assert not missing[~own].any()
@@ -192,6 +196,21 @@ def test_a_failed_look_takes_the_steps_beside_it(tmp_path: Path, column: int, lo
     assert made.metrics["reward/dropped_groups"] == (column == 0)
     (line,) = (tmp_path / "failures" / "failures.jsonl").read_text().splitlines()
     assert '"slot": 2' in line
+
+
+@pytest.mark.usefixtures("looking")
+@pytest.mark.parametrize(("column", "lost"), [(1, {0}), (2, {0, 1}), (3, {1, 2})])
+def test_a_look_without_a_score_takes_the_steps_beside_it_of_one_sample(
+    tmp_path: Path, column: int, lost: set[int]
+) -> None:
+    _, (made,) = looks_seen(tmp_path, fails_at(2, column, None), keys=KEYS, overlap=False)
+    missing = {
+        (m.group.slot, m.replica, k)
+        for m, own in zip(made.members, made.advantages, strict=True)
+        for k in range(STEPS)
+        if own[k].isnan()
+    }
+    assert missing == {(2, GROUP - 1, k) for k in lost}
 
 
 @pytest.mark.usefixtures("looking")

@@ -141,6 +141,17 @@ class ModelPolicy:
         self._look(alone=True)
         return self._rewarded(media, rows)
 
+    @contextmanager
+    def heard(self, counts: bool) -> Iterator[None]:
+        """Unless what is computed `counts`, no reward is asked and `reward` is 0: it keeps other processes company."""
+        asked = self._rewarded
+        if asked is not None and not counts:
+            self._rewarded = _nothing
+        try:
+            yield
+        finally:
+            self._rewarded = asked
+
     def using(self, weights: str) -> AbstractContextManager[None]:
         """Compute with another set of weights; see `Weights.using`."""
         return self._weights.using(weights)
@@ -163,3 +174,8 @@ class ModelPolicy:
     def move(self, weights: str, decay: float) -> None:
         """Move a set towards the current weights; see `Weights.move`."""
         self._weights.move(weights, decay)
+
+
+def _nothing(media: Tensor, rows: Sequence[Row]) -> Tensor:
+    """0 `(B,)`, with a gradient of zeros where media have one."""
+    return 0 * media.flatten(1).mean(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,16 +154,20 @@ class Judge:
             raise RewardError(failure.why)
         return dict(scored.values)
 
-    def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
+    def value(self, media: Tensor, rows: Sequence[Row], scaled: bool = False) -> Tensor:
         """The weighted sum `(B,)` float32 of the rewards that count, differentiable in `media`, on their device.
 
+        Args:
+            scaled: whether gradients are too large for their type on purpose, so that one may not be finite.
+
         Raises:
-            RewardError: a reward failed, or what it says has no gradient.
+            RewardError: a reward failed, or what it says is not finite or has no gradient. Where its gradient is not
+                finite, the backward pass does.
         """
         total = torch.zeros(len(rows), device=media.device)
         for asked in self.rewards:
             if asked.entry.weight != 0:
-                total = total + asked.entry.weight * _value(asked, media, rows).to(total)
+                total = total + asked.entry.weight * _value(asked, media, rows, scaled).to(total)
         return total
 
     def _rest(self) -> None:
@@ -182,7 +187,7 @@ class Judge:
         return shared
 
 
-def _value(asked: Asked, media: Tensor, rows: Sequence[Row]) -> Tensor:
+def _value(asked: Asked, media: Tensor, rows: Sequence[Row], scaled: bool) -> Tensor:
     """What one reward says, `(B,)`, of at most `micro_batch` samples at a time."""
     reward, size, found = asked.reward, asked.entry.micro_batch, list[Tensor]()
     if not isinstance(reward, DifferentiableReward):
@@ -190,14 +195,28 @@ def _value(asked: Asked, media: Tensor, rows: Sequence[Row]) -> Tensor:
     with _told(asked.entry, "asked for its gradient"):
         reward.place(asked.device)
         for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            said = reward.value(media[start : start + size], part)
+            part, seen = rows[start : start + size], media[start : start + size]
+            if seen.requires_grad and not scaled:
+                seen.register_hook(partial(_see_finite, asked, "a gradient", part))  # type: ignore[no-untyped-call]
+            said = reward.value(seen, part)
             if said.shape != (len(part),):
                 raise RewardError(f"{asked.title} has values {tuple(said.shape)} of {len(part)} samples")
             if media.requires_grad and not said.requires_grad:
                 raise RewardError(f"{asked.title} has values without a gradient; what it computes ends it")
+            _see_finite(asked, "a value", part, said)
             found.append(said)
     return torch.cat(found)
+
+
+def _see_finite(asked: Asked, what: str, rows: Sequence[Row], numbers: Tensor) -> None:
+    """Raises:
+    RewardError: numbers `(B, …)` of a reward are not finite; the message names the first prompt they are of.
+    """
+    finite = numbers.detach().isfinite().flatten(1).all(1) if numbers.dim() > 1 else numbers.detach().isfinite()
+    if not bool(finite.all()):
+        prompt = rows[int((~finite).nonzero()[0])].prompt
+        advice = "mend what it computes there, as a root or a quotient of 0, or leave that prompt out"
+        raise RewardError(f"{asked.title} has {what} that is not finite for prompt {prompt!r}; {advice}")
 
 
 class FunctionReward(Reward):

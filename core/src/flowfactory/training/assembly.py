@@ -181,7 +181,7 @@ def _policy(
         *(adapter, weights, processes, DTYPES[spec.run.precision], s.guidance, s.size),
         offload=offload,
         recompute=spec.memory.gradient_checkpointing,
-        rewarded=judge.value,
+        rewarded=lambda media, rows: judge.value(media, rows, processes.rescaling),
         merged=s.merged,
         cache=cache,
         stop=stop,

@@ -134,7 +134,8 @@ def prepare(learner: Learner, epoch: int, made: Collected, update: int, turn: Tu
         chunk = [i for unit in piece for i in unit]
         draws = Draws([(*draws_key(learner, epoch, made.members[i]), *turn.key) for i in chunk])
         batch = batch_of(learner, made, turn.role, chunk, on_policy, shares)
-        terms = learner.trainer.terms(learner.policy, batch, draws)
+        with learner.policy.heard(number < own):
+            terms = learner.trainer.terms(learner.policy, batch, draws)
         batches.append(MicroBatch(turn.role, chunk, len(piece) if number < own else 0, on_policy, shares, terms))
     return batches
 
@@ -225,7 +226,8 @@ def accumulate(
             batch = batch_of(learner, made, micro.role, micro.samples, micro.on_policy, micro.shares)
             weight = micro.units / total / len(micro.terms)
             for term in micro.terms:
-                loss = learner.trainer.loss(learner.policy, batch, term)
+                with learner.policy.heard(micro.units > 0):
+                    loss = learner.trainer.loss(learner.policy, batch, term)
                 objective = torch.stack(list(loss.parts.values())).sum() * weight
                 if objective.requires_grad or learner.policy.trains_everywhere():
                     with learner.instruments.stopwatch.backward():

@@ -70,10 +70,13 @@ class BranchGRPO(Trainer[BranchGRPOSpec]):
 
 
 def likely(values: Tensor, parents: Tensor, logprobs: Tensor, steps: Tensor) -> Tensor:
-    """What branches are worth `(N,)` if the more probable ones count more; those that do not part keep their values."""
+    """What branches are worth `(N,)` if the more probable ones count more; those that do not part keep their values.
+
+    One without a value (NaN) is not counted.
+    """
     worth = values.double().clone()
     for step in steps.unique().flip(0):
-        own = (steps == step) & (parents >= 0)
+        own = (steps == step) & (parents >= 0) & ~worth.isnan()
         above, weight = parents[own], (logprobs[own].double() - logprobs.max()).exp()
         shares, sums = (torch.zeros_like(worth).index_add(0, above, x) for x in (weight, weight * worth[own]))
         worth = torch.where(shares > 0, sums / shares, worth)
