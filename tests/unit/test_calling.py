@@ -272,3 +272,18 @@ def test_a_network_that_chooses_its_attention_meanwhile_is_nobody_elses_doing() 
         thread.join()
         assert not torch.backends.cuda.flash_sdp_enabled(), "the network's own choice is not put back"
     assert not found
+
+
+@pytest.mark.parametrize(
+    ("leaves", "code"),
+    [("pass", 0), ("sys.exit()", 0), ("sys.exit(7)", 7), ("sys.exit('why')", 1), ("raise ValueError('mine')", 1)],
+)
+def test_what_foreign_code_forks_ends_with_it(leaves: str, code: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """However it leaves: else two processes went on, and wrote to one run's folder."""
+    children = []
+    with calling("who"):
+        children.append(os.fork())
+        if not children[0]:
+            exec(leaves)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == code
+    assert ("ValueError: mine" in capfd.readouterr().err) == ("mine" in leaves)

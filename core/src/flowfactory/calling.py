@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import current_thread, local, main_thread
@@ -30,7 +31,8 @@ class Meddled(Exception):
 def calling(who: str, environment: bool = True, alone: bool = False) -> Iterator[None]:
     """Run foreign code. What it changes that everybody shares is put back at the end, however it ends.
 
-    It cannot end the process without a word: its `os._exit` is `sys.exit` there, and that is an error as any other.
+    It cannot end the process without a word: its `os._exit` is `sys.exit` there, and that is an error as any other. A
+    process that it has forked ends with it, lest there be two that go on.
 
     Args:
         who: as messages name it.
@@ -45,7 +47,8 @@ def calling(who: str, environment: bool = True, alone: bool = False) -> Iterator
     own = {name: setting.read() for name, setting in thread_settings().items()}
     _shared.enter()
     try:
-        yield
+        with _one_goes_on():
+            yield
     except (Exception, Ending):
         raise
     except BaseException as error:
@@ -60,6 +63,25 @@ def calling(who: str, environment: bool = True, alone: bool = False) -> Iterator
         _tell(who, [*streams.restore(), *_put_back(noted), *(name for name in changed if name not in harmful)])
     if harmful:
         raise Meddled(f"{who} changed {' and '.join(harmful)}, by which everybody computes")
+
+
+@contextmanager
+def _one_goes_on() -> Iterator[None]:
+    """Whatever is forked meanwhile ends at the end, as programs do."""
+    process, code = os.getpid(), 1
+    try:
+        yield
+        code = 0
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        raise
+    except BaseException:
+        if os.getpid() != process:
+            traceback.print_exc()
+        raise
+    finally:
+        if os.getpid() != process:
+            _end(code)
 
 
 def _by_keyboard() -> bool:

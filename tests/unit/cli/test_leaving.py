@@ -42,3 +42,12 @@ def test_a_process_ends_with_its_code_and_takes_nothing_apart(what: str, code: i
     if "close" not in what:
         assert done.stdout == "no end of lineat its end\n"
     assert ("taken apart" in done.stderr) == what.startswith(("raise", "sys.exit")), "by Python alone"
+
+
+def test_who_dies_of_a_fault_in_machine_code_says_where() -> None:
+    work = "import ctypes\nfrom flowfactory.cli.leaving import process\ndef mine(): ctypes.string_at(0)\nprocess(mine)"
+    program = [sys.executable, "-c", work]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode < 0
+    assert "Segmentation fault" in done.stderr
+    assert "in mine" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +20,10 @@ def process(work: Callable[[], int]) -> NoReturn:
     """Be the process that does this work, and end with its code once all that others want done at the end is done.
 
     Python would then take apart every module: with torch and diffusers seconds of computing, of each process of a run.
+    What dies of a fault in machine code says where.
     """
+    with suppress(OSError, ValueError, AttributeError):  # stderr is closed
+        faulthandler.enable(all_threads=False)
     codes = list[int]()
     atexit.register(_end_at_once, codes)  # before anybody else's, so that it is called after them
     codes.append(work())
