@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
 SIZE = Size(32, 48)
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,20 @@ def test_a_full_memory_is_not_damage() -> None:
 def test_whatever_a_library_raises_is_told_with_the_checkpoint(error: Exception, words: str) -> None:
     with pytest.raises(ValueError, match=words), reading.reading("somewhere"):
         raise error
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="no list of mapped files on this system")
+@pytest.mark.parametrize(("dtype", "mapped"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_weights_stored_as_they_are_computed_with_are_the_mapped_file(
+    published: Path, dtype: torch.dtype, mapped: bool
+) -> None:
+    """So processes of one machine read it once and hold it once; what has to be cast each has to itself."""
+    network = reading.read(spec_of(published), dtype).transformer
+    lines = [line.split() for line in MAPS.read_text().splitlines() if line.endswith(FILE)]
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    places = [p.data_ptr() for p in network.parameters()]
+    inside = [any(start <= place < end for start, end in ranges) for place in places]
+    assert inside == [mapped] * len(places)
 
 
 def test_gguf_is_run_and_its_lora_trained(published: Path, tmp_path: Path) -> None:
