@@ -13,9 +13,10 @@ from end_to_end.conftest import metrics
 from flowfactory.cli.main import main
 from flowfactory.contracts.types import Rollout
 from flowfactory.discovery.registry import Registry
+from flowfactory.export import pair
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.plan.estimate import estimate
-from flowfactory.policy import resting
+from flowfactory.policy import resting, streamed
 from flowfactory.sampling.rollouts import Rollouts
 from flowfactory.spec.structure import load_spec
 
@@ -36,6 +37,7 @@ def assert_same_weights(left: Path, right: Path) -> None:
         assert (left / file).read_bytes() == (right / file).read_bytes()
 
 
+LEAVE = streamed.Stream.leave
 LORA = ("-full", "lora.rank=4", "optimizer.ema=0.5")
 
 
@@ -52,6 +54,25 @@ def test_streaming_weights_changes_not_a_bit_nor_does_to_go_on_so(
     assert main(["resume", str(right)]) == 0
     assert metrics(left) == metrics(right)
     assert_same_weights(left, right)
+
+
+def test_what_was_trained_by_streaming_is_sampled_from_so(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run("a", *LORA, "run.epochs=1", 'memory.offload=["weights"]')
+    streams: list[streamed.Stream] = []
+
+    def leave(stream: streamed.Stream) -> None:
+        streams.append(stream)
+        LEAVE(stream)
+
+    monkeypatch.setattr(streamed.Stream, "leave", leave)
+    sheets = []
+    for often in ("some", "no"):
+        assert main(["sample", str(folder), "a cat", "--to", str(folder.parent / often)]) == 0
+        sheets.append((folder.parent / often / "sheet.png").read_bytes())
+        assert bool(streams) == (often == "some")
+        streams.clear()
+        monkeypatch.setattr(pair, "streaming", lambda *_: None)
+    assert sheets[0] == sheets[1]
 
 
 def test_streamed_blocks_may_be_skipped(run: Runner) -> None:

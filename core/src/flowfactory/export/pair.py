@@ -26,6 +26,7 @@ from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy import loras
 from flowfactory.policy.finite import all_finite
 from flowfactory.policy.policy import ModelPolicy
+from flowfactory.policy.streamed import place_lora
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.runs import archive
@@ -33,6 +34,7 @@ from flowfactory.sampling.rollout import draw_noise, rollout
 from flowfactory.sampling.source import chunks
 from flowfactory.spec.tables import Full, Lora, Spec
 from flowfactory.training.encoding import load_model
+from flowfactory.training.networks import streaming
 
 BASE, TRAINED = "reference", "current"
 """The sets of weights that a pair has."""
@@ -90,10 +92,14 @@ def load(
     """
     processes, adapter = Processes(spec.run.precision), components.adapter(spec.model.spec)
     device = processes.device
+    streaming(spec, adapter)
     cache = load_model(spec, adapter, components.source, rows, device, display, Clock(device))
     s, size, dtype = spec.sampling, spec.eval.size or spec.sampling.size, DTYPES[spec.run.precision]
+    weights = place(adapter)
+    for network in weights.networks.values():
+        place_lora(network, device)
     return Pair(
-        ModelPolicy(adapter, place(adapter), processes, dtype, s.guidance, size, merged=s.merged),
+        ModelPolicy(adapter, weights, processes, dtype, s.guidance, size, merged=s.merged),
         components.scheduler(spec.scheduler.spec),
         ConditionStore(cache, rows, adapter.collate),
         processes,
