@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, WanTransformer3DModel
 from flowfactory.errors import RunError
 from flowfactory.processes.context import Team, Uneven
+from flowfactory.spec.tables import Memory
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -74,9 +75,10 @@ def near(ours: Tensor, theirs: Tensor, bound: float) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=bound * float(theirs.abs().max()))
 
 
-def compare(team: Team, make: Callable[[], tuple[nn.Module, Inputs, str]], recompute: bool) -> None:
+def compare(team: Team, make: Callable[[], tuple[nn.Module, Inputs, str]], recompute: bool, attention: str) -> None:
     one, inputs, x = made(make)
     both = copy.deepcopy(one)
+    both.set_attention_backend(attention)
     if recompute:
         both.enable_gradient_checkpointing()
     team.divide(both)
@@ -113,21 +115,46 @@ def refuses(team: Team) -> None:
         network(hidden_states=x[:, :, :, :2, :6][:, :, :1], **inputs)  # 3 tokens
 
 
+def flash_on_cpu() -> torch.library.Library:
+    """Torch's flash attention, by the names that it has on GPUs: what a ring needs of attention."""
+    aten, none = torch.ops.aten, torch.empty(0)
+
+    def forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any, scale: float | None = None) -> tuple[Any, ...]:
+        out = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, *rest[:2], scale=scale)
+        return *out, none, none, query.shape[2], key.shape[2], none, none, none
+
+    def backward(*given: Any, scale: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        tensors, (dropout, causal) = given[:6], given[10:12]
+        own: tuple[Tensor, Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *tensors, dropout, causal, scale=scale
+        )
+        return own
+
+    library = torch.library.Library("aten", "IMPL", "CPU")
+    library.impl("_scaled_dot_product_flash_attention", forward)
+    library.impl("_scaled_dot_product_flash_attention_backward", backward)
+    return library
+
+
 def publicly(team: Team) -> None:
     """As on a machine with an accelerator, by what diffusers offers for that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.accelerator, "is_available", lambda: True)
         patch.setattr(torch.accelerator, "device_count", lambda: 2)
-        compare(team, wan, recompute=False)
+        compare(team, wan, recompute=False, attention="native")
 
 
 def check() -> None:
     """In each of two processes that know of each other already."""
     rank = torch.distributed.get_rank()
-    team = Team.of(rank, 2, 2, "cpu")
+    team = Team.of(rank, 2, Memory(ulysses=2), "cpu")
     assert (team.number, team.count, team.size, team.leads) == (0, 1, 2, rank == 0)
     assert [team.any(rank == 1, torch.device("cpu")), team.any(False, torch.device("cpu"))] == [True, False]
-    compare(team, wan, recompute=False)
-    compare(team, flux, recompute=True)
+    compare(team, wan, recompute=False, attention="native")
+    compare(team, flux, recompute=True, attention="native")
     publicly(team)
+    ring, library = Team.of(rank, 2, Memory(ring=2), "cpu"), flash_on_cpu()
+    compare(ring, wan, recompute=True, attention="_native_flash")
+    compare(ring, flux, recompute=False, attention="_native_flash")
+    library._destroy()
     refuses(team)

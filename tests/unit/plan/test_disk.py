@@ -165,7 +165,7 @@ def test_tokens_that_a_team_cannot_divide_are_counted(
     vae = {"block_out_channels": [4, 4, 4], "latent_channels": 16}
     (folder / "vae" / "config.json").write_text(json.dumps(vae))
     problems = found(tmp_path, HERE, sets=("memory.ulysses=4", *sets))
-    assert [p.kind for p in problems] == (["ulysses"] if said else [])
+    assert [p.kind for p in problems] == (["teams"] if said else [])
     assert all(said in p.what for p in problems)
 
 
@@ -182,7 +182,7 @@ def test_a_network_that_a_team_cannot_compute_is_refused(tmp_path: Path, kind: s
     own.write_text(json.dumps({"_class_name": kind, "num_attention_heads": heads}))
     assert not found(tmp_path, HERE)
     problems = found(tmp_path, HERE, sets=("memory.ulysses=4",))
-    assert [p.kind for p in problems] == (["ulysses"] if said else [])
+    assert [p.kind for p in problems] == (["teams"] if said else [])
     assert all(said in p.what for p in problems)
 
 

@@ -142,13 +142,18 @@ def test_processes_of_a_team_have_the_same_samples(spec: Path) -> None:
     assert one.numbers == alone.numbers  # one process is no team of four
     two, made = (plan(spec, "sampling.prompts=24", *s, world=w) for s, w in (((), 2), (("memory.ulysses=4",), 8)))
     assert [(n.name, n.value) for n in made.numbers] == [("teams", 2), *((n.name, n.value) for n in two.numbers)]
-    assert made.numbers[0].reason == "8 processes / 4 that share the tokens of each sample, as [memory] ulysses says"
+    assert made.numbers[0].reason == "8 processes / 4 that share the tokens of each sample: [memory] ulysses = 4"
     assert next(n.reason for n in made.numbers if n.name == "samples_per_process").endswith("/ 2 teams of 4 processes")
     assert made.digest == alone.digest
+    both = plan(spec, "sampling.prompts=24", "memory.ulysses=2", "memory.ring=2", "memory.attention=flash", world=8)
+    assert [(n.name, n.value) for n in both.numbers] == [(n.name, n.value) for n in made.numbers]
+    assert both.numbers[0].reason.endswith(": [memory] ulysses x ring = 4")
 
 
 def test_teams_that_cannot_be_made_or_cannot_share_are_refused(spec: Path) -> None:
-    with pytest.raises(SpecError, match=r"6 processes cannot make teams of 4, .* start a multiple of 4"):
+    with pytest.raises(
+        SpecError, match=r"6 processes cannot make teams of 4, as \[memory\] ulysses = 4 asks; start a multiple"
+    ):
         plan(spec, "memory.ulysses=4", world=6)
     with pytest.raises(SpecError, match=r"20 processes in 5 teams cannot share the 12 groups .* are 12, 16, 24"):
         plan(spec, "sampling.prompts=24", "memory.ulysses=4", world=20)

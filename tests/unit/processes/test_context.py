@@ -11,6 +11,7 @@ import torch
 from diffusers.models import transformers
 from flowfactory.plan.disk import TEAMED
 from flowfactory.processes.context import Team, Uneven, divisible
+from flowfactory.spec.tables import Memory
 
 PLANNED = re.compile(r"^class (\w+)\(.*?(?=^class |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -28,7 +29,7 @@ def test_networks_are_known_by_name_before_torch_is_loaded() -> None:
 
 
 def test_one_process_is_a_team_whatever_is_asked_for() -> None:
-    alone, beside = Team.of(0, 1, 4, "cpu"), Team.of(3, 8, 1, "cpu")
+    alone, beside = Team.of(0, 1, Memory(ulysses=4), "cpu"), Team.of(3, 8, Memory(), "cpu")
     assert (alone.number, alone.count, alone.size, alone.leads) == (0, 1, 1, True)
     assert (beside.number, beside.count, beside.size, beside.leads) == (3, 8, 1, True)
     assert [alone.any(flag, torch.device("cpu")) for flag in (True, False)] == [True, False]
@@ -37,7 +38,8 @@ def test_one_process_is_a_team_whatever_is_asked_for() -> None:
 
 
 def test_only_what_is_about_tokens_is_told_as_that() -> None:
-    with pytest.raises(AssertionError, match=r"^else$"), Team.of(0, 1, 1, "cpu").evenly():
+    team = Team(0, 1, True, None, "[memory] ring = 3")
+    with pytest.raises(AssertionError, match=r"^else$"), team.evenly():
         raise AssertionError("else")
-    with pytest.raises(Uneven, match="ulysses = 1"), Team.of(0, 1, 1, "cpu").evenly():
+    with pytest.raises(Uneven, match="ring = 3 does not divide"), team.evenly():
         raise AssertionError("Tensor size along dimension to be sharded must be divisible by mesh size")

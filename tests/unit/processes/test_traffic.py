@@ -66,6 +66,12 @@ def test_a_team_exchanges_the_tokens_of_each_layer(tmp_path: Path) -> None:
     assert again is not None
     passes += made["trained_passes"] / 128 / 2
     assert again.sent[1].bytes == round(each * passes * 3 / 4)
+    sets = (*sets[1:], "memory.ring=4", "memory.attention=flash")
+    ring = traffic(plan(tmp_path, 512, *sets), 1.0, None, known)
+    assert ring is not None
+    passes = (made["forward_passes"] + 2 * made["trained_passes"]) / 128 / 2
+    both = 2 * 3 * (16 * 16 + 64) // 4 * 10  # keys and values of a fourth of the tokens
+    assert ring.sent[1].bytes == round(both * 2 * 3 * passes + both * 4 * 4 * made["trained_passes"] / 128 / 2)
     unknown = traffic(made, 1.0, None, LAYERS)
     assert unknown is not None
     assert unknown.sent[1].bytes is None

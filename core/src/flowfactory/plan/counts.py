@@ -13,7 +13,7 @@ from flowfactory.contracts.specs import SchedulerSpec, StochasticSpec
 from flowfactory.data.rows import load
 from flowfactory.data.sources import drawn
 from flowfactory.spec import window
-from flowfactory.spec.rules.teams import teams_of
+from flowfactory.spec.rules.teams import teams_of, told
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.spec.window import Growth
 
@@ -29,9 +29,9 @@ class Number:
 
 def numbers(spec: Spec, world: int) -> Iterator[Number]:
     """All that follow from a spec on `world` processes."""
-    count, who = teams_of(world, spec.memory.ulysses), _count(world, "process", "processes")
+    count, who = teams_of(world, spec.memory), _count(world, "process", "processes")
     if count < world:
-        why = f"{who} / {world // count} that share the tokens of each sample, as [memory] ulysses says"
+        why = f"{who} / {world // count} that share the tokens of each sample: {told(spec.memory)}"
         yield Number("teams", count, why)
         who = f"{_count(count, 'team')} of {world // count} processes"
     yield from _sampling(spec, count, who)

@@ -20,6 +20,7 @@ from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
 from flowfactory.plan.geometry import geometry
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.rules.rule import Rule, Where
+from flowfactory.spec.rules.teams import together, told
 from flowfactory.spec.tables import Component, Full, Memory, RewardEntry, Sampling
 
 UNUSUAL_LR = 0.1
@@ -152,30 +153,29 @@ def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
     return scale * max(own.patch, side if isinstance(side, int) else 1), slower
 
 
-def _tokens(where: Where, own: AdapterSpec, ulysses: int, size: Size | None, table: str) -> Iterator[Problem]:
-    if ulysses == 1 or size is None:
+def _tokens(where: Where, own: AdapterSpec, memory: Memory, size: Size | None, table: str) -> Iterator[Problem]:
+    if together(memory) == 1 or size is None:
         return
     try:
         at = geometry(own, size, _parts(own))
     except (KeyError, StopIteration, ValueError):  # what configs do not say is found out when a run begins
         return
     for what, count in (("prompt", at.text), ("sample", at.tokens - at.text)):
-        if count % ulysses:
-            told = f"[memory] ulysses = {ulysses} does not divide the {count} tokens of a {what}"
-            yield Problem("ulysses", told, where(table, "size"), "choose a number that does, or another size")
+        if count % together(memory):
+            wrong = f"{told(memory)} does not divide the {count} tokens of a {what}"
+            yield Problem("teams", wrong, where(table, "size"), "choose a number that does, or another size")
 
 
-def _teams(where: Where, own: AdapterSpec, ulysses: int) -> Iterator[Problem]:
+def _teams(where: Where, own: AdapterSpec, memory: Memory) -> Iterator[Problem]:
     trained = {name: part.config for name, part in _parts(own).items() if own.trains(name)}
-    for name, config in trained.items() if ulysses > 1 else ():
+    for name, config in trained.items() if together(memory) > 1 else ():
         kind, heads = config.get("_class_name"), config.get("num_attention_heads")
         if kind not in TEAMED:
-            what = f"[memory] ulysses: tokens of {name}, a {kind}, cannot be divided among processes"
-            hint = f"leave it out; those of {listed(TEAMED)} can"
-            yield Problem("ulysses", what, where("memory", "ulysses"), hint)
-        elif isinstance(heads, int) and heads % ulysses:
-            what = f"[memory] ulysses = {ulysses} does not divide the {heads} attention heads of {name}"
-            yield Problem("ulysses", what, where("memory", "ulysses"), f"set it to a divisor of {heads}")
+            what = f"{told(memory)}: tokens of {name}, a {kind}, cannot be divided among processes"
+            yield Problem("teams", what, where("memory"), f"leave it out; those of {listed(TEAMED)} can")
+        elif isinstance(heads, int) and heads % memory.ulysses:
+            what = f"[memory] ulysses = {memory.ulysses} does not divide the {heads} attention heads of {name}"
+            yield Problem("teams", what, where("memory", "ulysses"), f"set it to a divisor of {heads}")
 
 
 def _targets(where: Where, own: AdapterSpec, targets: Sequence[str] | None) -> Iterator[Problem]:
@@ -247,9 +247,9 @@ RULES: tuple[Rule, ...] = (
     (("model.spec", "sampling", "scheduler.spec", "trainer"), _distilled),
     (("model.spec", "sampling.size"), _sampled),
     (("model.spec", "eval.size"), _evaluated),
-    (("model.spec", "memory.ulysses"), _teams),
-    (("model.spec", "memory.ulysses", "sampling.size"), functools.partial(_tokens, table="sampling")),
-    (("model.spec", "memory.ulysses", "eval.size"), functools.partial(_tokens, table="eval")),
+    (("model.spec", "memory"), _teams),
+    (("model.spec", "memory", "sampling.size"), functools.partial(_tokens, table="sampling")),
+    (("model.spec", "memory", "eval.size"), functools.partial(_tokens, table="eval")),
     (("model.spec", "lora.targets"), _targets),
     *prompts.RULES,
     (("memory.cache",), _cache),

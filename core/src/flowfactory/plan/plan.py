@@ -88,7 +88,7 @@ def make_plan(spec: Spec, versions: Mapping[str, str], world: int = 1) -> Plan:
     Raises:
         SpecError: the groups of an update cannot be shared evenly among the processes.
     """
-    if problems := list(unshared(world, spec.memory.ulysses, spec.sampling.prompts, spec.optimizer.updates)):
+    if problems := list(unshared(world, spec.memory, spec.sampling.prompts, spec.optimizer.updates)):
         raise SpecError(problems)
     return Plan(spec, world, tuple(numbers(spec, world)), versions, digest_of(spec))
 

@@ -98,7 +98,7 @@ def streamed(parts: Mapping[str, Part], size: int) -> Iterator[Need]:
 
 def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measured | None = None) -> Iterator[Need]:
     """All that passes through the networks of one of `world` processes."""
-    teams = teams_of(world, spec.memory.ulysses)
+    teams = teams_of(world, spec.memory)
     share = world // teams
     if measured:
         yield from _conditions(spec, measured.conditions, f"{count_of(measured.conditions)} bytes, as measured")

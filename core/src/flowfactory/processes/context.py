@@ -3,7 +3,8 @@
 Nothing else knows how.
 
 A network is called as ever, by all processes of a team with the same samples. Each computes with its own share of their
-tokens, for attention they exchange heads (Ulysses), and every one has the whole velocity in the end. Its gradients are
+tokens; for attention they exchange tokens for heads (Ulysses), or keys and values go round (ring attention), and every
+one has the whole velocity in the end. Its gradients are
 those of its own tokens, whatever the loss: added up over a team they are those of the samples, counted once.
 """
 
@@ -21,6 +22,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flowfactory.errors import RunError
+from flowfactory.spec.rules.teams import teams_of, told
+from flowfactory.spec.tables import Memory
+
+WAYS = ("ring", "ulysses")
+"""How a team divides what attention needs, under diffusers' names."""
 
 UNEVEN = "must be divisible by mesh size"
 """What diffusers says of tokens that do not divide."""
@@ -41,22 +47,24 @@ class Team:
     """Processes that compute the same samples together.
 
     number: of this team, from 0. count: how many there are. leads: whether this process speaks for it.
-    mesh: who belongs to it; none where each process is a team of its own.
+    mesh: who belongs to it; none where each process is a team of its own. asked: the keys that say how many it has.
     """
 
     number: int
     count: int
     leads: bool
     mesh: DeviceMesh | None
+    asked: str = ""
 
     @classmethod
-    def of(cls, rank: int, world: int, size: int, device: str) -> Team:
+    def of(cls, rank: int, world: int, memory: Memory, device: str) -> Team:
         """That of process `rank` among `world`; processes of successive numbers make one."""
-        if size == 1 or world == 1:
+        count = teams_of(world, memory)
+        if count == world:
             return cls(rank, world, True, None)
-        shape = (world // size, 1, size)
-        mesh = init_device_mesh(device, shape, mesh_dim_names=("team", "ring", "ulysses"))  # diffusers' names
-        return cls(rank // size, world // size, rank % size == 0, mesh["ring", "ulysses"])
+        size, shape = world // count, (count, memory.ring, memory.ulysses)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("team", *WAYS))
+        return cls(rank // size, count, rank % size == 0, mesh[WAYS], told(memory))
 
     @property
     def size(self) -> int:
@@ -68,7 +76,8 @@ class Team:
         if self.mesh is None:
             return flag
         said = torch.tensor(float(flag), device=device)
-        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, self.mesh["ulysses"].get_group())
+        for way in WAYS:
+            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, self.mesh[way].get_group())
         return bool(said)
 
     @contextmanager
@@ -83,7 +92,7 @@ class Team:
         except AssertionError as error:
             if UNEVEN not in str(error):
                 raise
-            what = f"[memory] ulysses = {self.size} does not divide the tokens of a sample, or those of its prompt"
+            what = f"{self.asked} does not divide the tokens of a sample, or those of its prompt"
             raise Uneven(f"{what}; choose another size, or leave it out") from error
 
     def divide(self, network: nn.Module) -> None:
@@ -96,18 +105,20 @@ class Team:
             return
         from diffusers import ContextParallelConfig, ModelMixin  # takes seconds, and rewards elsewhere need none of it
 
-        name = type(network).__name__
+        name, (ring, ulysses) = type(network).__name__, self.mesh.shape
         if not isinstance(network, ModelMixin) or not divisible(network._cp_plan):
-            raise RunError(f"[memory] ulysses: tokens of {name} cannot be divided among processes; leave it out")
-        if (heads := network.config.get("num_attention_heads")) and heads % self.size:
-            raise RunError(f"[memory] ulysses = {self.size} does not divide the {heads} attention heads of {name}")
-        config = ContextParallelConfig(ulysses_degree=self.size, mesh=self.mesh)
+            raise RunError(f"{self.asked}: tokens of {name} cannot be divided among processes; leave it out")
+        if (heads := network.config.get("num_attention_heads")) and heads % ulysses:
+            raise RunError(f"[memory] ulysses = {ulysses} does not divide the {heads} attention heads of {name}")
+        config = ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=self.mesh)
         logging.getLogger(BESIDE).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", OLDER, FutureWarning)
+        if ring > 1:
+            _look_once()
         try:
             _enable(network, config, self.mesh)
         except ValueError as error:
-            raise RunError(f"[memory] ulysses: {error}") from error
+            raise RunError(f"{self.asked}: {error}") from error
 
 
 def divisible(plan: Mapping[str, Any] | None) -> bool:
@@ -121,6 +132,30 @@ def divisible(plan: Mapping[str, Any] | None) -> bool:
     split = [name for part in plan.values() if isinstance(part, Mapping) for name in part]
     gathered = [name for name, part in plan.items() if not isinstance(part, Mapping)]
     return not any("mask" in str(name) for name in split) and not any("." in name for name in gathered)
+
+
+class Once:
+    """What a backward pass remembers of its forward pass, whose tensors are asked for once."""
+
+    def __init__(self, remembered: Any) -> None:
+        self._remembered, self.saved_tensors = remembered, remembered.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._remembered, name)
+
+
+def _look_once() -> None:
+    """Let diffusers' ring ask once for what it computes again: gradient checkpointing gives it once, and a ring asks in
+    each of its rounds."""
+    from diffusers.models.attention_dispatch import TemplatedRingAttention
+
+    backward = TemplatedRingAttention.backward
+    if backward.__module__ != __name__:
+
+        def once(remembered: Any, *gradients: Any) -> Any:
+            return backward(Once(remembered), *gradients)
+
+        TemplatedRingAttention.backward = staticmethod(once)
 
 
 def _enable(network: Any, config: Any, mesh: DeviceMesh) -> None:

@@ -77,7 +77,7 @@ class Processes:
         self._mesh: DeviceMesh | None = None
         if memory.shard and self.world > 1:
             self._mesh = init_device_mesh(self.device.type, (self.world,))
-        self.team = Team.of(self.rank, self.world, memory.ulysses, self.device.type)
+        self.team = Team.of(self.rank, self.world, memory, self.device.type)
 
     @property
     def rank(self) -> int:

@@ -23,7 +23,7 @@ from flowfactory.plan.geometry import geometry
 from flowfactory.plan.plan import Plan
 from flowfactory.plan.working import BYTES, Need, count_of, frozen_parts
 from flowfactory.spec import window
-from flowfactory.spec.rules.teams import teams_of
+from flowfactory.spec.rules.teams import teams_of, together
 from flowfactory.spec.tables import Full, Spec
 
 UNITS: Mapping[str, float] = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -114,7 +114,7 @@ def traffic(
         return None
     parts = estimate.models(plan.spec, known or {})
     sent = [*_divided(plan, parts)] if plan.spec.memory.shard else [_gradients(plan, parts)]
-    if teams_of(plan.world, plan.spec.memory.ulysses) < plan.world:
+    if teams_of(plan.world, plan.spec.memory) < plan.world:
         sent.append(_exchanged(plan, parts))
     return Traffic((*sent, _scores(plan)), bandwidth, plan["samples_per_update_per_process"], rate)
 
@@ -149,7 +149,7 @@ def _scores(plan: Plan) -> Need:
     numbers = {number.name: number.value for number in plan.numbers}
     scored = (numbers["samples"] + numbers.get("looks", 0)) // spec.optimizer.updates
     how = f"gathered: of {scored} that are scored, {each} bytes each; media stay where they were made"
-    size = plan.world // teams_of(plan.world, spec.memory.ulysses)
+    size = plan.world // teams_of(plan.world, spec.memory)
     return Need("scores", _around(scored * each * size, plan.world), how)
 
 
@@ -176,23 +176,26 @@ def _divided(plan: Plan, parts: Mapping[str, Part]) -> Iterator[Need]:
 
 
 def _exchanged(plan: Plan, parts: Mapping[str, Part]) -> Need:
-    """Of what the attention of each layer is given, three, and gives: tokens for heads, and back; so with gradients."""
-    spec, size, names = plan.spec, plan.spec.memory.ulysses, {number.name: number.value for number in plan.numbers}
+    """Of what the attention of each layer is given, and gives. Tokens for heads and back: three tensors and one, and so
+    their gradients. In a ring: keys and values of all, again for their gradients, and these in float32."""
+    spec, memory, names = plan.spec, plan.spec.memory, {number.name: number.value for number in plan.numbers}
     try:
         at = geometry(spec.model.spec, spec.sampling.size, parts)
     except (StopIteration, KeyError, ValueError):
         return Need("tokens", None, "unknown: the model's configs cannot be read")
     if "trained_passes" not in names:
-        return Need(
-            "tokens", None, f"unknown: trainer `{spec.trainer.name}` does not say how often it asks the network"
-        )
+        why = f"unknown: trainer `{spec.trainer.name}` does not say how often it asks the network"
+        return Need("tokens", None, why)
     shared = names["teams"] * spec.optimizer.updates
     forward, trained = names["forward_passes"] / shared, names["trained_passes"] / shared
-    times = 3 if spec.memory.gradient_checkpointing else 2
-    each = 4 * at.layers * at.tokens // size * at.width * BYTES[spec.run.precision]
-    why = f"{estimate.readable(each)} in each of {forward:.4g} passes of a sample without a gradient, and {times} times"
-    why += f" in {trained:.4g} with one; guidance by calls of its own doubles that"
-    return Need("tokens", _around(each * (forward + times * trained), size), why)
+    one = at.layers * at.tokens // together(memory) * at.width
+    heads = _around(4 * one * BYTES[spec.run.precision], memory.ulysses)
+    there = heads + 2 * one * BYTES[spec.run.precision] * (memory.ring - 1)
+    back = there + (2 * one * 4 * memory.ring if memory.ring > 1 else 0)
+    again = trained if memory.gradient_checkpointing else 0
+    why = f"{estimate.readable(there)} in each of {forward + trained + again:.4g} passes of a sample, and"
+    why += f" {estimate.readable(back)} in {trained:.4g} with a gradient; guidance by calls of its own doubles that"
+    return Need("tokens", round(there * (forward + trained + again) + back * trained), why)
 
 
 def _calls(plan: Plan) -> tuple[float, float] | None:

@@ -146,6 +146,7 @@ class Memory:
     )
     shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
     ulysses: int = key("How many processes share a sample's tokens (context parallelism by Ulysses).", default=1, ge=1)
+    ring: int = key("Likewise by ring attention, which `attention` has to allow; both multiply.", default=1, ge=1)
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
     compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
     attention: str | None = key(
