@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import traceback
@@ -22,7 +23,6 @@ from flowfactory.models.stepping import Stop
 
 IMAGE = "image"
 """Among recorded calls: not a method, but the sizes of condition images."""
-
 
 ENCODER = r"(text|image|vision_language)_encoder(_\d)?"
 """Names of a pipeline's parts that only turn prompts and images into tensors."""
@@ -141,7 +141,12 @@ def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
 
 def encode_methods(pipe: DiffusionPipeline) -> dict[str, Callable[..., Any]]:
     """The pipeline's own methods that turn prompts and images into tensors, or into other prompts."""
-    return {name: getattr(pipe, name) for name in dir(type(pipe)) if _encodes(name, getattr(type(pipe), name))}
+    return {name: getattr(pipe, name) for name in _encoding(pipe.__class__)}
+
+
+@functools.cache
+def _encoding(pipeline: Any) -> tuple[str, ...]:
+    return tuple(name for name in dir(pipeline) if _encodes(name, getattr(pipeline, name)))
 
 
 def _encodes(name: str, member: Any) -> bool:
@@ -270,8 +275,11 @@ def noting_latents(pipe: DiffusionPipeline, shapes: list[tuple[int, ...]]) -> It
 @contextmanager
 def seeded(pipe: DiffusionPipeline, seed: int = 0) -> Iterator[None]:
     """Whatever the pipeline draws follows from `seed`, and nobody else's random numbers change."""
-    with torch.random.fork_rng([pipe.device] if pipe.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    # The pipeline's own `device` looks at every layer, and torch's `manual_seed` keeps a stack for cards not in use.
+    firsts = [next(part.parameters(), None) for part in modules(pipe).values()]
+    devices = [first.device for first in firsts if first is not None and first.device.type not in ("cpu", "meta")]
+    with torch.random.fork_rng([device for device in devices[:1] if device.type == "cuda"]):
+        (torch if devices else torch.default_generator).manual_seed(seed)
         yield
 
 

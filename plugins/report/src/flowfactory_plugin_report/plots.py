@@ -64,6 +64,7 @@ def _drawn(section: Section, folder: Path) -> list[Path]:
     for form in ("png", "pdf"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH)
+        figure.set_layout_engine(None)  # which has placed everything, for both
         made.append(folder / f"{name}.{form}")
         write_whole(made[-1], buffer.getvalue())
     return made
