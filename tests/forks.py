@@ -80,6 +80,12 @@ def pair(folder: Path, *arguments: object) -> tuple[int, str]:
     return ended(said, _torchrun, list(map(str, arguments)), said)
 
 
+def launched(folder: Path, *arguments: object) -> tuple[int, str]:
+    """What `accelerate launch` starts by torchrun; its exit code, and what they said."""
+    said = folder / "said.txt"
+    return ended(said, _accelerate, list(map(str, arguments)), said)
+
+
 def ended(
     said: Path, work: Callable[..., None], *arguments: Any, meanwhile: Callable[[int], object] = lambda pid: None
 ) -> tuple[int, str]:
@@ -131,6 +137,14 @@ def _torchrun(arguments: Sequence[str], said: Path, pipe: Connection) -> None:
     main(["--standalone", "--nproc-per-node", "2", *arguments])
 
 
+def _accelerate(arguments: Sequence[str], said: Path, pipe: Connection) -> None:
+    from accelerate.commands import launch
+
+    _begin(said)
+    _let_torchrun_fork(said)
+    launch.launch_command(launch.launch_command_parser().parse_args(arguments))
+
+
 def _begin(said: Path) -> None:
     """One thread, stderr in a file, which others may write to as well, and libraries that no collection looks at."""
     import torch
@@ -147,7 +161,10 @@ def _let_torchrun_fork(said: Path) -> None:
 
 
 class Forked:
-    """What `subprocess.Popen` is to torchrun, but a fork with everything imported: `python -u …` in its own session."""
+    """What `subprocess.Popen` is to torchrun, but a fork with everything imported: `python -u …` in its own session.
+
+    What it says to stderr is added to the file `said`.
+    """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], said: Path) -> None:
         self._process = _context.Process(target=_become, args=(arguments[2:], dict(environment), said))

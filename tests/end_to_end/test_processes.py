@@ -226,10 +226,10 @@ FLOWFACTORY = ("-m", "flowfactory", "run")
 def test_accelerate_can_start_them(spec: Path, tmp_path: Path) -> None:
     """With `--multi_gpu`, which is torchrun underneath; where there is no GPU the processes compute on the CPU."""
     options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
-    done = finished([*launcher, *FLOWFACTORY, str(spec), "--folder", str(tmp_path / "run"), *SHORT])
+    code, said = forks.launched(tmp_path, *options, *FLOWFACTORY, spec, "--folder", tmp_path / "run", *SHORT)
+    assert code == 0, said
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["world"] == 2
-    assert done.stderr.count("epoch 1/1") == 1
+    assert said.count("epoch 1/1") == 1
 
 
 def test_srun_can_start_them(spec: Path, tmp_path: Path) -> None:
@@ -241,18 +241,15 @@ def test_srun_can_start_them(spec: Path, tmp_path: Path) -> None:
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
     }
-    command = [sys.executable, *FLOWFACTORY, str(spec), "--runs", str(tmp_path / "runs"), *SHORT]
-    tasks = [
-        subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    told = [task.communicate(timeout=300)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], told
+    command = ["python", "-u", *FLOWFACTORY, str(spec), "--runs", str(tmp_path / "runs"), *SHORT]
+    said = [tmp_path / f"said-{rank}.txt" for rank in range(2)]
+    tasks = []
+    for rank in range(2):
+        said[rank].touch()
+        task = {**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        tasks.append(forks.Forked(command, task, said[rank]))
+    codes, told = [task.wait(timeout=300) for task in tasks], [file.read_text() for file in said]
+    assert codes == [0, 0], told
     assert ("epoch 1/1" in told[0], "epoch 1/1" in told[1]) == (True, False)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
     assert json.loads((tmp_path / "runs" / "tiny" / "plan.json").read_text())["world"] == 2
