@@ -93,8 +93,15 @@ def test_no_trainer_is_left_out() -> None:
     assert TRAINERS.keys() == set(Registry().names("trainers"))
 
 
-@pytest.mark.parametrize("experts", ["high", "low", "both"])
-@pytest.mark.parametrize("trainer", TRAINERS)
+BOTH = ("grpo", "nft", "dgpo", "diffusion-dpo", "draft", "opd", "branchgrpo", "dmd")
+"""Trainers of each kind: of steps, of noise levels, groups, data, gradients, teachers, branches and several networks.
+
+With both experts, as with one network, nothing is left out: what is trained does not depend on the trainer.
+"""
+ONE = [(trainer, expert) for trainer in TRAINERS for expert in ("high", "low")]
+
+
+@pytest.mark.parametrize(("trainer", "experts"), [*ONE, *((trainer, "both") for trainer in BOTH)])
 def test_every_trainer_trains_it(
     run: Callable[..., Path], checkpoint: Path, other: Path, trainer: str, experts: str
 ) -> None:
