@@ -85,8 +85,8 @@ class Environment:
             index: whether what is missing may come from the package index; otherwise all must be there already.
             cwd: what paths are relative to.
         """
-        pip = [sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), "install", "--quiet"]
-        options = () if index else ("--no-index",)
+        pip = [sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), "install"]
+        options = ("--quiet", "--no-compile", *(() if index else ("--no-index",)))
         run([*pip, *options, *map(str, wanted)], cwd=cwd or self.folder, environment=self.variables)
 
     def run(self, *command: str, cwd: Path) -> str:
