@@ -92,6 +92,8 @@ def main(to: Path, runs: Path, budget: int, examples: int, seeds: int, jobs: int
     to.mkdir(parents=True, exist_ok=True)
     draw(curves, PANELS, to / "curves.png")
     draw(curves, BESIDE, to / "curves-credit.png")
+    draw(curves, COLOURED, to / "curves-gradients.png", "colours")
+    draw(curves, TAUGHT, to / "curves-students.png")
     for algorithm in ALGORITHMS:
         copyfile(runs / f"{algorithm}-0" / "before-after.png", to / f"{algorithm}.png")
     (to / "index.md").write_text(page(curves, lengths, budget, examples), encoding="utf-8")
@@ -157,25 +159,29 @@ BESIDE = {
     "calls": ("transformer calls, those of looks and branches among them", ("grpo", *CREDIT)),
     "minutes": ("minutes of training, one thread", ("grpo", *CREDIT)),
 }
-"""What the held-out reward is drawn against, in which words, and for whom; of credit by step and branches apart."""
+COLOURED, TAUGHT = ({"calls": ("transformer calls", those)} for those in (GRADIENTS, STUDENTS))
+"""What the held-out reward is drawn against, in which words, and for whom; other tables than the first apart."""
 
 
-def draw(curves: Sequence[Curve], panels: Mapping[str, tuple[str, Sequence[str]]], file: Path) -> None:
-    """Held-out reward against what was spent: each run thin, the mean of the seeds thick."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4.6), sharey=True, layout="constrained")
+def draw(
+    curves: Sequence[Curve], panels: Mapping[str, tuple[str, Sequence[str]]], file: Path, reward: str = "reward"
+) -> None:
+    """A held-out reward against what was spent: each run thin, the mean of the seeds thick."""
+    size = (5 * len(panels) + 1.5 * (len(panels) == 1), 4.6)
+    figure, (axes,) = plt.subplots(1, len(panels), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for axis, (spent, (words, shown)) in zip(axes, panels.items(), strict=True):
         for algorithm in shown:
-            colour = matplotlib.colormaps["tab20"](ALGORITHMS.index(algorithm))
+            colour = matplotlib.colormaps["tab20"](ALGORITHMS.index(algorithm) % 20)
             own = [curve for curve in curves if curve.algorithm == algorithm]
             xs = [[getattr(p, spent) for p in curve.points] for curve in own]
-            ys = [[p.reward for p in curve.points] for curve in own]
+            ys = [[getattr(p, reward) for p in curve.points] for curve in own]
             for x, y in zip(xs, ys, strict=True):
                 axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
             means = [[statistics.fmean(column) for column in zip(*rows, strict=True)] for rows in (xs, ys)]
             axis.plot(*means, color=colour, linewidth=2, label=algorithm)
         axis.set(xlabel=words)
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="held-out graded reward")
+    axes[0].set(ylabel=f"held-out {'graded reward' if reward == 'reward' else reward}")
     figure.legend(*axes[-1].get_legend_handles_labels(), frameon=False, loc="outside right center")
     figure.savefig(file, dpi=130)
     plt.close(figure)
@@ -211,10 +217,14 @@ def page(curves: Sequence[Curve], lengths: Mapping[str, Length], budget: int, ex
         "",
         *table(curves, lengths, GRADIENTS),
         "",
+        "![Curves of gradients of rewards](curves-gradients.png)",
+        "",
         f"Students of two steps, about {budget // 3} calls each. Before, they are the base in two steps; in eight it",
         f"has {first.reward:.3f} and {first.correct:.1%}. `dmd-nft` is DiffusionNFT on the student that `dmd` made.",
         "",
         *table(curves, lengths, STUDENTS),
+        "",
+        "![Curves of students](curves-students.png)",
     ]
     text += ["", "![Curves](curves.png)", "", "The same held-out prompts and noise, before and after, seed 0:", ""]
     for algorithm in ALGORITHMS:
