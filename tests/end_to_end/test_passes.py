@@ -194,3 +194,28 @@ def test_recomputed_activations_are_no_passes(run: Callable[..., Path]) -> None:
     )
     for name in ("network/forward", "network/trained"):
         assert plain[name] == checkpointed[name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["trainer.name=stepgrpo", window("{rule='list', steps=[0, 2]}")],
+        ["trainer.name=tempflow", *FAN, "sampling.group=1"],
+        ["trainer.name=branchgrpo", *TREE],
+        ["trainer.name=draft", BLUE, "trainer.steps=2"],
+        ["trainer={name='dmd', fake_steps=2, guidance=4.0}", "scheduler={name='ode'}", "-reward"],
+    ],
+    ids=["looks", "fan", "tree", "gradients", "roles"],
+)
+def test_with_negative_prompts_each_pass_is_two_of_the_transformer(
+    run: Callable[..., Path], spec: Path, monkeypatch: pytest.MonkeyPatch, changes: Sequence[str]
+) -> None:
+    rows = [json.dumps({"prompt": f"a cat {i}", "negative_prompt": "a dog"}) for i in range(6)]
+    (spec.parent / "train.jsonl").write_text("\n".join(rows) + "\n")
+    data = (f"data.prompts={spec.parent}/train.jsonl", "model.true_cfg=2.0", "sampling.guidance=3.5")
+    passed = watched(monkeypatch)
+    folder = run("a", "run.epochs=1", "run.save_samples=0", "eval.every=0", *data, *changes)
+    line = metrics(folder)[-1]
+    planned = {number["name"]: number["value"] for number in json.loads((folder / "plan.json").read_text())["numbers"]}
+    assert (line["network/forward"], line["network/trained"]) == (planned["forward_passes"], planned["trained_passes"])
+    assert passed == {False: 2 * planned["forward_passes"], True: 2 * planned["trained_passes"]}
