@@ -134,10 +134,11 @@ def test_weights_are_in_main_memory_but_while_their_block_computes(network: nn.M
     block, home = ours.transformer_blocks[1], stream.blocks[1]
     weight = block.attn.to_q.weight
     held: list[int] = []
-    block.attn.register_forward_hook(lambda *_: held.append(weight.untyped_storage().data_ptr()))
+    block.attn.register_forward_hook(lambda *_: held.append(block.attn.to_q.weight.untyped_storage().data_ptr()))
     with torch.no_grad():
         asked(ours)
     assert held[0] != home.buffer.data_ptr()
+    assert block.attn.to_q.weight is weight
     assert weight.untyped_storage().data_ptr() == home.buffer.data_ptr()
     outside = next(ours.x_embedder.parameters()).data_ptr()
     assert all(outside != p.data_ptr() for block in stream.blocks for p in block.parameters)
@@ -168,6 +169,20 @@ def test_nothing_is_kept_once_answers_are_gone(network: nn.Module, streams: list
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None  # type: ignore[attr-defined]
     asked(ours)
     assert sum(not each.expired() for each in stream.made) <= 2
+
+
+def test_what_a_recomputation_keeps_of_a_block_is_on_the_device(network: nn.Module, streams: list[Counted]) -> None:
+    """Norms keep the very parameter for their backward pass, which comes when the block has its own ones again."""
+    ours = copied(network, False)
+    streamed.stream(ours, CPU, True)
+    lora(ours)
+    (stream,) = streams
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
+        asked(ours)
+    homes = {home.buffer.untyped_storage().data_ptr() for home in stream.blocks}
+    assert any(x.shape == ours.transformer_blocks[0].attn.norm_q.weight.shape for x in kept)
+    assert not any(x.untyped_storage().data_ptr() in homes for x in kept)
 
 
 def test_weights_from_elsewhere_take_the_place_of_streamed_ones(network: nn.Module, streams: list[Counted]) -> None:

@@ -1,9 +1,10 @@
 """Blocks of a network in main memory, whose weights are on the device only while they compute, and just before.
 
-The weights of a block lie in one buffer, pinned where the device is a GPU. When a block is called, its parameters are
-those of a copy on the device; that of the next block is made meanwhile, by a CUDA stream of its own. Of what autograd
-keeps for the backward pass, weights are replaced by a note of where they lie, and are copied again when they are asked
-for, from the last block to the first. With gradient checkpointing the recomputation calls the block once more.
+The weights of a block lie in one buffer, pinned where the device is a GPU. While a block is called, others take the
+places of its parameters: those of a copy on the device. The copy of the next block is made meanwhile, by a CUDA stream
+of its own. Of what autograd keeps for the backward pass, weights are replaced by a note of where they lie, and are
+copied again when they are asked for, from the last block to the first. With gradient checkpointing the recomputation
+calls the block once more; what it keeps are the parameters on the device, which is why they are not the block's own.
 
 Only what is there when a network is loaded is streamed: LoRA, which is added later, stays on the device.
 """
@@ -25,9 +26,13 @@ from flowfactory.plan.working import ALIGNED
 
 @attrs.frozen(eq=False)
 class Home:
-    """Where the parameters of a block lie: a buffer in main memory, and the views of it that they are."""
+    """Where the parameters of a block lie: a buffer in main memory, and the views of it that they are.
+
+    places: of each parameter, the modules that have it, and under which names.
+    """
 
     parameters: Sequence[nn.Parameter]
+    places: Sequence[Sequence[tuple[nn.Module, str]]]
     buffer: Tensor
     views: Sequence[Tensor]
 
@@ -75,11 +80,12 @@ class Stream:
         self._leaving.close()
         home, copy = self.blocks[number], self._copy(number)
         there = _views(copy.buffer, home.parameters)
-        for parameter, view, lent in zip(home.parameters, home.views, there, strict=True):
-            own = parameter.data
-            same = own.data_ptr() == view.data_ptr()  # else a set of weights from elsewhere is in its place
-            self._leaving.callback(setattr, parameter, "data", own)
-            parameter.data = lent if same else own.to(self._device)
+        for parameter, places, view, copied in zip(home.parameters, home.places, home.views, there, strict=True):
+            same = parameter.data_ptr() == view.data_ptr()  # else a set of weights from elsewhere is in its place
+            lent = nn.Parameter(copied if same else parameter.data.to(self._device), requires_grad=False)
+            for module, name in places:
+                self._leaving.callback(module._parameters.__setitem__, name, parameter)
+                module._parameters[name] = lent
         if torch.is_grad_enabled() and not self._recomputed:
             hooks = torch.autograd.graph.saved_tensors_hooks(lambda kept: self._note(number, kept), self._unpack)
             self._leaving.enter_context(hooks)
@@ -131,12 +137,11 @@ def stream(network: nn.Module, device: torch.device, recomputed: bool) -> None:
     """
     blocks = [entry for child in network.children() if isinstance(child, nn.ModuleList) for entry in child]
     first = next(network.parameters())  # by which diffusers tells where a network is
-    streamed = [[p for p in block.parameters() if p is not first] for block in blocks]
-    homes = [_home(parameters, pinned=device.type == "cuda") for parameters in streamed]
+    homes = [_home(block, first, pinned=device.type == "cuda") for block in blocks]
     if not homes:
         kind = type(network).__name__
         raise RunError(f'[memory] offload: "weights" are those of repeated blocks, and {kind} has none; leave it out')
-    inside = {id(parameter) for parameters in streamed for parameter in parameters}
+    inside = {id(parameter) for home in homes for parameter in home.parameters}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in inside:
@@ -160,15 +165,21 @@ def _entering(made: Stream, number: int) -> Any:
     return lambda *_: made.enter(number)
 
 
-def _home(parameters: Sequence[nn.Parameter], pinned: bool) -> Home:
-    """Move parameters into one buffer of main memory."""
+def _home(block: nn.Module, first: nn.Parameter, pinned: bool) -> Home:
+    """Move the parameters of a block into one buffer of main memory, but for `first`."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {p: [] for p in block.parameters() if p is not first}
+    for module in block.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter is not first:
+                places[parameter].append((module, name))
+    parameters = [*places]
     buffer = torch.empty(sum(map(_room, parameters)), dtype=torch.uint8)
     if pinned:
         _pin(buffer)
     views = [*_views(buffer, parameters)]
     for parameter, view in zip(parameters, views, strict=True):
         parameter.data = view.copy_(parameter.data)
-    return Home(parameters, buffer, views)
+    return Home(parameters, [*places.values()], buffer, views)
 
 
 def _views(buffer: Tensor, parameters: Sequence[nn.Parameter]) -> Iterator[Tensor]:
