@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import attrs
 import made
 import torch
 from accelerate.state import AcceleratorState
+from flowfactory.cli.main import main
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.running import resolved
 from flowfactory.discovery.registry import Registry
@@ -169,11 +168,10 @@ def verbs(folder: Path, tiny: bool) -> list[Row]:
 
 
 def typing(words: Sequence[str]) -> float:
-    """The seconds of a command, from typing it to its end."""
+    """The seconds of a command, in this process."""
     start = time.perf_counter()
-    ended = subprocess.run([sys.executable, "-m", "flowfactory", *words], capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"flowfactory {' '.join(words)} ended with {ended.returncode}: {ended.stderr.strip()}")
+    if code := main(words):
+        raise RuntimeError(f"flowfactory {' '.join(words)} ended with {code}")
     return time.perf_counter() - start
 
 
