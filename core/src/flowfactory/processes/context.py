@@ -4,8 +4,8 @@ Nothing else knows how.
 
 A network is called as ever, by all processes of a team with the same samples. Each computes with its own share of their
 tokens; for attention they exchange tokens for heads (Ulysses), or keys and values go round (ring attention), and every
-one has the whole velocity in the end. Its gradients are
-those of its own tokens, whatever the loss: added up over a team they are those of the samples, counted once.
+one has the whole velocity in the end. Its gradients are those of its own tokens, whatever the loss: added up over a
+team they are those of the samples, counted once.
 """
 
 from __future__ import annotations
