@@ -1,4 +1,4 @@
-"""The page that says which GPU carries which example: `python docs/tools/gpus.py docs/gpus.md`. Imports torch.
+"""Which GPU carries which example, on a page and in them: `python docs/tools/gpus.py docs/gpus.md`. Imports torch.
 
 Everything is an estimate of `plan`: nothing of it is run, and nothing is downloaded (see `published`).
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import published
-from flowfactory.cli.verbs.examples import Example, installed
+from flowfactory.cli.verbs.examples import GPU, Example, installed
 from flowfactory.discovery.registry import Registry
 from flowfactory.plan.estimate import estimate
 from flowfactory.spec.structure import load_spec
@@ -65,6 +65,21 @@ def card(found: dict[str, float]) -> str:
     return f"{fits[0]} GiB" if fits else "more than one"
 
 
+def note(example: Example) -> str:
+    """What an example says of it, which `flowfactory examples` shows."""
+    if ":" in example.base:
+        return "# GPU: none needed"
+    usual, least = card(phases(example)), card(phases(example, LEAST))
+    return f"# GPU: {usual}" + (f", or {least} with less at a time" if least != usual else "")
+
+
+def noted(example: Example) -> str:
+    """The text of an example with its note, after what its first lines say."""
+    told = [line for line in example.file.read_text(encoding="utf-8").splitlines() if not GPU.match(line)]
+    first = next((number for number, line in enumerate(told) if not line.startswith("#")), len(told))
+    return "\n".join([*told[:first], note(example), *told[first:]]) + "\n"
+
+
 def lines() -> Iterator[str]:
     """The page."""
     yield "<!-- Written by `python docs/tools/gpus.py docs/gpus.md`; change it there. -->"
@@ -84,3 +99,5 @@ def lines() -> Iterator[str]:
 
 if __name__ == "__main__":
     Path(sys.argv[1]).write_text("\n".join(lines()) + "\n", encoding="utf-8")
+    for example in installed():
+        example.file.write_text(noted(example), encoding="utf-8")

@@ -20,6 +20,7 @@ import versions
 from browser import browser, needs_chromium, prefer, serious
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
+from flowfactory.cli.verbs.examples import installed
 from flowfactory.components.resolved import contributions
 from flowfactory.contracts import hooks
 from flowfactory.data.locations import locate
@@ -173,6 +174,8 @@ def test_gpus_are_what_plan_estimates() -> None:
     made = "\n".join(gpus.lines()) + "\n"
     assert made == (DOCS / "gpus.md").read_text(encoding="utf-8"), "run: python docs/tools/gpus.py docs/gpus.md"
     assert "| `flux-dev-grpo` | 31.4 | 28.4 | 30.2 | 48 GiB |" in made  # as in performance.md
+    for example in installed():
+        assert gpus.noted(example) == example.file.read_text(encoding="utf-8"), example.file
 
 
 def test_the_site_opens_with_its_latest_version(tmp_path: Path) -> None:

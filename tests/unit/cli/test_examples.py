@@ -28,7 +28,10 @@ def test_what_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "base": "flowfactory_plugin_shapes:checkpoint",
         "trainer": "grpo",
         "rewards": ["shapes"],
+        "gpu": "none needed",
     }
+    assert listed["flux-dev-grpo"]["gpu"] == "48 GiB"
+    assert all(example["gpu"] for example in listed.values())
     assert main(["examples"]) == 0
     said = capsys.readouterr()
     assert "shapes-grpo" in said.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,16 @@ from flowfactory.spec.toml import Node
 
 FOLDER = "examples"
 
+GPU = re.compile(r"^# GPU: (.+)$", re.MULTILINE)
+"""What an example says of the GPU that it needs."""
+
 
 @attrs.frozen
 class Example:
-    """A spec in a plugin's package. address: by which `run`, `check` and `plan` know it."""
+    """A spec in a plugin's package.
+
+    address: by which `run`, `check` and `plan` know it. gpu: which it needs, as its comment `# GPU: …` says.
+    """
 
     name: str
     address: str
@@ -33,6 +40,7 @@ class Example:
     base: str
     trainer: str
     rewards: tuple[str, ...]
+    gpu: str
 
     @property
     def whole(self) -> bool:
@@ -52,8 +60,8 @@ def examples(context: click.Context, as_json: bool) -> None:
     if as_json:
         ui.json([attrs.asdict(example, filter=lambda field, _: field.name != "file") for example in found])
         return
-    head = ("example", "base model", "trainer", "rewards")
-    ui.rows(head, [(e.name, e.base, e.trainer, ", ".join(e.rewards)) for e in found])
+    head = ("example", "base model", "trainer", "rewards", "GPU")
+    ui.rows(head, [(e.name, e.base, e.trainer, ", ".join(e.rewards), e.gpu) for e in found])
     for example in sorted(found, key=lambda e: not e.whole)[:1]:
         ui.say(f"\nrun one as it is: flowfactory run {example.address}")
         ui.say(f"make it yours: flowfactory examples copy {example.name}")
@@ -120,7 +128,9 @@ def _example(package: str, file: Path, spec: Node) -> Example:
     named = [] if entries is None or not entries.is_array else [entry.at("name") for entry in entries.value]
     rewards = tuple(str(name.value) for name in named if name is not None)
     address = f"{package}:{FOLDER}/{file.name}"
-    return Example(file.stem, address, file, text("model", "path"), text("trainer", "name"), rewards)
+    said = GPU.search(file.read_text(encoding="utf-8"))
+    gpu = said[1] if said else ""
+    return Example(file.stem, address, file, text("model", "path"), text("trainer", "name"), rewards, gpu)
 
 
 def _extended(file: Path) -> list[Path]:
