@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,11 @@ def test_help_lists_by_purpose_with_whole_sentences(installed: list[Point]) -> N
     )
     assert "..." not in shown.partition("First:")[2]
     assert "".join(shown.split()).count("very") == 20
+
+
+def test_help_says_where_the_documentation_is() -> None:
+    (home,) = importlib.metadata.metadata("flowfactory").get_all("Project-URL") or ()
+    assert home.partition(", ")[2] in CliRunner().invoke(cli, ["--help"]).output
 
 
 def test_own_commands_go_first_and_an_unknown_one_is_unknown(installed: list[Point]) -> None:

@@ -85,6 +85,11 @@ def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     return int(code or DONE)
 
 
+def _home() -> str:
+    """The address that this distribution names."""
+    return importlib.metadata.metadata("flowfactory")["Project-URL"].partition(", ")[2]
+
+
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -96,7 +101,7 @@ def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
         "Help": ("schema", "env"),
     },
     epilog="What else to ask: COMMAND --help for its options, schema for the keys of a spec, plugins show NAME for "
-    "those of a plugin, examples for specs to begin with.",
+    f"those of a plugin, examples for specs to begin with. The documentation: {_home()}",
 )
 @click.version_option(importlib.metadata.version("flowfactory"), prog_name="flowfactory")
 def cli() -> None:
