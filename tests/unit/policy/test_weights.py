@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from flowfactory.policy import loaded
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Full, Lora
 from peft.tuners.lora.layer import LoraLayer
@@ -221,13 +222,13 @@ def test_what_lora_adapts_is_not_taken_to_float32_and_back() -> None:
     adapted = [module for module in net.modules() if isinstance(module, LoraLayer)]
     adapted[1].lora_A["default"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     found = []
-    for cast in (adapted[1].cast_input_dtype_enabled, True):
-        for layer in adapted:
-            layer.cast_input_dtype_enabled = cast
+    for ours in (False, True):
+        if ours:
+            loaded.leave_to_autocast(net)
         x = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             y = net(x)
         gradients = torch.autograd.grad(y.float().square().sum(), [x, *w.parameters.values()])
         found.append([y, *gradients])
-    assert seen == [torch.bfloat16, torch.float32]
+    assert seen == [torch.float32, torch.bfloat16]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -89,9 +89,13 @@ def draw(network: nn.Module, config: LoraConfig, key: Key) -> None:
         if f".lora_A.{LORA_NAME}." in path:
             drawn = Draws([(*key, path)]).normal(*parameter.shape)[0] / config.r
             parameter.data.copy_(drawn)
+
+
+def leave_to_autocast(network: nn.Module) -> None:
+    """Have LoRA take what it adapts as it is: peft would take it to float32, from which autocast only takes it back."""
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-            layer.cast_input_dtype_enabled = False  # to float32, from which autocast would only take it back
+            layer.cast_input_dtype_enabled = False
 
 
 def inject(network: nn.Module, name: str, others: Mapping[str, Given]) -> None:

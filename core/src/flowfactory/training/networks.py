@@ -16,7 +16,7 @@ from flowfactory.contracts.trainer import Trainer
 from flowfactory.errors import RunError, did_you_mean, listed
 from flowfactory.losses.times import possible
 from flowfactory.models.pipeline import PipelineAdapter
-from flowfactory.policy import loras, streamed
+from flowfactory.policy import loaded, loras, streamed
 from flowfactory.policy.loras import Given
 from flowfactory.policy.weights import Weights, masters
 from flowfactory.processes.distributed import Processes
@@ -102,6 +102,7 @@ def made_weights(
             set_up(network, spec.memory)
         except RunError as error:
             processes.refuse(str(error))
+        loaded.leave_to_autocast(network)
         processes.divide(network, masters)
         streamed.place_lora(network, processes.device)
 
