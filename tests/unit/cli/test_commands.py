@@ -79,7 +79,9 @@ def test_help_lists_by_purpose_with_whole_sentences(installed: list[Point]) -> N
 
 def test_help_says_where_the_documentation_is() -> None:
     (home,) = importlib.metadata.metadata("flowfactory").get_all("Project-URL") or ()
-    assert home.partition(", ")[2] in CliRunner().invoke(cli, ["--help"]).output
+    address = home.partition(", ")[2]
+    assert address.startswith("https://")
+    assert address in CliRunner().invoke(cli, ["--help"]).output
 
 
 def test_own_commands_go_first_and_an_unknown_one_is_unknown(installed: list[Point]) -> None:

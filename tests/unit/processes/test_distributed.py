@@ -14,6 +14,7 @@ from flowfactory.processes.context import Team
 from flowfactory.processes.distributed import PeerLost, Processes, numbered, together
 from flowfactory.training.networks import made_weights
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,9 @@ def test_attention_of_cudnn_is_only_for_those_who_ask() -> None:
     """Its backward pass failed on an H200 for FLUX, and gives NaN for some lengths (pytorch/pytorch#196678)."""
     torch.backends.cuda.enable_cudnn_sdp(True)
     Processes("fp32")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):  # as diffusers' `_native_cudnn` asks
+        assert torch.backends.cuda.cudnn_sdp_enabled()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 

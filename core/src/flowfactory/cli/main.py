@@ -85,9 +85,8 @@ def _spoken(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     return int(code or DONE)
 
 
-def _home() -> str:
-    """The address that this distribution names."""
-    return importlib.metadata.metadata("flowfactory")["Project-URL"].partition(", ")[2]
+OWN = importlib.metadata.metadata("flowfactory")
+"""What this distribution says of itself: its version, and where its documentation is."""
 
 
 @click.group(
@@ -101,9 +100,9 @@ def _home() -> str:
         "Help": ("schema", "env"),
     },
     epilog="What else to ask: COMMAND --help for its options, schema for the keys of a spec, plugins show NAME for "
-    f"those of a plugin, examples for specs to begin with. The documentation: {_home()}",
+    f"those of a plugin, examples for specs to begin with. The documentation: {OWN['Project-URL'].partition(', ')[2]}",
 )
-@click.version_option(importlib.metadata.version("flowfactory"), prog_name="flowfactory")
+@click.version_option(OWN["Version"], prog_name="flowfactory")
 def cli() -> None:
     """Fine-tune flow-matching image and video models by reinforcement learning."""
 

@@ -112,8 +112,8 @@ def load_rows(path: Path, folder: Path | None = None) -> list[Row]:
 def _all(path: Path, wrong: Sequence[DataError]) -> DataError:
     """One error that says what several do."""
     said = list(map(str, wrong[:MANY]))
-    if more := len(wrong) - MANY if len(wrong) > MANY else 0:
-        said.append(f"{path}: {more} more rows cannot be used")
+    if len(wrong) > MANY:
+        said.append(f"{path}: {len(wrong) - MANY} more rows cannot be used")
     text, absent = "\n".join(said), [error for error in wrong if isinstance(error, AbsentError)]
     return AbsentError(text, absent[0].file) if absent else DataError(text)
 

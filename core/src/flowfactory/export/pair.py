@@ -26,7 +26,6 @@ from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.policy import loras
 from flowfactory.policy.finite import all_finite
 from flowfactory.policy.policy import ModelPolicy
-from flowfactory.policy.streamed import place_lora
 from flowfactory.policy.weights import Weights
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.runs import archive
@@ -95,11 +94,8 @@ def load(
     streaming(spec, adapter)
     cache = load_model(spec, adapter, components.source, rows, device, display, Clock(device))
     s, size, dtype = spec.sampling, spec.eval.size or spec.sampling.size, DTYPES[spec.run.precision]
-    weights = place(adapter)
-    for network in weights.networks.values():
-        place_lora(network, device)
     return Pair(
-        ModelPolicy(adapter, weights, processes, dtype, s.guidance, size, merged=s.merged),
+        ModelPolicy(adapter, place(adapter), processes, dtype, s.guidance, size, merged=s.merged),
         components.scheduler(spec.scheduler.spec),
         ConditionStore(cache, rows, adapter.collate),
         processes,

@@ -78,8 +78,9 @@ class CalledPipeline(Adapter[SpecT]):
         """The pipeline on `device`, its networks in the bits the spec wants; but for those that `onto` will place."""
         kind = self.spec.quantize
         if self.onto is not None:
+            placed_later = [*tap.networks(pipe).values()]
             for module in tap.modules(pipe).values():
-                if module not in [*tap.networks(pipe).values()]:
+                if module not in placed_later:
                     module.to(device)
             return pipe
         if kind is None:

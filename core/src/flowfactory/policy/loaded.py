@@ -91,6 +91,14 @@ def draw(network: nn.Module, config: LoraConfig, key: Key) -> None:
             parameter.data.copy_(drawn)
 
 
+def place(network: nn.Module) -> None:
+    """Put LoRA where the network is: peft has put it beside the weights it adapts, which may wait elsewhere."""
+    device = next(network.parameters()).device
+    for path, parameter in network.named_parameters():
+        if ".lora_" in path and parameter.device != device:
+            parameter.data = parameter.data.to(device)
+
+
 def leave_to_autocast(network: nn.Module) -> None:
     """Have LoRA take what it adapts as it is: peft would take it to float32, from which autocast only takes it back."""
     for layer in network.modules():

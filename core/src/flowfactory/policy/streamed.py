@@ -154,13 +154,6 @@ def stream(network: nn.Module, device: torch.device, recomputed: bool) -> None:
         block.register_forward_hook(lambda *_: made.leave(), always_call=True)
 
 
-def place_lora(network: nn.Module, device: torch.device) -> None:
-    """Put on `device` what peft has put beside weights, wherever these are."""
-    for path, parameter in network.named_parameters():
-        if ".lora_" in path and parameter.device.type != device.type:
-            parameter.data = parameter.data.to(device)
-
-
 def _entering(made: Stream, number: int) -> Any:
     return lambda *_: made.enter(number)
 

@@ -76,6 +76,7 @@ class Weights:
                 if start is not None:
                     loaded.fill(network, name, start, LORA_NAME)
                 loaded.inject(network, name, others)
+                loaded.place(network)
                 self._lora_layers += [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
             settle(network)
         self.parameters: dict[str, nn.Parameter] = {

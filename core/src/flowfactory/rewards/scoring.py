@@ -212,7 +212,7 @@ def _see_finite(asked: Asked, what: str, rows: Sequence[Row], numbers: Tensor) -
     """Raises:
     RewardError: numbers `(B, …)` of a reward are not finite; the message names the first prompt they are of.
     """
-    finite = numbers.detach().isfinite().flatten(1).all(1) if numbers.dim() > 1 else numbers.detach().isfinite()
+    finite = numbers.detach().isfinite().reshape(len(rows), -1).all(1)
     if not bool(finite.all()):
         prompt = rows[int((~finite).nonzero()[0])].prompt
         advice = "mend what it computes there, as a root or a quotient of 0, or leave that prompt out"

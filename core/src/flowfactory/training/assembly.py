@@ -123,12 +123,10 @@ def assemble(
                 each.load(device, dtype)
     if held_out_rows:
         say_left_out(spec, held_out_judge, display)
-    policy = _policy(spec, adapter, weights, processes, judge, stop)
     if spec.memory.compile:
         display.say("blocks are compiled when they are first called to sample and to train: that takes a while, once")
-    rests = "optimizer" in spec.memory.offload
-    made = {role: adamw(weights.parameters.values(), spec.optimizer, rests) for role in (CURRENT, *trainer.needs.roles)}
-    optimizers = {role: processes.prepare(optimizer) for role, optimizer in made.items()}
+    policy = _policy(spec, adapter, weights, processes, judge, stop)
+    optimizers = _optimizers(spec, trainer, weights, processes)
     instruments = Instruments(display, clock, Stopwatch(weights.networks.values(), clock))
     conditions = ConditionStore(source, rows, adapter.collate)
     held_out, seen = ConditionStore(source, held_out_rows, adapter.collate), policy.at(eval_size(spec))
@@ -161,6 +159,15 @@ def _used(spec: Spec, rows: Sequence[Row], done: int) -> list[int]:
     last = max(spec.run.epochs, 1)
     epochs = range(min(done + 1, last), last + 1)
     return rows_used(spec.run.seed, epochs, pools(spec.data, rows), spec.sampling.prompts, spec.sampling.refill)
+
+
+def _optimizers(
+    spec: Spec, trainer: Trainer[Any], weights: Weights, processes: Processes
+) -> dict[str, torch.optim.Optimizer]:
+    """One of each role's weights, the trained ones among them."""
+    rests = "optimizer" in spec.memory.offload
+    made = {role: adamw(weights.parameters.values(), spec.optimizer, rests) for role in (CURRENT, *trainer.needs.roles)}
+    return {role: processes.prepare(optimizer) for role, optimizer in made.items()}
 
 
 def _policy(

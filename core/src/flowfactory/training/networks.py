@@ -104,7 +104,6 @@ def made_weights(
             processes.refuse(str(error))
         loaded.leave_to_autocast(network)
         processes.divide(network, masters)
-        streamed.place_lora(network, processes.device)
 
     kept = [("reference", needs.reference), ("ema", spec.optimizer.ema)]
     sets = [*needs.sets, *needs.roles, *(name for name, wanted in kept if wanted)]
