@@ -38,7 +38,7 @@ def test_a_real_run_has_a_page(chromium: webdriver.Chrome, run: Callable[..., Pa
 def test_a_run_is_watched_as_it_goes_on(chromium: webdriver.Chrome, spec: Path, tmp_path: Path) -> None:
     """What is open, chosen and zoomed stays as it is, and the newest epochs come by themselves."""
     command = [sys.executable, "-m", "flowfactory", "run", str(spec), "--watch", "--runs", str(tmp_path / "runs")]
-    options = ["--set=run.epochs=30", "--set=eval.every=2"]
+    options = ["--set=run.epochs=300", "--set=eval.every=2"]  # it is stopped long before
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         try:
@@ -47,7 +47,7 @@ def test_a_run_is_watched_as_it_goes_on(chromium: webdriver.Chrome, spec: Path, 
             chromium.get(address)
             # The first epochs bring sections of the page, with which it is loaded anew.
             told = lambda: chromium.find_element(By.ID, "now").text  # noqa: E731
-            until(chromium, lambda: re.match(r"running: epoch [2-9]\d* of 30, about \d+ min left", told()), 90)
+            until(chromium, lambda: re.match(r"running: epoch ([4-9]|\d\d+) of 300, about \d+ min left", told()), 90)
             chromium.execute_script("document.querySelector('#time details').open = true; window.kept = 1")
             plot = drawn(chromium, "reward")
             some = len(lines(chromium, plot)[0])
