@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import api
 import flowfactory
@@ -17,7 +18,7 @@ import pytest
 import reference
 import tuning
 import versions
-from browser import browser, needs_chromium, prefer, serious
+from browser import browser, needs_chromium, prefer, serious, until
 from flowfactory.cli.describe import describe
 from flowfactory.cli.main import cli
 from flowfactory.cli.verbs.examples import installed
@@ -29,6 +30,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.spec.kinds import keys
 from flowfactory.spec.structure import TABLES, load_spec
 from flowfactory.spec.tables import RewardEntry
+from selenium.webdriver.common.by import By
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")
@@ -256,6 +258,21 @@ def test_axe_finds_nothing_serious_in_the_site(site: Path, tmp_path: Path) -> No
                 prefer(driver, scheme)
                 driver.get((site / page).as_uri())
                 assert serious(driver) == [], (page, scheme)
+
+
+@needs_chromium
+def test_the_search_finds_words_without_a_server(site: Path, tmp_path: Path) -> None:
+    """Of a page that was opened from disk; signs around a word are no part of it."""
+    with browser(tmp_path) as driver:
+        for word, page in (("jsonl", "data.html"), ("first_block_cache", "performance.html")):
+            driver.get((site / "plugin/grpo.html").as_uri())
+            field = driver.find_element(By.CSS_SELECTOR, ".md-search__input")
+            field.click()
+            field.send_keys(word)
+            until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, ".md-search-result__link"))
+            links = driver.find_elements(By.CSS_SELECTOR, ".md-search-result__link")
+            found = {Path(urlsplit(str(link.get_attribute("href"))).path) for link in links}
+            assert site / page in found, word
 
 
 def letters(text: str) -> str:
