@@ -155,6 +155,40 @@ def test_videos_play(show: Show) -> None:
     assert len(seen) >= 3
     play.click()
     assert play.text == "Play"
+    film.click()
+    viewer = driver.find_element(By.XPATH, "//dialog[@open]//button[text()='Play video']")
+    at = frame.get_property("value")
+    viewer.click()
+    until(driver, lambda: frame.get_property("value") != at)
+    ActionChains(driver).send_keys("v").perform()
+    assert (viewer.text, play.text) == ("Play video", "Play")
+
+
+def test_a_run_of_few_epochs_has_no_marks_between_them(show: Show) -> None:
+    driver = show(run=6)
+    plot = drawn(driver, "held-out-evaluation")
+    marks = [e.get_attribute("textContent") for e in plot.find_elements(By.CSS_SELECTOR, ".xtick text")]
+    assert marks == [str(epoch) for epoch in range(7)]
+
+
+def test_a_prompt_above_a_training_sample_takes_the_lines_it_needs(show: Show) -> None:
+    """And pictures lie side by side, whatever their prompts."""
+    driver = show(run=6)
+    heights = {e.size["height"] for e in visible(driver, "training-samples-run", ".prompt")}
+    tops = {e.rect["y"] for e in visible(driver, "training-samples-run", ".window")}
+    assert len(heights) == len(tops) == 1
+    (height,) = heights
+    assert height < 25
+
+
+def test_reasons_can_be_read_on_a_phone(show: Show) -> None:
+    driver = show(run=6)
+    resize(driver, 390)
+    reason = driver.find_element(By.CSS_SELECTOR, "#plan td:nth-child(3)")
+    assert reason.size["width"] > 150
+    visible(driver, "held-out-samples", ".window")[0].click()
+    close = driver.find_element(By.XPATH, "//dialog[@open]//button[text()='Close']")
+    assert close.rect["x"] + close.rect["width"] <= driver.execute_script("return document.documentElement.clientWidth")
 
 
 def test_hostile_text_stays_text(show: Show, tmp_path: Path) -> None:

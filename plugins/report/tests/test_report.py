@@ -81,8 +81,9 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, capsys: pytest.
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_run(tmp_path / "run", epochs=1)
     assert main(["report", str(tmp_path)]) == 2
-    assert "is not the folder of a run: it has no plan.json" in capsys.readouterr().err
+    assert "is not the folder of a run: it has no plan.json; there are runs in it: run" in capsys.readouterr().err
 
 
 def test_a_run_that_has_hardly_begun_has_a_page(tmp_path: Path) -> None:
@@ -147,18 +148,33 @@ def test_a_reward_that_one_run_has_alone_is_one_difference(tmp_path: Path) -> No
     }
 
 
+def test_what_follows_from_another_plugin_is_said_by_its_name(tmp_path: Path) -> None:
+    """Unless runs of the same plugin have it otherwise."""
+    folders = [lay_run(tmp_path / name) for name in "abc"]
+    trainers = ({"name": "toy", "clip": 1}, {"name": "toy", "clip": 2, "beta": 0}, {"name": "other", "rate": 3})
+    for folder, trainer in zip(folders, trainers, strict=True):
+        plan = json.loads((folder / "plan.json").read_text())
+        plan["spec"]["trainer"] = trainer
+        (folder / "plan.json").write_text(json.dumps(plan))
+    rows = [row for row in differences(read_runs(folders)).body if row[0].startswith("trainer")]
+    assert rows == [
+        ("trainer.name", '"toy"', '"toy"', '"other"'),
+        ("trainer.clip", "1", "2", ""),
+    ]
+
+
 def test_the_table_of_runs_has_what_tells_them_apart(tmp_path: Path) -> None:
     table = table_of_runs(read_runs([lay_run(tmp_path / "a"), lay_run(tmp_path / "b", epochs=8)]))
     assert table.head == ("run", "state", "trainer", "epochs", "held-out bright", "best epoch", "time")
     assert table.body[1][:6] == (
-        "b", "finished", "toy", "8 of 8", "0.500 (epoch 0) → 0.660 (epoch 8)", "8 (0.660)"
+        "b", "finished", "toy", "8 of 8", "0.500 → 0.660", "8 (0.660)"
     )  # fmt: skip
 
 
 def test_facts_say_what_became_of_a_run(tmp_path: Path) -> None:
     (run,) = read_runs([lay_run(tmp_path / "a")])
     told = dict(facts(run))
-    assert told["held-out bright"] == "0.500 (epoch 0) → 0.620 (epoch 6)"
+    assert told["held-out bright"] == "0.500 → 0.620"
     assert told["epochs"] == "6 of 6"
     assert told["rewards"] == "bright (weight 1), dark (weight -0.5)"
     assert told["trained"] == "LoRA of rank 4"

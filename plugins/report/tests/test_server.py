@@ -63,6 +63,20 @@ def test_the_page_is_the_reports_with_what_is_now(server: Server) -> None:
     assert "img-src data: 'self'; connect-src 'self'" in page.decode()
 
 
+@pytest.mark.parametrize(
+    ("metrics", "total"),
+    [
+        ({"reward/a/mean": 0.5, "reward/score": 0.25}, "training score 0.250, "),
+        ({"reward/bright/mean": 0.542, "reward/score": 0.542}, ""),  # which is the only reward's
+    ],
+)
+def test_the_newest_scores_begin_with_a_total(tmp_path: Path, metrics: dict[str, float], total: str) -> None:
+    run = lay_run(tmp_path / "run", metrics=metrics)
+    with listen(run, 0) as made:
+        page = made.source.page(code=False)
+    assert f'<p class="newest">{total}held-out bright 0.620, training bright 0.542' in page
+
+
 def test_it_listens_at_the_loopback_address_alone(server: Server) -> None:
     assert server.socket.getsockname()[0] == "127.0.0.1"
 
@@ -89,7 +103,7 @@ def test_it_says_whether_anything_is_new(server: Server, folder: Path) -> None:
     assert status == 200
     assert b"epoch 7 of 6" in page
     assert b'id="library"' not in page
-    assert b"reward/bright 0.750" in page
+    assert b"training bright 0.750" in page
     assert content(page)["version"] != version
 
 

@@ -20,7 +20,7 @@ from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan
 from flowfactory.processes.stop import Stopped
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.files import writing
-from flowfactory.runs.history import ENVIRONMENT, LOCK
+from flowfactory.runs.history import ENVIRONMENT, LOCK, no_run
 
 LOG = "log.txt"
 EXPORT = "export.json"
@@ -84,11 +84,7 @@ def see(folder: Path) -> None:
     """
     if (folder / PLAN_FILE).is_file():
         return _see_files([*folder.iterdir(), *folder.glob(f"{archive.CHECKPOINTS}/*/*")])
-    if not folder.is_dir():
-        raise FolderError(f"{shown(folder)} is not the folder of a run: there is no such folder")
-    runs = sorted(path.parent.name for path in folder.glob(f"*/{PLAN_FILE}"))
-    those = f"; there are runs in it: {', '.join(runs)}" if runs else ""
-    raise FolderError(f"{shown(folder)} is not the folder of a run: it has no {PLAN_FILE}{those}")
+    raise FolderError(no_run(folder))
 
 
 def _see_files(paths: Sequence[Path]) -> None:

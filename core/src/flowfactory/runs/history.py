@@ -160,10 +160,17 @@ def titles(folders: Sequence[Path]) -> list[str]:
     return ["/".join(parts) for parts in paths]
 
 
+def no_run(folder: Path) -> str:
+    """What to say of a folder that is not that of a run; it names the runs in it."""
+    runs = sorted(path.parent.name for path in folder.glob(f"*/{PLAN_FILE}"))
+    why = f"it has no {PLAN_FILE}" if folder.is_dir() else "there is no such folder"
+    those = f"; there are runs in it: {', '.join(runs)}" if runs else ""
+    return f"{shown(folder)} is not the folder of a run: {why}{those}"
+
+
 def _history(folder: Path, title: str) -> History:
     if not (folder / PLAN_FILE).is_file():
-        why = f"it has no {PLAN_FILE}" if folder.is_dir() else "there is no such folder"
-        raise RunError(f"{shown(folder)} is not the folder of a run: {why}")
+        raise RunError(no_run(folder))
     plan = _json(folder, PLAN_FILE)
     if missing := min([*lacking(plan), *_holes(plan.get("spec"), "spec")], default=""):
         raise RunError(f"{shown(folder / PLAN_FILE)} is not the plan of a run: it has no `{missing}` as one has")

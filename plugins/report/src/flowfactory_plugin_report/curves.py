@@ -71,7 +71,7 @@ class Section:
 def sections(runs: Sequence[History]) -> list[Section]:
     """Every metric of the runs, each in the first section that takes it; sections without any are left out."""
     left = list(dict.fromkeys(name for run in runs for name in run.names()))
-    left = [metric for metric in left if not _is_said_by_its_only_reward(runs, metric)]
+    left = [metric for metric in left if not is_said_by_its_only_reward(runs, metric)]
     left.sort(key=lambda metric: not metric.endswith("/score"))
     watched = set.intersection(*({*_watched(run)} for run in runs))
     made = []
@@ -139,7 +139,12 @@ SECTIONS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
         "beyond what there was before the model was loaded.",
         _under("memory"),
     ),
-    ("More", "Whatever else was measured.", lambda metric: True),
+    (
+        "Network",
+        "Calls of the trained networks, with a gradient and without, and the seconds in them, on the main process.",
+        _under("network"),
+    ),
+    ("More", "What plugins measured under names of their own.", lambda metric: True),
 )
 MAY_BE_QUIET = ("Groups and samples", "Loss and updates")
 
@@ -148,7 +153,7 @@ def _is_zero(runs: Sequence[History], metric: str) -> bool:
     return all(value == 0 for run in runs for _, value in run.series(metric))
 
 
-def _is_said_by_its_only_reward(runs: Sequence[History], metric: str) -> bool:
+def is_said_by_its_only_reward(runs: Sequence[History], metric: str) -> bool:
     """Whether a total is the mean of one reward, in every run, so that its chart would be there twice."""
     group, _, name = metric.rpartition("/")
     means = {

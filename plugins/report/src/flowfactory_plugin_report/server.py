@@ -26,7 +26,7 @@ import attrs
 from flowfactory import History, RunError, Shot, read_runs
 
 from flowfactory_plugin_report import tables
-from flowfactory_plugin_report.curves import sections
+from flowfactory_plugin_report.curves import is_said_by_its_only_reward, sections
 from flowfactory_plugin_report.gallery import FRAMES, Limits, Picture, encoded, galleries, shrunk
 from flowfactory_plugin_report.numbers import number
 from flowfactory_plugin_report.page import Live, page
@@ -152,12 +152,13 @@ def _live(run: History, version: str) -> Live:
 
 
 def _newest(run: History) -> Iterator[str]:
-    """The last score of each kind, and when it was if not just now."""
+    """The last score of each kind, totals first, and when it was if not just now."""
     last = max(run.metrics, default=0)
-    for name in run.names():
-        if name in ("reward/score", "eval/score") or re.fullmatch("(reward|eval)/[^/]+/mean", name):
+    for name in sorted(run.names(), key=lambda name: not name.endswith("/score")):
+        total = name in ("reward/score", "eval/score") and not is_said_by_its_only_reward([run], name)
+        if total or re.fullmatch("(reward|eval)/[^/]+/mean", name):
             known = [(epoch, value) for epoch, value in run.series(name) if math.isfinite(value)]
-            title = name.removesuffix("/mean").replace("eval/", "held-out ")
+            title = name.removesuffix("/mean").replace("eval/", "held-out ").replace("reward/", "training ")
             for epoch, value in known[-1:]:
                 yield f"{title} {number(value)}{'' if epoch == last else f' (epoch {epoch})'}"
 

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from flowfactory import History
 
-from flowfactory_plugin_report.curves import best_epoch
+from flowfactory_plugin_report.curves import SCORE, best_epoch, is_said_by_its_only_reward
 from flowfactory_plugin_report.numbers import duration, number
 
 
@@ -32,16 +32,20 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
     yield "scheduler", spec["scheduler"]["name"]
     yield "rewards", ", ".join(f"{r.get('label', r['name'])} ({_counts(r.get('weight', 1.0))})" for r in spec["reward"])
     yield "epochs", f"{max(run.metrics, default=0)} of {spec['run']['epochs']}"
-    for name in run.names():
+    for name in sorted(run.names(), key=lambda name: name != SCORE):
         series = [(epoch, value) for epoch, value in run.series(name) if math.isfinite(value)]
-        if (name == "eval/score" or (name.startswith("eval/") and name.endswith("/mean"))) and series:
-            (first, before), (last, after) = series[0], series[-1]
+        if is_said_by_its_only_reward([run], name):
+            continue
+        if (name == SCORE or (name.startswith("eval/") and name.endswith("/mean"))) and series:
             label = name.removeprefix("eval/").removesuffix("/mean")
-            yield f"held-out {label}", f"{number(before)} (epoch {first}) → {number(after)} (epoch {last})"
+            ends = ((series[0], 0), (series[-1], max(run.metrics)))
+            values = (number(value) + ("" if epoch == due else f" (epoch {epoch})") for (epoch, value), due in ends)
+            yield f"held-out {label}", " → ".join(values)
     if (best := best_epoch(run)) is not None:
         yield "best epoch", f"{best[0]} ({number(best[1])})"
     seconds = sum(value for name in run.names() if name.startswith("time/") for _, value in run.series(name))
-    yield "time", f"{duration(seconds)} on {_count(run.plan['world'], 'process')}"
+    world = run.plan["world"]
+    yield "time", duration(seconds) + (f" on {world} processes" if world > 1 else "")
     yield "digest", run.plan["digest"][:16]
 
 
@@ -77,28 +81,27 @@ def _tuning(spec: Mapping[str, Any]) -> str:
     return (f"LoRA{rank}" if "lora" in spec else "all weights") + began
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 'es'}"
-
-
 def differences(runs: Sequence[History]) -> Table:
     """Keys of the specs that are not the same in all runs, the run's name apart.
 
-    Of a table that some runs have and others not, it is said by its name that they have it, not key by key.
+    Of a table that some runs lack, or that names another plugin in them, the name is told, and those of its keys that
+    runs which have them set to different values.
     """
     specs = [dict(_flat(run.plan["spec"])) for run in runs]
     keys = list(dict.fromkeys(key for spec in specs for key in spec))
     unlike = [key for key in keys if key != "run.name" and len({spec.get(key) for spec in specs}) > 1]
-    unlike = [key for key in unlike if not _lacks_table(key, specs) or key.endswith("].name")]
+    unlike = [key for key in unlike if not _follows_from_its_name(key, specs)]
     return Table(
         ("key", *(run.title for run in runs)), [(key, *(spec.get(key, "") for spec in specs)) for key in unlike]
     )
 
 
-def _lacks_table(key: str, specs: Sequence[Mapping[str, str]]) -> bool:
-    """Whether a key is of an entry, such as `reward[1]`, that some spec does not have at all."""
-    entry, bracket, _ = key.rpartition("]")
-    return bool(bracket) and not all(any(own.startswith(f"{entry}].") for own in spec) for spec in specs)
+def _follows_from_its_name(key: str, specs: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a key is only there because its table, such as `trainer` or `reward[1]`, names this plugin."""
+    name = f"{key.partition('.')[0]}.name"
+    values = [spec.get(key) for spec in specs]
+    another = len({spec.get(name) for spec in specs}) > 1
+    return key != name and another and None in values and len({*values} - {None}) == 1
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -75,8 +75,8 @@ def copy(ui: Ui, name: str, to: Path) -> int:
     """Write example NAME, what it extends, and the data beside it into a folder."""
     found = {example.name: example for example in installed()}
     if name not in found:
-        near = did_you_mean(name, found)
-        ui.error(f"no installed plugin has an example {name!r}" + (f"; {near}" if near else ""))
+        hint = did_you_mean(name, found) or "`flowfactory examples` lists them"
+        ui.error(f"no installed plugin has an example {name!r}; {hint}")
         return BAD_SPEC
     file = found[name].file
     beside = [path for path in file.parent.iterdir() if path.suffix != ".toml" and not path.name.startswith(".")]

@@ -109,6 +109,12 @@ function flatRange(panel) {
   return [low - around, high + around];
 }
 
+/* Marks between which no epoch is, of a run of few, would only be read. */
+const ofFewEpochs = (panel) => {
+  const epochs = panel.lines.flatMap((line) => line.x);
+  return Math.max(...epochs) - Math.min(...epochs) <= 8 ? { dtick: 1 } : {};
+};
+
 function layoutOf(panel, large) {
   const flat = flatRange(panel);
   const axis = { gridcolor: css("--rule"), linecolor: css("--faint"), zeroline: false, tickcolor: css("--rule"), fixedrange: false };
@@ -126,7 +132,7 @@ function layoutOf(panel, large) {
     spikedistance: -1,
     dragmode: coarse.matches ? (large ? "pan" : false) : "zoom",
     uirevision: view.log ? "log" : "linear",
-    xaxis: { ...axis, ...spike, title: { text: "epoch", standoff: 4 }, tickformat: ",~r" },
+    xaxis: { ...axis, ...spike, title: { text: "epoch", standoff: 4 }, tickformat: ",~r", ...ofFewEpochs(panel) },
     yaxis: { ...axis, ...exponents, title: panel.unit ? { text: panel.unit } : undefined, type: view.log ? "log" : "linear", rangemode: panel.stacked ? "tozero" : "normal", ...(flat ? { range: flat } : { autorange: true }) },
   };
 }

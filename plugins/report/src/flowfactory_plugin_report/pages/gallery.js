@@ -1,6 +1,7 @@
 /* --- samples, to step through by epoch --- */
 
 const sign = (change) => (change.startsWith("+") ? "up" : change.startsWith("−") ? "down" : "");
+const LETTERS = 20; // of a prompt, in a line above its picture
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 /* What rewards said beside scores, folded. */
@@ -122,6 +123,9 @@ class Gallery {
     this.frames.max = most - 1;
     this.section.querySelector(".films").hidden = most < 2;
     for (const one of [this.play, this.beside.parentElement]) one.hidden = last < 1;
+    // As many lines as the longest prompt takes, so that nothing moves while epochs play.
+    const longest = Math.max(...tiles.map((tile) => tile.prompt.length));
+    this.section.style.setProperty("--lines", clamp(Math.ceil(longest / LETTERS), 1, 3));
     this.step(this.at);
     this.arrange();
   }
@@ -192,6 +196,7 @@ class Gallery {
       this.show();
     };
     this.running("film", this.film, ["Play", "Pause"], next, 125);
+    this.viewer.playing();
   }
 }
 
@@ -221,8 +226,9 @@ class Viewer {
     this.scores = made("div", { className: "scores" });
     this.links = made("p", { className: "links" });
     this.player = button("Play epochs", () => this.gallery.playEpochs());
-    const keys = made("p", { className: "about keyboard", text: "Keys: ← → epochs, ↑ ↓ samples, space plays the epochs, B shows the first, Esc closes." });
-    const steps = made("div", { className: "bar" }, made("label", {}, made("span", { text: "epoch" }), this.epoch, this.output), this.player, this.wipeLabel);
+    this.film = button("Play video", () => this.gallery.playFilm());
+    const keys = made("p", { className: "about keyboard", text: `Keys: ← → epochs, ↑ ↓ samples, space plays the epochs, ${this.gallery.content.video ? "V the video, " : ""}B shows the first, Esc closes.` });
+    const steps = made("div", { className: "bar" }, made("label", {}, made("span", { text: "epoch" }), this.epoch, this.output), this.player, this.film, this.wipeLabel);
     const ways = made("div", { className: "ways" }, button("Previous sample", () => this.go(-1)), button("Next sample", () => this.go(1)), button("Close", () => this.dialog.close()));
     this.dialog = made("dialog", { className: "over viewer", "aria-label": "Sample" }, ways, this.prompt, this.run, this.stage, steps, this.scores, this.links, keys);
     this.epoch.addEventListener("input", () => this.gallery.step(Number(this.epoch.value)));
@@ -247,6 +253,7 @@ class Viewer {
       ArrowUp: () => this.go(-1),
       ArrowDown: () => this.go(1),
       b: () => ((this.wipe.value = Number(this.wipe.value) > 50 ? 0 : 100), this.show()),
+      v: () => this.film.hidden || this.gallery.playFilm(),
       " ": () => this.gallery.playEpochs(),
     }[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!does || range || (event.key === " " && event.target.tagName === "BUTTON") || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -263,7 +270,9 @@ class Viewer {
   }
 
   playing() {
-    if (this.player) this.player.textContent = this.gallery.play.textContent;
+    if (!this.dialog) return;
+    this.player.textContent = this.gallery.play.textContent;
+    this.film.textContent = `${this.gallery.film.textContent} video`;
   }
 
   show() {
@@ -271,6 +280,7 @@ class Viewer {
     if (!this.gallery.cards.some((one) => one.columns.includes(this.node))) this.again();
     const { column } = this.node;
     const [tile, first] = [tileAt(column, this.gallery.epoch), column.tiles[0]];
+    this.film.hidden = tile.size[2] < 2;
     this.prompt.textContent = tile.prompt;
     this.run.textContent = data.runs[column.run];
     for (const [image, one] of [[this.after, tile], [this.before, first]]) {
