@@ -56,6 +56,7 @@ def test_any_name_makes_sound_python(tmp_path: Path, kind: str, name: str) -> No
     ("kind", "name", "words", "said"),
     [
         ("reward", "None", "", "small letters"),
+        ("trainer", "pickscore", "", "there is a package flowfactory-plugin-pickscore already"),
         ("reward", "a" * 250, "", "up to 60"),
         ("reward", "../x", "", "small letters"),
         ("reward", "shapes", "", "flowfactory-plugin-shapes's"),

@@ -86,6 +86,8 @@ def _refuse(kind: str, name: str, answers: Mapping[str, str]) -> None:
     taken = directory.distribution_of(plural, name) or (PROJECT if name in built_in else None)
     if taken:
         raise ValueError(f"the {kind} `{name}` is {taken}'s; two of one name exclude each other, so choose another")
+    if (package := f"{PROJECT}-plugin-{name}") in (listing.distribution for listing in directory.listings()):
+        raise ValueError(f"there is a package {package} already, which the directory lists; choose another name")
     for question, answer in answers.items():
         if re.search("[\ud800-\udfff\0]", answer):
             raise ValueError(f"the {question} has characters that are no text: {printable(answer)[:80]!r}")

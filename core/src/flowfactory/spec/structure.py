@@ -167,13 +167,13 @@ class _Loader:
     def _tuning(self, parts: Mapping[str, Any]) -> Lora | Full | None:
         lora, full = self.root.at("lora"), self.root.at("full")
         if lora is not None and full is not None:
-            what = "[lora] and [full] exclude each other: train adapters or all weights"
+            what = "[lora] and [full] exclude each other: train LoRA or all weights"
             self.reader.note("two-tunings", what, self._later(lora, full).key, "remove one of them, or `--unset` it")
             return None
         if lora is None and full is None and not self.root.whole:
             return None
         if lora is None and full is None:
-            what = "what to train is missing: [lora] for adapters, or [full] for all weights"
+            what = "what to train is missing: [lora] for LoRA, or [full] for all weights"
             self.reader.note("no-tuning", what, self.root.place)
             return None
         found: Lora | Full | None = parts["lora" if full is None else "full"]

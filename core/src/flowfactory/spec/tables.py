@@ -43,15 +43,15 @@ class Tuning:
 
 @attrs.frozen(kw_only=True)
 class Lora(Tuning):
-    """`[lora]`: train low-rank adapters (peft); the reference policy costs no memory unless it is that of a `from`."""
+    """`[lora]`: train LoRA (peft). The reference policy costs no memory, unless it is that of a `from`."""
 
     rank: int | None = key(
-        "Rank of each adapter; 32, or as in `from`, when absent.",
+        "Rank of each LoRA layer; 32, or as in `from`, when absent.",
         default=attrs.Factory(lambda lora: 32 if lora.from_ is None else None, takes_self=True),
         ge=1,
     )
     alpha: float | None = key(
-        "Adapter outputs are scaled by alpha / rank; twice the rank, or as in `from`, when absent.",
+        "Outputs of LoRA are scaled by alpha / rank; twice the rank, or as in `from`, when absent.",
         default=attrs.Factory(lambda lora: 2.0 * lora.rank if lora.from_ is None else None, takes_self=True),
         gt=0,
     )

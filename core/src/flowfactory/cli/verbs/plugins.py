@@ -85,7 +85,7 @@ def show_plugin(ui: Ui, name: str, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def check_plugin(ui: Ui, name: str, sets: Sequence[str], prompts: str | None, as_json: bool) -> int:
-    """Run every check that a plugin owes; NAME is a distribution, a name it provides, or a local file."""
+    """Run every check that applies to a plugin; NAME is a distribution, a name it provides, or a local file."""
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.cli import checking
