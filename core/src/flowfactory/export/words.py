@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,28 @@ def base_id(spec: Spec) -> str:
 
 
 def base_name(spec: Spec) -> str:
-    """The base model as a reader elsewhere can know it: its id on the hub, or its folder's name."""
-    return base_id(spec) or Path(spec.model.spec.path).name
+    """The base model as a reader elsewhere can know it: its id on the hub, its package, or its folder's name."""
+    path = spec.model.spec.path
+    return base_id(spec) or packaged(path) or Path(path).name
+
+
+def packaged(path: str) -> str:
+    """`package:resource` of what lies in an installed package; empty for anything else."""
+    for folder in Path(path).parents:
+        found = importlib.util.find_spec(folder.name) if (folder / "__init__.py").is_file() else None
+        if found is not None and str(folder) in (found.submodule_search_locations or ()):
+            return f"{folder.name}:{Path(path).relative_to(folder).as_posix()}"
+    return ""
 
 
 def seen_from(folder: Path, run: Path, path: str) -> str:
-    """A path as an export in `folder` may name it: relative where it lies beside the run, or else its last part.
+    """A path as an export in `folder` may name it: by its package, relative where it lies beside the run, or else its
+    last part.
 
     What is above the folder of runs says nothing to others, and where this machine keeps things is not theirs to know.
     """
+    if resource := packaged(path):
+        return resource
     beside = run.resolve().parent.parent
     if Path(path).is_relative_to(beside) and beside != Path(beside.anchor):
         return os.path.relpath(path, folder.resolve())
@@ -75,7 +89,10 @@ def seen_from(folder: Path, run: Path, path: str) -> str:
 
 
 def loading(adapter: PipelineAdapter[Any], spec: Spec, base: str) -> str:
-    """Python that loads a pipeline as the adapter does. base: its id, or where it is."""
+    """Python that loads a pipeline as the adapter does. base: its id, or where it is, also as `package:resource`."""
+    package, _, resource = packaged(spec.model.spec.path).partition(":")
+    within = package != "" and base == f"{package}:{resource}"
+    where = f"str(files({package!r}) / {resource!r})" if within else repr(base)
     own, name = spec.model.spec, type(adapter.pipe).__name__
     dtype = f"dtype={DTYPES[spec.run.precision]}"
     said = {"revision": own.revision, "variant": own.variant} if isinstance(own, PipelineSpec) else {}
@@ -84,14 +101,15 @@ def loading(adapter: PipelineAdapter[Any], spec: Spec, base: str) -> str:
     if isinstance(own, PipelineSpec) and own.single_file:
         ((part, network),) = adapter.networks().items()
         kind = type(network).__name__
-        given = f"{Path(own.single_file).name!r}, config={base!r}, subfolder={part!r}, {dtype}"
+        given = f"{Path(own.single_file).name!r}, config={where}, subfolder={part!r}, {dtype}"
         if own.single_file.endswith(".gguf"):
             imports.append("GGUFQuantizationConfig")
             given += f", quantization_config=GGUFQuantizationConfig(compute_{dtype})"
         imports.append(kind)
         before, options = f"{part} = {kind}.from_single_file({given})\n", f"{options}, {part}={part}"
-    head = f"import torch\nfrom diffusers import {', '.join(sorted(imports))}\n\n"
-    return f"{head}{before}pipe = {name}.from_pretrained({base!r}{options}, {dtype})"
+    head = "from importlib.resources import files\n\n" if within else ""
+    head += f"import torch\nfrom diffusers import {', '.join(sorted(imports))}\n\n"
+    return f"{head}{before}pipe = {name}.from_pretrained({where}{options}, {dtype})"
 
 
 def calling(adapter: PipelineAdapter[Any], spec: Spec, edits: bool) -> str:
