@@ -154,14 +154,14 @@ def test_videos_play(show: Show) -> None:
         seen.add(frame.get_property("value"))
     assert len(seen) >= 3
     play.click()
-    assert play.text == "Play"
+    assert play.text == "Play video"
     film.click()
     viewer = driver.find_element(By.XPATH, "//dialog[@open]//button[text()='Play video']")
     at = frame.get_property("value")
     viewer.click()
     until(driver, lambda: frame.get_property("value") != at)
     ActionChains(driver).send_keys("v").perform()
-    assert (viewer.text, play.text) == ("Play video", "Play")
+    assert (viewer.text, play.text) == ("Play video",) * 2
 
 
 def test_a_run_of_few_epochs_has_no_marks_between_them(show: Show) -> None:
@@ -179,6 +179,20 @@ def test_a_prompt_above_a_training_sample_takes_the_lines_it_needs(show: Show) -
     assert len(heights) == len(tops) == 1
     (height,) = heights
     assert height < 25
+
+
+def test_pictures_lie_side_by_side_however_long_the_names_and_changes_under_them(show: Show, tmp_path: Path) -> None:
+    label = "jpeg-compressibility"
+    folder = lay_run(tmp_path / "run", label=label, prompts=["short", "a prompt of three lines " * 3, "short again"])
+    table = folder / "samples" / "eval-0006" / "samples.jsonl"
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    for line, value in zip(lines, (0.5 + 1e-5, -12.3456, 7.0), strict=True):
+        line["scores"] = {label: value}
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    driver = show(folder)
+    assert len({e.rect["y"] for e in visible(driver, "held-out-samples", ".window")}) == 1
+    name, value = (visible(driver, "held-out-samples", f".score > {what}")[0].rect for what in ("span", "b"))
+    assert value["y"] >= name["y"] + name["height"]
 
 
 def test_reasons_can_be_read_on_a_phone(show: Show) -> None:

@@ -2,6 +2,7 @@
 
 const sign = (change) => (change.startsWith("+") ? "up" : change.startsWith("−") ? "down" : "");
 const LETTERS = 20; // of a prompt, in a line above its picture
+const NAME = 12; // letters of a reward that leave room for its score and its change in a line
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 /* What rewards said beside scores, folded. */
@@ -35,7 +36,7 @@ function showTile(node, tile, frame, named) {
     button.dataset.frames = tile.size[2];
     node.element.dataset.epoch = tile.epoch;
     const scores = Object.entries(tile.scores).map(([label, [value, change]]) =>
-      made("span", { className: "score" }, made("span", { text: label }), " ", made("b", { text: value }), ...(change ? [" ", made("i", { className: sign(change), text: change })] : [])),
+      made("span", { className: label.length > NAME ? "score long" : "score" }, made("span", { text: label }), " ", made("b", { text: value }), ...(change ? [" ", made("i", { className: sign(change), text: change })] : [])),
     );
     caption.replaceChildren(made("span", { className: "epoch", text: `epoch ${tile.epoch}` }), ...scores, ...inWords(tile));
     node.prompt.textContent = tile.prompt;
@@ -84,7 +85,7 @@ class Gallery {
     this.output = made("output");
     this.play = made("button", { type: "button", className: "epochs", text: "Play epochs" });
     this.beside = made("input", { type: "checkbox", className: "beside" });
-    this.film = made("button", { type: "button", className: "play", text: "Play" });
+    this.film = made("button", { type: "button", className: "play", text: "Play video" });
     this.frames = made("input", { type: "range", className: "frame", min: 0, max: 0, value: 0 });
     this.query = made("input", { type: "search", className: "query", placeholder: "words of a prompt" });
     this.score = made("select", { className: "by" });
@@ -195,7 +196,7 @@ class Gallery {
       this.frames.value = this.frame;
       this.show();
     };
-    this.running("film", this.film, ["Play", "Pause"], next, 125);
+    this.running("film", this.film, ["Play video", "Pause video"], next, 125);
     this.viewer.playing();
   }
 }
@@ -272,7 +273,7 @@ class Viewer {
   playing() {
     if (!this.dialog) return;
     this.player.textContent = this.gallery.play.textContent;
-    this.film.textContent = `${this.gallery.film.textContent} video`;
+    this.film.textContent = this.gallery.film.textContent;
   }
 
   show() {
