@@ -77,6 +77,13 @@ def test_help_lists_by_purpose_with_whole_sentences(installed: list[Point]) -> N
     assert "".join(shown.split()).count("very") == 20
 
 
+@pytest.mark.parametrize("group", ["plugins", "examples", "rewards"])
+def test_help_of_a_group_cuts_no_sentence_off(group: str) -> None:
+    listed = CliRunner().invoke(cli, [group, "--help"]).output.partition("Commands:")[2]
+    assert len(listed.split()) > 5
+    assert "..." not in listed
+
+
 def test_help_says_where_the_documentation_is() -> None:
     (home,) = importlib.metadata.metadata("flowfactory").get_all("Project-URL") or ()
     address = home.partition(", ")[2]

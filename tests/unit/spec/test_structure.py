@@ -12,7 +12,7 @@ from flowfactory.contracts.key import Size
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import toml
-from flowfactory.spec.structure import load_spec
+from flowfactory.spec.structure import load_rewards, load_spec, read_spec
 from flowfactory.spec.tables import Eval, Full, Lora, Spec, unstructure
 from specs import SOURCES, SPEC, TOY, edited, lay
 
@@ -407,3 +407,11 @@ def test_unstructured_values_are_plain(spec: Path) -> None:
 
     check(unstructure(load(spec)))
     assert SPEC.startswith("plugins")
+
+
+def test_commands_of_plugins_read_specs_of_packages_too() -> None:
+    spec = Path("flowfactory_plugin_shapes:examples/shapes-grpo.toml")
+    assert read_spec(spec).run.name == "shapes-grpo"
+    assert [entry.name for entry in load_rewards(spec, Registry())] == ["shapes"]
+    with pytest.raises(SpecError, match=r"cannot read flowfactory_plugin_shapes:examples/absent\.toml"):
+        read_spec(Path("flowfactory_plugin_shapes:examples/absent.toml"))

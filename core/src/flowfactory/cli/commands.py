@@ -20,39 +20,41 @@ GROUP = f"flowfactory.{KIND}"
 LONGEST = 200
 """Characters of a command's sentence that help shows; it is wrapped, not cut."""
 
-REST = "More"
-"""The heading of commands without a purpose, as those of plugins are."""
 
-
-class Commands(click.Group):
-    """A command group that also has the commands of installed plugins; one is imported when it is used or listed.
-
-    A command of the group's own goes before a plugin's of the same name. Help lists commands by their purpose.
+class Verbs(click.Group):
+    """A command group whose help lists commands by their purpose, with whole sentences.
 
     Args:
-        purposes: headings, each with the names of its commands.
+        purposes: headings, each with the names of its commands; those of plugins have none.
     """
 
     def __init__(self, *arguments: Any, purposes: Mapping[str, Sequence[str]] | None = None, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.purposes = purposes or {}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Own commands in order, then those of plugins."""
-        own = list(self.commands)
-        return [*own, *sorted({point.name for point, _ in plugin_points()} - set(own))]
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Every command under its purpose, with all of its first sentence."""
         names = self.list_commands(ctx)
         known = {name for some in self.purposes.values() for name in some}
         rest = [name for name in names if name not in known]
-        for heading, some in {**self.purposes, REST: rest}.items():
+        for heading, some in {**self.purposes, "More" if self.purposes else "Commands": rest}.items():
             found = [(name, self.get_command(ctx, name)) for name in some if name in names]
             rows = [(name, one.get_short_help_str(LONGEST)) for name, one in found if one and not one.hidden]
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
+
+
+class Commands(Verbs):
+    """A command group that also has the commands of installed plugins; one is imported when it is used or listed.
+
+    A command of the group's own goes before a plugin's of the same name.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Own commands in order, then those of plugins."""
+        own = list(self.commands)
+        return [*own, *sorted({point.name for point, _ in plugin_points()} - set(own))]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. What click would answer by itself, and what ends programs, are mistakes like any other."""

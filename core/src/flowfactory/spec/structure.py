@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
+from flowfactory.data.locations import locate
 from flowfactory.data.sources import Data
+from flowfactory.data.text import exists
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
 from flowfactory.spec import layers
@@ -85,17 +88,29 @@ def load_spec(
 
 
 def read_spec(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Spec:
-    """`load_spec` for commands of plugins; they need no registry."""
-    return load_spec(path, Registry(), sets, unsets)
+    """`load_spec` for commands of plugins; they need no registry. path: also `package:examples/x.toml`."""
+    return load_spec(_found(path), Registry(), sets, unsets)
+
+
+def _found(path: Path) -> Path:
+    """The file of a spec that an installed package has in it; another path as it is."""
+    if ":" in str(path) and not exists(path):
+        with suppress(ValueError):
+            return Path(locate(str(path), Path(), exists=True))
+    return path
 
 
 def load_rewards(path: Path, registry: Registry, sets: Sequence[str] = ()) -> tuple[RewardEntry, ...]:
     """The `[[reward]]` tables of a file, changed and checked as in a spec, of which all else may be missing.
 
+    Args:
+        path: also `package:examples/x.toml`.
+
     Raises:
         SpecError: with every problem found.
     """
     with registry.blaming():
+        path = _found(path)
         return _Loader(path, *layers.load_what_fits(path, sets), registry).rewards()
 
 

@@ -20,7 +20,7 @@ def rewards() -> None:
     """What the rewards of a spec need beside it."""
 
 
-@rewards.command()
+@rewards.command(short_help="Build the environments of SPEC's isolated rewards before a run.")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a key first.")
 @click.option("--unset", "unsets", multiple=True, metavar="KEY", help="Remove a key or table first.")

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 import click
 
+from flowfactory.cli.commands import Verbs
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import AnyPath, as_json
 from flowfactory.data.locations import locate
@@ -48,7 +49,7 @@ class Example:
         return self.base.partition(":")[0] == self.address.partition(":")[0]
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Verbs, invoke_without_command=True)
 @as_json
 @click.pass_context
 def examples(context: click.Context, as_json: bool) -> None:

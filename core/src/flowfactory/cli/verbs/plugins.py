@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from flowfactory.cli import completion
+from flowfactory.cli.commands import Verbs
 from flowfactory.cli.describe import describe, example
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import AnyPath, as_json, load_libraries, new_registry
@@ -21,7 +22,7 @@ WIDEST = 40
 """Characters of a default that a table shows."""
 
 
-@click.group()
+@click.group(cls=Verbs)
 def plugins() -> None:
     """Look at installed plugins."""
 
