@@ -17,12 +17,18 @@ from accelerate.state import AcceleratorState
 from flowfactory.cli.main import main
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.running import resolved
+from flowfactory.contracts.types import Row as Prompt
+from flowfactory.contracts.types import Sample
 from flowfactory.discovery.registry import Registry
 from flowfactory.plan.estimate import estimate
 from flowfactory.plan.plan import make_plan
 from flowfactory.policy.weights import masters
 from flowfactory.processes import sharding
+from flowfactory.processes.distributed import numbered
+from flowfactory.rewards.asking import Asked
+from flowfactory.rewards.scoring import FunctionReward
 from flowfactory.spec.structure import load_spec
+from flowfactory.spec.tables import RewardEntry
 from flowfactory.training import exact
 from flowfactory.training.bench import Bench, bench
 from flowfactory.training.encoding import load_model
@@ -300,7 +306,35 @@ def kinds(folder: Path, tiny: bool) -> list[Row]:
         found = bench(make_plan(spec, registry.versions()), resolved(spec, registry), Ui(quiet=True), 0, 1, load_model)
         rows.append({"what": name, "gradient": found.training["train/gradient_norm"], "seconds": found.seconds})
         AcceleratorState._reset_state(True)
-    return [*rows, divided()]
+    return [*rows, divided(), scored_meanwhile()]
+
+
+def scored_meanwhile() -> Row:
+    """A reward that is asked while products lie in the queue: seconds to its answer, and to theirs; scores twice."""
+    device = numbered("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    network, large = (
+        torch.nn.Linear(64, 1).to(device),
+        torch.randn(4096 if device.type == "cuda" else 64, device=device),
+    )
+    reward = FunctionReward(lambda samples: network(torch.stack([s.latents for s in samples])).flatten().tolist())
+    entry = RewardEntry(name="linear", label="linear", spec=None, micro_batch=1)
+    asked, product = Asked(entry, reward), torch.outer(large, large)
+    asked.device = device
+    asked.begin()
+    rows = torch.randn(8, 64, device=device)
+    samples = [Sample(Prompt("a"), torch.empty(0), number, 0, latents=row) for number, row in enumerate(rows)]
+    asked.follow()
+    alone = asked.ask(samples)
+    start = time.perf_counter()
+    for _ in range(200):
+        product = torch.tanh(product @ product)
+    meanwhile = asked.ask(samples)
+    answered = time.perf_counter() - start
+    product.sum().item()
+    difference = max(abs(a - b) for a, b in zip(alone.scores, meanwhile.scores, strict=True))
+    done = time.perf_counter() - start
+    return {"what": "scored while products compute", "difference": difference, "seconds": answered, "products": done}
 
 
 def divided() -> Row:

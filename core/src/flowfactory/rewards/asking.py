@@ -92,6 +92,7 @@ class Asked:
     def __init__(self, entry: RewardEntry, reward: Reward) -> None:
         self.entry, self.reward = entry, reward
         self.device = torch.device("cpu")
+        self._stream: torch.cuda.Stream | None = None
         self._places = Places(entry.workers, entry.timeout)
 
     @property
@@ -112,6 +113,16 @@ class Asked:
     def begin(self) -> None:
         """A round of scoring begins."""
         self._places.begin()
+        self.follow()
+
+    def follow(self) -> None:
+        """Let calls to come see what was computed so far, and wait for nothing later.
+
+        On a GPU they have a stream of their own, or else who reads an answer back would wait for sampling's queue.
+        """
+        if self.device.type == "cuda":
+            self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def ask(self, samples: Sequence[Sample], over: Callable[[], bool] = never) -> Answer:
         """Its scores, asked for again as `on_error` says; samples of one group must be neighbours.
@@ -158,9 +169,8 @@ class Asked:
         if place is None:
             raise Failed(f"{self.title} is still busy with calls that timed out")
         replies: Queue[Reply] = Queue(1)
-        own = [copied(sample) for sample in samples]
         try:
-            Thread(target=self._work, args=(own, replies, place), name=self.title, daemon=True).start()
+            Thread(target=self._work, args=(samples, replies, place), name=self.title, daemon=True).start()
         except RuntimeError as error:
             self._places.leave(place)
             raise Failed(f"{self.title} cannot be asked: {said(error)}") from error
@@ -188,9 +198,9 @@ class Asked:
     def _answer(self, samples: Sequence[Sample]) -> list[float]:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # threads do not inherit it
-        with calling(self.title), torch.no_grad():
+        with torch.cuda.stream(self._stream), calling(self.title), torch.no_grad():
             # Answers are read here, since a generator only computes when it is read.
-            answer: Any = self.reward.score(list(samples))
+            answer: Any = self.reward.score([copied(sample) for sample in samples])
             if isinstance(answer, (Mapping, Set, str, bytes)):
                 first = f", first {samples[0].row.prompt!r}" if samples else ""
                 what = f"{self.title} returned a {type(answer).__name__}, not a sequence of scores"

@@ -149,7 +149,8 @@ class Session:
         """Have samples scored: one whole group or several, the samples of each together. They fail together, too."""
         index = len(self._units)
         self._units.append([sample.row.source for sample in unit])
-        for number in range(len(self._rewards)):
+        for number, asked in enumerate(self._rewards):
+            asked.follow()
             if self._queues:
                 self._queues[number].put((index, unit))
             else:
