@@ -78,6 +78,7 @@ def epoch(parts: Parts, progress: Progress, number: int) -> tuple[Progress, Mapp
     seconds: dict[str, float] = {}
     with listening() as stop:
         with counted(seconds, "sample, decode, score"):
+            parts.encode(number)
             made = parts.source.collect(number, stop)
         with counted(seconds, "terms, updates"):
             progress, metrics = optimise(parts.learner, progress, number, made, stop)

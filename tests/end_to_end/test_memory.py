@@ -154,6 +154,44 @@ def test_a_second_run_neither_encodes_nor_reads_encoders_and_is_the_same(
     assert encoders == [None, None]
 
 
+@pytest.mark.parametrize("offload", ["[]", "['vae']"])
+def test_what_an_epoch_draws_is_encoded_when_it_begins_and_the_numbers_are_the_same(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str
+) -> None:
+    before = run("a", f"memory.cache={tmp_path / 'first'}")
+    happened: list[str] = []
+
+    def noting(kind: type[Any], name: str, word: str) -> None:
+        own = getattr(kind, name)
+
+        def noted(*arguments: Any, **named: Any) -> Any:
+            happened.append(word)
+            return own(*arguments, **named)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    noting(PipelineAdapter, "encode", "prompt")
+    noting(PipelineAdapter, "drop_encoders", "drop")
+    noting(Rollouts, "collect", "epoch")
+    later = run("b", "memory.encode=between", f"memory.cache={tmp_path / 'other'}", f"memory.offload={offload}")
+    assert happened == [*["prompt"] * (4 + 3), "epoch", *["prompt"] * 2, "drop", "epoch"]
+    assert metrics(later) == metrics(before)
+    assert_same_weights(before, later)
+
+
+def test_encoders_that_stay_are_planned(spec: Path) -> None:
+    plans = [
+        estimate(load_spec(spec, Registry(), [f"memory.encode={when}", f"memory.offload={offload}"]))
+        for offload in ("[]", "['vae']")
+        for when in ("before", "between")
+    ]
+    encoders = plans[0]["encoders"] or 0
+    assert encoders > 0
+    for before, between, everywhere in ((*plans[:2], True), (*plans[2:], False)):
+        more = {name: (between[name] or 0) - (before[name] or 0) for name in ("sample", "decode", "update")}
+        assert more == {"sample": encoders * everywhere, "decode": encoders, "update": encoders * everywhere}
+
+
 def test_a_cache_folder_must_be_absolute(run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError):
         run("a", "memory.cache=here")

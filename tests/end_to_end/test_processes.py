@@ -124,7 +124,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     lay(folder / "leads", checkpoint, asks)
     for kind, options in TEAMED.items():
         _, _, *rest = command(f"teams-{kind}", kind, *options)
-        together += [["run", str(folder / "leads" / "spec.toml"), *rest]]
+        between = ["--set=memory.encode=between", f"--set=memory.cache={folder / kind}"]
+        together += [["run", str(folder / "leads" / "spec.toml"), *rest, *between]]
     for name in ("replicated-lora", "sharded-full", "sharded-roles", "one-full"):
         together += [["fork", str(folder / name), str(folder / f"resumed-{name}")]]
         together += [["resume", str(folder / f"resumed-{name}")]]

@@ -96,6 +96,24 @@ def test_a_second_start_encodes_nothing(tmp_path: Path) -> None:
     new(tmp_path, rows[3:5])[0].fill(refuse, ignore)
 
 
+def test_some_rows_are_encoded_and_the_rest_when_they_are_asked_for(tmp_path: Path) -> None:
+    rows, encoded = made_rows(9), list[str]()
+
+    def noted(some: Sequence[Row]) -> Conditions:
+        encoded.extend(row.prompt for row in some)
+        return words(some)
+
+    cache, _ = new(tmp_path, rows)
+    wanted = [rows[7], rows[2], rows[7]]
+    cache.fill(noted, ignore, rows=wanted)
+    assert encoded == [rows[7].prompt, rows[2].prompt]
+    assert (len(cache.missing()), cache.missing(wanted), len(cache.missing(rows[:3]))) == (7, [], 2)
+    assert torch.equal(cache[rows[2]]["letters"], words([rows[2]])["letters"])
+    cache.fill(refuse, ignore, rows=wanted)
+    cache.fill(noted, ignore)
+    assert sorted(encoded) == sorted(row.prompt for row in rows)
+
+
 def calls(work: Callable[[], None]) -> int:
     """How many calls some work makes, of Python's functions and of others."""
     count = 0

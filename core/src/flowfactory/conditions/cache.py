@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -136,21 +136,28 @@ class ConditionCache:
             tensors = self._opened(shard.path)
         return {name: tensors.get_tensor(tensor) for name, tensor in shard.rows[key].items()}
 
-    def missing(self) -> list[str]:
+    def missing(self, rows: Sequence[Row] | None = None) -> list[str]:
         """Keys of the rows that nobody has encoded yet; damaged shards are named, removed, and so are missing.
+
+        Args:
+            rows: which of the cache's; all of them when absent.
 
         Raises:
             RunError: the folder cannot be read.
         """
         with self._reached():
             self._look(sorted(path.name for path in self.folder.glob("*.safetensors")))
-        return list(self._left)
+        return list(self._lacking(rows))
+
+    def _lacking(self, rows: Sequence[Row] | None) -> Collection[str]:
+        return self._left if rows is None else dict.fromkeys(k for k in map(self._name, rows) if k in self._left)
 
     def fill(
         self,
         encode: Callable[[Sequence[Row]], Conditions],
         advance: Callable[[int], None],
         stopped: Callable[[], bool] = never,
+        rows: Sequence[Row] | None = None,
     ) -> None:
         """Encode what is missing, sharing the work with every process that does the same; returns when all is there.
 
@@ -158,21 +165,22 @@ class ConditionCache:
             encode: asked for one row at a time, so that its answer does not depend on a row's neighbours.
             advance: told of every further row that is there, whoever encoded it.
             stopped: asked before every row; who is stopped keeps what it has, and returns before all is there.
+            rows: which of the cache's; all of them when absent.
 
         Raises:
             RunError: the cache cannot be written, or has no room for what is still to come.
         """
-        if not self.missing():
+        if not self.missing(rows):
             return
         with ExitStack() as stack:
             with self._reached():
                 claim = stack.enter_context(self._claims.holder())
             self.missing()
             finished: list[str] = []
-            while self._left and not stopped():
+            while self._lacking(rows) and not stopped():
                 left = len(self._left)
                 with self._reached():
-                    mine = claim.take(self._wanted, SHARD, finished)
+                    mine = claim.take(lambda others: self._wanted(others, rows), SHARD, finished)
                 encoded: dict[str, Conditions] = {}
                 for key in mine:
                     if stopped():
@@ -180,17 +188,17 @@ class ConditionCache:
                     encoded[key] = encode([self._rows[key]])
                     advance(1)
                 finished = [self._write(encoded)] if encoded else []
-                if not mine and self._left:
+                if not mine and self._lacking(rows):
                     time.sleep(WAIT)
                 advance(left - len(self._left) - len(encoded))
             with self._reached():
                 claim.give_up(finished)
 
-    def _wanted(self, others: Sequence[str] | None) -> Iterator[str]:
+    def _wanted(self, others: Sequence[str] | None, rows: Sequence[Row] | None) -> Iterator[str]:
         """What is left after others have finished some shards; after nobody knows what, where one has died."""
         found = [path.name for path in self.folder.glob("*.safetensors")] if others is None else others
         self._look(sorted(found))
-        return iter(self._left)
+        return iter(self._lacking(rows))
 
     def _look(self, names: Sequence[str]) -> None:
         """Take note of shards that were not seen so far."""

@@ -173,12 +173,12 @@ def run(pipe: DiffusionPipeline, members: Mapping[str, Any], arguments: Mapping[
 
 @contextmanager
 def stopping_at(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Stop the pipeline before the first call of any of `networks`."""
+    """Stop the pipeline before the first call of any of `networks`, and before who puts divided weights together."""
 
     def stop(*_: Any) -> None:
         raise Stop
 
-    hooks = [network.register_forward_pre_hook(stop) for network in networks]
+    hooks = [network.register_forward_pre_hook(stop, prepend=True) for network in networks]
     try:
         yield
     finally:

@@ -257,7 +257,8 @@ def _loaded(spec: Spec, network: int) -> tuple[int | None, str]:
 
 def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> Iterator[Need]:
     sizes = {need.name: need.bytes for need in needs if need.bytes is not None}
-    kept = ["vae"] if "vae" not in spec.memory.offload else []
+    vae = ["vae"] if spec.memory.encode == "before" else ["vae", "encoders"]
+    kept = [*vae] if "vae" not in spec.memory.offload else []
     kept += ["trajectories"] if "trajectories" not in spec.memory.offload else []
     always = ["frozen", "trained", *([] if _rests(spec) else ["moments"]), "sets"]
     always += ["loaded"] if spec.trainer.spec.needs.loaded else []
@@ -268,7 +269,7 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     loaded = sizes["frozen"] if "weights" in spec.memory.offload else loaded
     encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
     yield Need("encode", encode, "encoders + vae + networks; once for all prompts")
-    decoding = [*always, *(name for name in kept if name != "vae"), "vae"]
+    decoding = [*always, *(name for name in kept if name not in vae), *vae]
     training = decoding if spec.trainer.spec.needs.gradient else [*always, *kept]
     aside = "; what the VAE and the rewards compute with is not in it"
     for phase, names, more in (

@@ -144,6 +144,9 @@ class Memory:
         "but for its steps.",
         default=(),
     )
+    encode: Literal["before", "between"] = key(
+        "When prompts are: `before` training; or an epoch's when it begins, the encoders being kept.", default="before"
+    )
     shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
     ulysses: int = key("How many processes share a sample's tokens (context parallelism by Ulysses).", default=1, ge=1)
     ring: int = key("Likewise by ring attention, which `attention` has to allow; both multiply.", default=1, ge=1)

@@ -11,7 +11,7 @@ import attrs
 import torch
 
 from flowfactory.components.resolved import Components, Events, Target
-from flowfactory.conditions.cache import ConditionStore
+from flowfactory.conditions.cache import ConditionCache, ConditionStore
 from flowfactory.conditions.cache import Source as Encoded
 from flowfactory.conditions.targets import CachedTargets
 from flowfactory.contracts.adapter import Adapter
@@ -41,7 +41,7 @@ from flowfactory.sampling.source import Source
 from flowfactory.sampling.stored import Stored
 from flowfactory.sampling.studio import Studio
 from flowfactory.spec.tables import RewardEntry, Spec
-from flowfactory.training.encoding import load_media, load_model, stoppable
+from flowfactory.training.encoding import encode_more, load_media, load_model, stoppable
 from flowfactory.training.evaluate import Evaluator, say_left_out
 from flowfactory.training.networks import (
     eval_size,
@@ -57,13 +57,17 @@ from flowfactory.training.optimise import CURRENT, Learner
 
 @attrs.frozen(eq=False)
 class Parts:
-    """A run, loaded: the source of its samples, what learns, and what evaluates where there are held-out prompts."""
+    """A run, loaded: the source of its samples, what learns, and what evaluates where there are held-out prompts.
+
+    encode: sees to it that what an epoch draws is encoded.
+    """
 
     run: Run
     origin: Origin
     events: Events
     processes: Processes
     instruments: Instruments
+    encode: Callable[[int], None]
     source: Source
     learner: Learner
     evaluator: Evaluator | None
@@ -102,11 +106,16 @@ def assemble(
         for each in judges:
             each.reach()
         see_attention(spec.memory)
-    used = [rows[row] for row in _used(spec, rows, done)]
+    last = max(spec.run.epochs, 1)
+    begins = min(done + 1, last)
+    used = _used(spec, rows, range(begins, last + 1))
+    first = None
+    if spec.memory.encode == "between":
+        first = [*_used(spec, rows, range(begins, begins + 1)), *held_out_rows]
     streaming(spec, adapter)
     with _refusals(processes):
-        everything, asking = [*used, *held_out_rows], stoppable(stop, processes)
-        source = (load or load_model)(spec, adapter, components.source, everything, device, display, clock, asking)
+        every, asking = [*used, *held_out_rows], stoppable(stop, processes)
+        source = (load or load_model)(spec, adapter, components.source, every, device, display, clock, asking, first)
     with display.phase("looking at the model"), clock("load"), _refusals(processes):
         look_at(spec, adapter)
     with display.phase("reading weights from elsewhere"), clock("load"), _refusals(processes):
@@ -136,6 +145,7 @@ def assemble(
         components.events,
         processes,
         instruments,
+        _encoding(spec, adapter, source, rows, processes, instruments, stop),
         Rollouts(
             Studio(spec, run, components.events, processes, instruments, conditions, policy, scheduler, trainer, judge)
         )
@@ -154,11 +164,34 @@ def _rows(spec: Spec) -> tuple[list[Row], list[Row]]:
     return load_training(spec.data, unpacked), load_held_out(spec.data, unpacked) if spec.eval.every else []
 
 
-def _used(spec: Spec, rows: Sequence[Row], done: int) -> list[int]:
-    """The rows that the epochs after `done` may draw."""
-    last = max(spec.run.epochs, 1)
-    epochs = range(min(done + 1, last), last + 1)
-    return rows_used(spec.run.seed, epochs, pools(spec.data, rows), spec.sampling.prompts, spec.sampling.refill)
+def _used(spec: Spec, rows: Sequence[Row], epochs: range) -> list[Row]:
+    """The rows that some epochs may draw."""
+    used = rows_used(spec.run.seed, epochs, pools(spec.data, rows), spec.sampling.prompts, spec.sampling.refill)
+    return [rows[row] for row in used]
+
+
+def _encoding(
+    spec: Spec,
+    adapter: Adapter[Any],
+    source: Encoded,
+    rows: Sequence[Row],
+    processes: Processes,
+    instruments: Instruments,
+    stop: StopRequest | None,
+) -> Callable[[int], None]:
+    """What encodes when an epoch begins, where not all was encoded before."""
+
+    def encode(epoch: int) -> None:
+        if spec.memory.encode == "before" or not isinstance(source, ConditionCache):
+            return
+        drawn, device = _used(spec, rows, range(epoch, epoch + 1)), processes.device
+        display, clock, asking = instruments.display, instruments.clock, stoppable(stop, processes)
+        with _refusals(processes):
+            encode_more(spec, adapter, source, drawn, device, display, clock, asking)
+        if stop is not None:
+            stop.check(processes)
+
+    return encode
 
 
 def _optimizers(

@@ -142,6 +142,7 @@ def encode_always(
     display: Display,
     clock: Clock,
     asking: Any = None,
+    first: Any = None,
 ) -> Encoding:
     """In the place of `load_model`: nothing is cached and no encoder dropped."""
     with display.phase("loading the model"), clock("load"):
@@ -177,6 +178,7 @@ def bench(
         flops = measure(parts.learner)
         encode = clock.read()
         for epoch in range(1, warmup + epochs + 1):
+            parts.encode(epoch)
             made = parts.source.collect(epoch, stop)
             progress, metrics = optimise(parts.learner, progress, epoch, made, stop)
             lines.append(metrics | clock.read() | stopwatch.read())

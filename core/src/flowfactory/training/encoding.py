@@ -32,29 +32,67 @@ def load_model(
     display: Display,
     clock: Clock,
     asking: AbstractContextManager[Callable[[], bool]] | None = None,
+    first: Sequence[Row] | None = None,
 ) -> ConditionCache:
     """Load the model and encode what the cache lacks; where it lacks nothing, the encoders are not even read.
 
     Args:
         source: the distribution of the adapter: what another version has encoded is not used.
         asking: active while prompts are encoded; gives what says whether to stop. Then not all of them are there.
+        first: which of the rows are encoded now, where the encoders stay for the others; see `encode_more`.
     """
     with display.phase("looking for encoded prompts"), clock("encode"):
         cache = ConditionCache(*_place(spec, adapter, source), rows, display.say)
         missing = cache.missing()
     with display.phase("loading the model"), clock("load"):
         adapter.load(device, DTYPES[spec.run.precision], None if missing else cache[rows[0]])
-    with (
-        display.phase("encoding prompts", len(missing), "prompts") as bar,
-        clock("encode"),
-        torch.no_grad(),
-        asking or nullcontext(never) as stopped,
-    ):
-        cache.fill(adapter.encode, bar.advance, stopped)
-        if missing:
-            say_cut(adapter, rows, display)
+    _encode(adapter, cache, first, display, clock, asking or nullcontext(never))
+    if missing:
+        say_cut(adapter, rows, display)
+    if first is None or not cache.missing():
         adapter.drop_encoders()
     return cache
+
+
+def encode_more(
+    spec: Spec,
+    adapter: Adapter[Any],
+    cache: ConditionCache,
+    rows: Sequence[Row],
+    device: torch.device,
+    display: Display,
+    clock: Clock,
+    asking: AbstractContextManager[Callable[[], bool]],
+) -> None:
+    """Encode what the cache lacks of some rows, by the encoders that `load_model` left; after the last they go."""
+    if not cache.missing(rows):
+        return
+    rests = "vae" in spec.memory.offload
+    if rests:
+        adapter.place(device)
+    _encode(adapter, cache, rows, display, clock, asking)
+    if not cache.missing():
+        adapter.drop_encoders()
+    if rests:
+        adapter.place(torch.device("cpu"))
+
+
+def _encode(
+    adapter: Adapter[Any],
+    cache: ConditionCache,
+    rows: Sequence[Row] | None,
+    display: Display,
+    clock: Clock,
+    asking: AbstractContextManager[Callable[[], bool]],
+) -> None:
+    count = len(cache.missing(rows))
+    with (
+        display.phase("encoding prompts", count, "prompts") as bar,
+        clock("encode"),
+        torch.no_grad(),
+        asking as stopped,
+    ):
+        cache.fill(adapter.encode, bar.advance, stopped, rows)
 
 
 def load_media(

@@ -100,6 +100,7 @@ def train(parts: Parts, stop: StopRequest, saved: Sequence[Path], trackers: list
         best = conclude(parts, trackers, progress, half, best, stop)
     for epoch in range(progress.epoch + 1, spec.run.epochs + 1):
         with keeping(parts, finished(parts, progress, best)):
+            parts.encode(epoch)
             made = parts.source.collect(epoch, stop)
             progress, metrics = optimise(learner, progress, epoch, made, stop)
         best = conclude(parts, trackers, progress, made.metrics | metrics, best, stop)
