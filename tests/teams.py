@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, WanTransformer3DModel
+from diffusers import (
+    FluxTransformer2DModel,
+    LTXVideoTransformer3DModel,
+    QwenImageTransformer2DModel,
+    WanTransformer3DModel,
+)
 from flowfactory.errors import RunError
 from flowfactory.processes.context import Team, Uneven
 from flowfactory.spec.tables import Memory
@@ -40,6 +45,18 @@ def flux() -> tuple[nn.Module, Inputs, str]:
     places = torch.cartesian_prod(torch.zeros(1), torch.arange(2.0), torch.arange(3.0))
     text = {"encoder_hidden_states": noise(2, 8, 8), "pooled_projections": noise(2, 8), "txt_ids": torch.zeros(8, 3)}
     return network, {"timestep": torch.tensor([0.5, 0.3]), "img_ids": places, **text}, "6,4"
+
+
+def qwen(length: int = 7, lengths: tuple[int, int] = (7, 4)) -> tuple[nn.Module, Inputs, str]:
+    """Prompts of lengths of their own, and as many tokens as two processes cannot divide."""
+    network = QwenImageTransformer2DModel(
+        **{"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 8},
+        **{"in_channels": 4, "out_channels": 1, "axes_dims_rope": (4, 6, 6)},
+    )
+    text: Inputs = {"encoder_hidden_states": noise(2, length, 8)}
+    if min(lengths) < length:
+        text["encoder_hidden_states_mask"] = torch.arange(length) < torch.tensor(lengths)[:, None]
+    return network, {"timestep": torch.tensor([0.5, 0.3]), "img_shapes": [[(1, 2, 3)]] * 2, **text}, "6,4"
 
 
 def noise(*shape: int) -> Tensor:
@@ -98,11 +115,11 @@ def compare(team: Team, make: Callable[[], tuple[nn.Module, Inputs, str]], recom
 
 def refuses(team: Team) -> None:
     """What cannot be computed by a team is told as a network is divided, or as it is called."""
-    prompts_of_any_length = QwenImageTransformer2DModel(
-        **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 8},
-        **{"in_channels": 4, "out_channels": 1, "axes_dims_rope": (4, 6, 6)},
+    masks_of_all_heads = LTXVideoTransformer3DModel(
+        **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32},
+        **{"in_channels": 4, "out_channels": 4, "caption_channels": 8},
     )
-    for network in (prompts_of_any_length, nn.Linear(2, 2)):
+    for network in (masks_of_all_heads, nn.Linear(2, 2)):
         with pytest.raises(RunError, match=f"tokens of {type(network).__name__} cannot be divided among processes"):
             team.divide(network)
     three = WanTransformer3DModel(num_attention_heads=3, attention_head_dim=16, num_layers=1, ffn_dim=8, text_dim=8)
@@ -152,9 +169,13 @@ def check() -> None:
     assert [team.any(rank == 1, torch.device("cpu")), team.any(False, torch.device("cpu"))] == [True, False]
     compare(team, wan, recompute=False, attention="native")
     compare(team, flux, recompute=True, attention="native")
+    compare(team, qwen, recompute=True, attention="native")
+    compare(team, lambda: qwen(7, (7, 7)), recompute=False, attention="native")  # without a mask
     publicly(team)
     ring, library = Team.of(rank, 2, Memory(ring=2), "cpu"), flash_on_cpu()
     compare(ring, wan, recompute=True, attention="_native_flash")
     compare(ring, flux, recompute=False, attention="_native_flash")
     library._destroy()
+    with pytest.raises(RunError, match="QwenImageTransformer2DModel have masks, which no ring divides"):
+        ring.divide(qwen()[0])
     refuses(team)

@@ -14,7 +14,7 @@ import pytest
 from flowfactory.contracts.specs import AdapterSpec
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import Problem, SpecError
-from flowfactory.plan import disk
+from flowfactory.plan import disk, geometry
 from flowfactory.plan.checkpoint import Part
 from flowfactory.spec.structure import load_spec
 from specs import TOY, edited, lay
@@ -146,6 +146,10 @@ WAN = {"num_attention_heads": 8, "attention_head_dim": 4, "patch_size": [1, 2, 2
 FLUX = {"num_attention_heads": 8, "attention_head_dim": 4, "in_channels": 64, "joint_attention_dim": 9, "patch_size": 1}
 
 
+QWEN = {**FLUX, "patch_size": 2, "in_channels": 64}
+KINDS = ((WAN, "WanTransformer3DModel"), (FLUX, "FluxTransformer2DModel"), (QWEN, "QwenImageTransformer2DModel"))
+
+
 @pytest.mark.parametrize(
     ("config", "sets", "said"),
     [
@@ -154,13 +158,14 @@ FLUX = {"num_attention_heads": 8, "attention_head_dim": 4, "in_channels": 64, "j
         (WAN, ("eval.size=[24, 24, 1]", "sampling.size=[64, 80, 1]"), "does not divide the 9 tokens of a sample"),
         (FLUX, ("sampling.size=[64, 80, 1]",), ""),
         (FLUX, ("sampling.size=[64, 80, 1]", "model.max_sequence_length=18"), "the 18 tokens of a prompt"),
+        (QWEN, ("sampling.size=[64, 80, 1]", "model.max_sequence_length=18"), ""),  # padded
     ],
 )
 def test_tokens_that_a_team_cannot_divide_are_counted(
     tmp_path: Path, config: dict[str, Any], sets: tuple[str, ...], said: str
 ) -> None:
     folder = checkpoint(tmp_path / "m", {"transformer": LAYERS})
-    kind = "WanTransformer3DModel" if config is WAN else "FluxTransformer2DModel"
+    kind = next(name for own, name in KINDS if own is config)
     (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": kind, **config}))
     vae = {"block_out_channels": [4, 4, 4], "latent_channels": 16}
     (folder / "vae" / "config.json").write_text(json.dumps(vae))
@@ -173,8 +178,9 @@ def test_tokens_that_a_team_cannot_divide_are_counted(
     ("kind", "heads", "said"),
     [
         ("WanTransformer3DModel", 6, "ulysses = 4 does not divide the 6 attention heads of transformer"),
-        ("QwenImageTransformer2DModel", 8, "tokens of transformer, a QwenImageTransformer2DModel, cannot be divided"),
+        ("LTXVideoTransformer3DModel", 8, "tokens of transformer, a LTXVideoTransformer3DModel, cannot be divided"),
         ("FluxTransformer2DModel", 8, ""),
+        ("QwenImageTransformer2DModel", 8, ""),
     ],
 )
 def test_a_network_that_a_team_cannot_compute_is_refused(tmp_path: Path, kind: str, heads: int, said: str) -> None:
@@ -184,6 +190,15 @@ def test_a_network_that_a_team_cannot_compute_is_refused(tmp_path: Path, kind: s
     problems = found(tmp_path, HERE, sets=("memory.ulysses=4",))
     assert [p.kind for p in problems] == (["teams"] if said else [])
     assert all(said in p.what for p in problems)
+
+
+@pytest.mark.parametrize("how", [("memory.ring=2", "memory.attention=_native_flash"), ("memory.attention=flash",)])
+def test_masked_prompts_are_divided_in_one_way_only(tmp_path: Path, how: tuple[str, ...]) -> None:
+    own = checkpoint(tmp_path / "m", {"transformer": LAYERS}) / "transformer" / "config.json"
+    for kind, count in (("FluxTransformer2DModel", 0), ("QwenImageTransformer2DModel", 1)):
+        own.write_text(json.dumps({"_class_name": kind, "num_attention_heads": 8}))
+        problems = found(tmp_path, HERE, sets=("memory.ulysses=2", *how))
+        assert ["masks its prompts" in p.what for p in problems] == [True] * count
 
 
 @pytest.mark.parametrize(("wrong", "other"), [("sampling", "eval"), ("eval", "sampling")])
@@ -196,7 +211,7 @@ def test_a_size_that_is_unsound_in_itself_hides_no_other(tmp_path: Path, model: 
 
 def test_what_sizes_are_multiples_of() -> None:
     def of(vae: Any, network: Any, own: type[AdapterSpec] = AdapterSpec) -> tuple[int, int]:
-        return disk.multiples(own(path="x"), {"vae": Part({}, vae), "transformer": Part({}, network)})  # type: ignore[arg-type]
+        return geometry.multiples(own(path="x"), {"vae": Part({}, vae), "transformer": Part({}, network)})  # type: ignore[arg-type]
 
     class Packing(AdapterSpec):
         patch = 2
@@ -208,7 +223,7 @@ def test_what_sizes_are_multiples_of() -> None:
     assert of(wan, {"patch_size": [1, 2, 2]}) == (16, 4)  # Wan 2.1
     assert of(wan | {"scale_factor_spatial": 16}, {"patch_size": [1, 2, 2]}) == (32, 4)  # Wan 2.2, 5B
     assert of({}, {}) == (1, 1)
-    assert disk.multiples(AdapterSpec(path="x"), {}) == (1, 1)  # type: ignore[arg-type]
+    assert geometry.multiples(AdapterSpec(path="x"), {}) == (1, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("frames", "near"), [(4, "1 and 5"), (2, "1 and 5"), (80, "77 and 81")])

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
@@ -17,7 +16,7 @@ from flowfactory.data.text import path_of
 from flowfactory.errors import DONE, Place, Problem, did_you_mean, listed, shown
 from flowfactory.plan import bases, faults, prompts
 from flowfactory.plan.checkpoint import Folder, Part, on_disk, parts
-from flowfactory.plan.geometry import geometry
+from flowfactory.plan.geometry import geometry, multiples
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.rules.rule import Rule, Where
 from flowfactory.spec.rules.teams import together, told
@@ -30,8 +29,13 @@ OTHERS = ("/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
 """Where a Linux kernel shows NVIDIA's GPUs; and what there is where torch may find some that are not shown there."""
 
 
-TEAMED = ("ChronoEditTransformer3DModel", "Flux2Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel")
+TEAMED = (
+    *("ChronoEditTransformer3DModel", "Flux2Transformer2DModel", "FluxTransformer2DModel"),
+    *("QwenImageTransformer2DModel", "WanTransformer3DModel"),
+)
 """Networks that several processes can compute together: diffusers divides their tokens, and not only to sample."""
+MASKED = ("QwenImageTransformer2DModel",)
+"""Those whose prompts have masks, and are made as long as divides."""
 
 
 def _files(where: Where, model: AdapterSpec, configs: bool = False) -> Iterator[Problem]:
@@ -127,32 +131,6 @@ def _near(side: int, step: int) -> tuple[int, int]:
     return max(side // step * step, step), max(-(-side // step) * step, step)
 
 
-def multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[int, int]:
-    """What pixels of a side, and frames after the first, are multiples of; 1 where the configs do not tell.
-
-    A VAE's levels each halve a picture; a network makes one token of a patch of latent pixels.
-    """
-    try:
-        found = _multiples(own, parts)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # odd configs tell nothing
-        return 1, 1
-    step, slower = (number if type(number) is int and number > 0 else 1 for number in found)
-    return step, slower
-
-
-def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
-    vae = next((part.config for name, part in parts.items() if name == "vae"), None)
-    network = next((part.config for name, part in parts.items() if own.trains(name)), None)
-    if vae is None or network is None:
-        return 1, 1
-    halvings = vae.get("temperal_downsample") or (vae.get("block_out_channels") or [0])[1:]
-    patch = network.get("patch_size")
-    side = patch[-1] if isinstance(patch, list) and patch else patch
-    scale = vae.get("scale_factor_spatial") or 2 ** len(halvings)
-    slower = vae.get("scale_factor_temporal") or 2 ** sum(map(bool, vae.get("temperal_downsample") or ()))
-    return scale * max(own.patch, side if isinstance(side, int) else 1), slower
-
-
 def _tokens(where: Where, own: AdapterSpec, memory: Memory, size: Size | None, table: str) -> Iterator[Problem]:
     if together(memory) == 1 or size is None:
         return
@@ -160,7 +138,8 @@ def _tokens(where: Where, own: AdapterSpec, memory: Memory, size: Size | None, t
         at = geometry(own, size, _parts(own))
     except (KeyError, StopIteration, ValueError):  # what configs do not say is found out when a run begins
         return
-    for what, count in (("prompt", at.text), ("sample", at.tokens - at.text)):
+    padded = any(part.config.get("_class_name") in MASKED for part in _parts(own).values())
+    for what, count in (("prompt", 0 if padded else at.text), ("sample", at.tokens - at.text)):
         if count % together(memory):
             wrong = f"{told(memory)} does not divide the {count} tokens of a {what}"
             yield Problem("teams", wrong, where(table, "size"), "choose a number that does, or another size")
@@ -173,6 +152,9 @@ def _teams(where: Where, own: AdapterSpec, memory: Memory) -> Iterator[Problem]:
         if kind not in TEAMED:
             what = f"{told(memory)}: tokens of {name}, a {kind}, cannot be divided among processes"
             yield Problem("teams", what, where("memory"), f"leave it out; those of {listed(TEAMED)} can")
+        elif kind in MASKED and (memory.ring > 1 or memory.attention not in (None, "native")):
+            what = f"{told(memory)}: {name}, a {kind}, masks its prompts: torch alone divides that, by ulysses"
+            yield Problem("teams", what, where("memory"), "leave out [memory] ring and attention")
         elif isinstance(heads, int) and heads % memory.ulysses:
             what = f"[memory] ulysses = {memory.ulysses} does not divide the {heads} attention heads of {name}"
             yield Problem("teams", what, where("memory", "ulysses"), f"set it to a divisor of {heads}")

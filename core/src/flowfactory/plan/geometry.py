@@ -68,6 +68,32 @@ def geometry(own: AdapterSpec, size: Size, parts: Mapping[str, Part]) -> Geometr
     return made
 
 
+def multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[int, int]:
+    """What pixels of a side, and frames after the first, are multiples of; 1 where the configs do not tell.
+
+    A VAE's levels each halve a picture; a network makes one token of a patch of latent pixels.
+    """
+    try:
+        found = _multiples(own, parts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # odd configs tell nothing
+        return 1, 1
+    step, slower = (number if type(number) is int and number > 0 else 1 for number in found)
+    return step, slower
+
+
+def _multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[Any, Any]:
+    vae = next((part.config for name, part in parts.items() if name == "vae"), None)
+    network = next((part.config for name, part in parts.items() if own.trains(name)), None)
+    if vae is None or network is None:
+        return 1, 1
+    halvings = vae.get("temperal_downsample") or (vae.get("block_out_channels") or [0])[1:]
+    patch = network.get("patch_size")
+    side = patch[-1] if isinstance(patch, list) and patch else patch
+    scale = vae.get("scale_factor_spatial") or 2 ** len(halvings)
+    slower = vae.get("scale_factor_temporal") or 2 ** sum(map(bool, vae.get("temperal_downsample") or ()))
+    return scale * max(own.patch, side if isinstance(side, int) else 1), slower
+
+
 def _read(own: AdapterSpec, size: Size, parts: Mapping[str, Part]) -> Geometry:
     network = next(part.config for name, part in parts.items() if own.trains(name))
     vae = parts["vae"].config

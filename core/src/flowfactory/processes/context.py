@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ import attrs
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.functional import pad
 
 from flowfactory.errors import RunError
 from flowfactory.spec.rules.teams import teams_of, told
@@ -33,6 +34,9 @@ UNEVEN = "must be divisible by mesh size"
 
 OLDER = "`torch.distributed._functional_collectives.* is deprecated"
 """What torch says of names by which diffusers calls it."""
+
+TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
+"""How a network is given prompts of lengths of their own. The mask knows no heads, and diffusers gathers it again."""
 
 BESIDE = "diffusers.hooks.context_parallel"
 """Who warns of noise levels that are not divided since a sample has one for all of its tokens, as it should."""
@@ -108,6 +112,11 @@ class Team:
         name, (ring, ulysses) = type(network).__name__, self.mesh.shape
         if not isinstance(network, ModelMixin) or not divisible(network._cp_plan):
             raise RunError(f"{self.asked}: tokens of {name} cannot be divided among processes; leave it out")
+        masked = MASK in _split(network._cp_plan)
+        if masked and ring > 1:
+            raise RunError(
+                f"{self.asked}: prompts of {name} have masks, which no ring divides; leave out [memory] ring"
+            )
         if (heads := network.config.get("num_attention_heads")) and heads % ulysses:
             raise RunError(f"[memory] ulysses = {ulysses} does not divide the {heads} attention heads of {name}")
         config = ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=self.mesh)
@@ -119,19 +128,41 @@ class Team:
             _enable(network, config, self.mesh)
         except ValueError as error:
             raise RunError(f"{self.asked}: {error}") from error
+        if masked:
+            network.register_forward_pre_hook(_padding(self.size), with_kwargs=True)
 
 
 def divisible(plan: Mapping[str, Any] | None) -> bool:
-    """Whether, by diffusers' plan of a network, its tokens are divided without masks, and gathered only at its end.
+    """Whether, by diffusers' plan of a network, its tokens are divided and gathered only at its end.
 
     What is computed between two gatherings has the whole gradient in every process, and sums would count it again.
     Masks of all heads do not fit the heads of one process.
     """
     if plan is None:
         return False
-    split = [name for part in plan.values() if isinstance(part, Mapping) for name in part]
     gathered = [name for name, part in plan.items() if not isinstance(part, Mapping)]
-    return not any("mask" in str(name) for name in split) and not any("." in name for name in gathered)
+    masks = [name for name in _split(plan) if "mask" in str(name) and name != MASK]
+    return not masks and not any("." in name for name in gathered)
+
+
+def _split(plan: Mapping[str, Any]) -> list[Any]:
+    """What is divided before a part of a network computes."""
+    return [name for part in plan.values() if isinstance(part, Mapping) for name in part]
+
+
+def _padding(
+    size: int,
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What makes the prompts that a network is called with as long as `size` processes can divide, under their mask."""
+
+    def padded(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        text, mask = named[TEXT], named.get(MASK)
+        if lacking := -text.shape[1] % size:
+            mask = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else mask
+            named = {**named, TEXT: pad(text, (0, 0, 0, lacking)), MASK: pad(mask, (0, lacking))}
+        return args, named
+
+    return padded
 
 
 class Once:
