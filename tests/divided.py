@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import attrs
+import bitsandbytes
 import pytest
 import torch
+from flowfactory.models.quantized import quantize, tell_peft
 from flowfactory.policy.loras import Given, LowRank
 from flowfactory.policy.weights import Weights, masters
 from flowfactory.processes.sharding import divide, gathered, like, whole
@@ -201,9 +203,38 @@ def closest_steps(ours: Weights, theirs: Weights) -> None:
         torch.testing.assert_close(mine[name], others[name], rtol=0, atol=2e-3)
 
 
+def compare_eight_bits(mesh: DeviceMesh) -> None:
+    """A frozen base in int8: each process has half of its numbers, and the whole of a layer only while it computes."""
+    networks = Network(), Network()
+    for network in networks:
+        quantize(network, "int8", torch.float32)
+        tell_peft(network.to("cpu"), "int8")
+        network.requires_grad_(False)
+    two = networks[1]
+    layers = [layer for layer in two.modules() if isinstance(layer, bitsandbytes.nn.Linear8bitLt)]
+    shapes = [layer.weight.shape for layer in layers]
+    divide(two, mesh, lambda _: None)
+    for layer, shape in zip(layers, shapes, strict=True):
+        assert isinstance(layer.weight, DTensor)
+        assert layer.weight.dtype == torch.int8
+        assert layer.weight.to_local().numel() < shape.numel()
+    start, gradients = torch.randn(4, 5, generator=torch.Generator().manual_seed(7)), []
+    for network in networks:
+        x = start.clone().requires_grad_(True)
+        y = network(x)
+        if network is two:
+            held = [layer.state.CB for layer in layers if layer.state.CB is not None]
+            assert held
+            assert all(tensor.untyped_storage().size() == 0 for tensor in held)
+        y.square().sum().backward()
+        gradients.append(torch.cat([y.detach().flatten(), x.grad.flatten()]))  # type: ignore[union-attr]
+    assert torch.equal(*gradients)
+
+
 def check() -> None:
     """In each of two processes that know of each other already."""
     mesh = init_device_mesh("cpu", (2,))
+    compare_eight_bits(mesh)
     for tuning in (FULL, LORA):
         compare(torch.distributed.get_rank(), mesh, tuning)
         compare_given(mesh, tuning)

@@ -245,7 +245,6 @@ CASES = (
     ),
     Case("no-reward", sets=("reward=[]",)),
     Case("shard", sets=("optimizer.bits=8", *ONE_BY_ONE), toy=EVEN),
-    Case("shard", sets=("model.quantize=int8", *ONE_BY_ONE), toy=EVEN),
     Case("shard-calls", sets=("memory.shard=true",), toy=EVEN),
     Case("merged", sets=("sampling.merged=true",)),
     Case("merged", sets=("sampling.merged=true", "full={}"), unsets=("lora",), toy=FREE),

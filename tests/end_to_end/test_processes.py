@@ -51,7 +51,7 @@ KINDS = {
         "--set=model.quantize=nf4",
         "--set=trainer.times={rule='uniform', count=1}",
     ),
-    "steps": ("--unset=full", "--set=lora.rank=2", "--set=trainer.name=stepgrpo"),
+    "steps": ("--unset=full", "--set=lora.rank=2", "--set=trainer.name=stepgrpo", "--set=model.quantize=int8"),
     "branches": (
         "--unset=full",
         "--set=lora.rank=2",

@@ -208,10 +208,10 @@ def test_a_quantized_base_is_counted(spec: Path, checkpoints: dict[str, Path], k
     stored = sum(t.nbytes for name, t in saved.items() if not name.endswith(("quant_map", "bitsandbytes__nf4")))
     one = estimate(made)["frozen"]
     assert one == pytest.approx(stored, rel=0.01)
-    if kind == "nf4":  # of two processes each has all scales
-        two = estimate(attrs.evolve(made, memory=attrs.evolve(made.memory, shard=True)), world=2)["frozen"]
-        packed = sum(t.numel() for name, t in saved.items() if t.dtype == torch.uint8 and name.endswith(".weight"))
-        assert 2 * (two or 0) - (one or 0) == pytest.approx(2 * packed // 64, abs=4)
+    two = estimate(attrs.evolve(made, memory=attrs.evolve(made.memory, shard=True)), world=2)["frozen"]
+    packed = sum(t.numel() for name, t in saved.items() if t.dtype == torch.uint8 and name.endswith(".weight"))
+    scales = {"nf4": 2 * packed // 64, "int8": sum(t.nbytes for name, t in saved.items() if name.endswith(".SCB"))}
+    assert 2 * (two or 0) - (one or 0) == pytest.approx(scales[kind], abs=4), "of two processes each has all scales"
 
 
 def test_one_of_two_experts_is_trained(spec: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:

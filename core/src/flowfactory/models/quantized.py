@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowfactory.builtin import Quantization
 from flowfactory.errors import RunError
@@ -37,6 +38,11 @@ def quantize(network: nn.Module, kind: Quantization, dtype: torch.dtype) -> None
 def tell_peft(network: nn.Module, kind: Quantization) -> None:
     """By these names peft knows which layers LoRA is to be put around; only once they are on their device."""
     setattr(network, {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}[kind], True)
+    if kind == "int8":
+        for layer in network.modules():
+            if isinstance(layer, _eight_bits()):
+                layer.init_8bit_state()
+                layer.state.CB = None
 
 
 def adamw(bits: int) -> type[torch.optim.Optimizer]:
@@ -57,10 +63,27 @@ def _layer(library: Any, layer: nn.Linear, kind: Quantization, dtype: torch.dtyp
         made = library.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4", device="meta")
         made.weight = library.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=made)
     else:
-        made = library.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=OUTLIER, device="meta")
+        made = _eight_bits()(*shape, has_fp16_weights=False, threshold=OUTLIER, device="meta")
         made.weight = library.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     made.bias = layer.bias
     return made
+
+
+@functools.cache
+def _eight_bits() -> Any:
+    """bitsandbytes' layer, which keeps its weight apart from its parameters, computing with what is its parameter now.
+
+    That of a divided layer is put together for each call, in memory that holds it again in the backward pass.
+    """
+    base: Any = importlib.import_module("bitsandbytes").nn.Linear8bitLt
+
+    class EightBits(base):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            self.state.CB, self.weight.CB = self.weight.data, None
+            made: Tensor = super().forward(x)
+            return made
+
+    return EightBits
 
 
 def _library(key: str) -> Any:

@@ -95,15 +95,6 @@ def _shard_bits(where: Where, shard: bool, bits: int) -> Iterator[Problem]:
         yield _divided(where, f"[optimizer] bits = {bits}")
 
 
-def _shard_quantize(where: Where, shard: bool, model: AdapterSpec) -> Iterator[Problem]:
-    """FSDP2 divides the numbers of nf4; their scales lie beside them, on every process."""
-    if shard and isinstance(model, PipelineSpec) and model.quantize == "int8":
-        what = (
-            '[memory] shard does not go together with [model] quantize = "int8", whose layers keep their weights whole'
-        )
-        yield Problem("shard", what, where("memory", "shard"), 'set it to "nf4", or leave out one of them')
-
-
 def _divided(where: Where, key: str) -> Problem:
     what = f"[memory] shard does not go together with {key}"
     return Problem("shard", what, where("memory", "shard"), "leave out one of them")
@@ -154,7 +145,6 @@ RULES: tuple[Rule, ...] = (
     ((*NEEDS, "run.precision"), _role_precision),
     (("memory.shard", "run.precision"), _shard_precision),
     (("memory.shard", "optimizer.bits"), _shard_bits),
-    (("memory.shard", "model.spec"), _shard_quantize),
     (("memory.shard", "model"), _shard_adapter),
     (
         ("memory.shard", "model", "sampling.micro_batch", "optimizer.micro_batch", "eval.micro_batch"),
