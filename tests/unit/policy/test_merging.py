@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
 from flowfactory.policy import merging
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Full, Lora
+from flowfactory_plugin_wan import WanSpec
+from flowfactory_plugin_wan.checkpoint import tiny_wan
+from flowfactory_plugin_wan.wan import Wan
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
@@ -56,6 +63,39 @@ def test_merged_answers_are_within_rounding_and_weights_come_back(dtype: torch.d
     assert torch.equal(net(x, WORDS), apart)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in weights.parameters.values())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@torch.no_grad()
+def test_both_experts_of_wan_are_merged_within_rounding(tmp_path: Path, dtype: torch.dtype, bound: float) -> None:
+    tiny_wan(experts=2).save_pretrained(tmp_path)
+    adapter, size = Wan(WanSpec(path=str(tmp_path))), Size(32, 32, 5)
+    adapter.load(torch.device("cpu"), dtype)
+    networks = adapter.networks()
+    weights = Weights(networks, LORA, adapter.lora_targets(), [], 0)
+    for number, parameter in enumerate(weights.parameters.values()):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 4
+    before = {name: bits(network) for name, network in networks.items()}
+    conditions = adapter.encode([Row("a cat"), Row("a dog")])
+    x = torch.randn(2, *adapter.latent_shape(size), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def velocity() -> Tensor:
+        """Of two samples, each of which is another expert's."""
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return adapter.velocity(x, torch.tensor([0.99, 0.1]), conditions, 1.0, size).float()
+
+    apart = velocity()
+    with weights.using("reference"):
+        base = velocity()
+    with weights.merged():
+        merged = velocity()
+    for one, other, without in zip(merged, apart, base, strict=True):
+        assert (one - other).abs().max() <= bound * other.abs().max()
+        assert (other - without).abs().max() > 10 * bound
+    assert len(networks) == 2
+    for name, network in networks.items():
+        assert all(torch.equal(tensor, before[name][key]) for key, tensor in network.state_dict().items())
+    assert torch.equal(velocity(), apart)
 
 
 @torch.no_grad()
