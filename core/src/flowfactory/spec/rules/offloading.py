@@ -36,9 +36,12 @@ def _merged(where: Where, offload: Sequence[str], merged: bool) -> Iterator[Prob
 
 
 def _shard(where: Where, offload: Sequence[str], shard: bool) -> Iterator[Problem]:
-    for name in ("weights", "optimizer"):
+    whys = {
+        "weights": "FSDP2 has all that it divides in main memory or nothing of it, what is trained and its steps, too",
+        "optimizer": "its state is divided as the weights are, and lies where they do",
+    }
+    for name, why in whys.items():
         if name in offload and shard:
-            why = "it divides them among the processes, and puts together by itself what computes"
             yield _apart(where, name, "[memory] shard", why, "leave out one of them")
 
 
