@@ -100,4 +100,4 @@ class Stopwatch:
     def _stop(self) -> None:
         if len(self._started) == 1:  # a forward pass inside a backward pass (checkpointing) is not counted twice
             self._spans.append((self._clock.phase, self._started[0], self._now()))
-        self._started.pop()
+        del self._started[-1:]  # none where the pass was stopped before it began
