@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -92,7 +93,6 @@ class Asked:
     def __init__(self, entry: RewardEntry, reward: Reward) -> None:
         self.entry, self.reward = entry, reward
         self.device = torch.device("cpu")
-        self._stream: torch.cuda.Stream | None = None
         self._places = Places(entry.workers, entry.timeout)
 
     @property
@@ -118,11 +118,10 @@ class Asked:
     def follow(self) -> None:
         """Let calls to come see what was computed so far, and wait for nothing later.
 
-        On a GPU they have a stream of their own, or else who reads an answer back would wait for sampling's queue.
+        On a GPU rewards have a stream of their own, or else who reads an answer back would wait for sampling's queue.
         """
-        if self.device.type == "cuda":
-            self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        if (beside := _stream(self.device)) is not None:
+            beside.wait_stream(torch.cuda.current_stream(self.device))
 
     def ask(self, samples: Sequence[Sample], over: Callable[[], bool] = never) -> Answer:
         """Its scores, asked for again as `on_error` says; samples of one group must be neighbours.
@@ -198,7 +197,7 @@ class Asked:
     def _answer(self, samples: Sequence[Sample]) -> list[float]:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # threads do not inherit it
-        with torch.cuda.stream(self._stream), calling(self.title), torch.no_grad():
+        with torch.cuda.stream(_stream(self.device)), calling(self.title), torch.no_grad():
             # Answers are read here, since a generator only computes when it is read.
             answer: Any = self.reward.score([copied(sample) for sample in samples])
             if isinstance(answer, (Mapping, Set, str, bytes)):
@@ -210,6 +209,12 @@ class Asked:
                 count = f"more than {len(samples)}" if len(scores) > len(samples) else len(scores)
                 raise Failed(f"{self.title} returned {count} scores for {len(samples)} samples")
             return [number(self.entry.label, one, sample) for one, sample in zip(scores, samples, strict=True)]
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    """In what all rewards on a GPU compute, one after another: they may share what each of them has made."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 @attrs.frozen(eq=False)
