@@ -14,9 +14,14 @@ from diffusers import (
     QwenImageTransformer2DModel,
     WanTransformer3DModel,
 )
+from flowfactory.contracts.key import Size
+from flowfactory.contracts.types import Row
 from flowfactory.errors import RunError
 from flowfactory.processes.context import Team, Uneven
 from flowfactory.spec.tables import Memory
+from flowfactory_plugin_qwen_image import QwenImageSpec
+from flowfactory_plugin_qwen_image.checkpoint import tiny_qwen_image
+from flowfactory_plugin_qwen_image.qwen_image import QwenImage
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -113,6 +118,30 @@ def compare(team: Team, make: Callable[[], tuple[nn.Module, Inputs, str]], recom
     near(own, v, COARSE)
 
 
+def through_its_pipeline(team: Team) -> None:
+    """Qwen-Image as its adapter calls it, with guidance, and with prompts of an odd number of tokens."""
+    adapter = QwenImage(QwenImageSpec(path="made here"))
+    adapter.adopt(tiny_qwen_image(), torch.device("cpu"), torch.float32)
+    size = Size(32, 32)
+    conditions = adapter.encode([Row("a cat"), Row("two dogs that bark")])
+    (network,) = adapter.networks().values()
+    lengths: list[int] = []
+    seen = network.register_forward_pre_hook(
+        lambda _, args, named: lengths.append(named["encoder_hidden_states"].shape[1]), with_kwargs=True
+    )
+    x = noise(2, *adapter.latent_shape(size))
+
+    def velocity() -> Tensor:
+        return adapter.velocity(x, torch.tensor([0.5, 0.3]), conditions, 3.0, size)
+
+    with torch.no_grad():
+        alone = velocity()
+        seen.remove()
+        assert any(length % 2 for length in lengths), lengths
+        team.divide(network)
+        near(velocity(), alone, ROUNDED)
+
+
 def refuses(team: Team) -> None:
     """What cannot be computed by a team is told as a network is divided, or as it is called."""
     masks_of_all_heads = LTXVideoTransformer3DModel(
@@ -171,6 +200,7 @@ def check() -> None:
     compare(team, flux, recompute=True, attention="native")
     compare(team, qwen, recompute=True, attention="native")
     compare(team, lambda: qwen(7, (7, 7)), recompute=False, attention="native")  # without a mask
+    through_its_pipeline(team)
     publicly(team)
     ring, library = Team.of(rank, 2, Memory(ring=2), "cpu"), flash_on_cpu()
     compare(ring, wan, recompute=True, attention="_native_flash")
