@@ -24,8 +24,8 @@ from flowfactory.models.tiny import (
     umt5_encoder,
 )
 from further_images import kandinsky5_conditioned
-from other_images import ATTENTION
-from other_videos import kandinsky5_video, sana_video, wan_vae
+from other_images import ATTENTION, qwen_vl
+from other_videos import kandinsky5_video, sana_video, unipc, wan_vae
 from rare_families import of_parts
 from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
@@ -226,4 +226,21 @@ def sana_world() -> DiffusionPipeline:
             chunk_plucker_post_attn_blocks=1,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def cosmos_25() -> DiffusionPipeline:
+    language = qwen_vl()
+    return guarded(
+        "Cosmos2_5_PredictBasePipeline",
+        unipc(),
+        tokenizer=byte_tokenizer(),
+        text_encoder=language,
+        vae=wan_vae(),
+        transformer=cosmos_network(
+            in_channels=17,
+            use_crossattn_projection=True,
+            crossattn_proj_in_channels=2 * WIDTH,
+            encoder_hidden_states_channels=WIDTH,
+        ),
     )

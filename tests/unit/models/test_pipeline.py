@@ -13,7 +13,7 @@ from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Row
 from flowfactory.errors import RunError
-from flowfactory.models import stepping, tap
+from flowfactory.models import reading, stepping, tap
 from flowfactory.models.pipeline import PipelineAdapter
 from oracle import conditions_of, lora_without_gradient, rollout, run
 from PIL import Image
@@ -376,7 +376,7 @@ def test_what_its_call_needs_beyond_a_row_is_seen_before_it_is_called(folder):
             raise AssertionError("called")
 
     pipe = changed(folder, Posed).pipe
-    (reason,) = tap.reasons_against(pipe)
+    (reason,) = reading.reasons_against(pipe)
     assert reason == "its call needs `face_video`, `pose_video`, which rows of data do not have"
 
 
@@ -385,8 +385,8 @@ def test_sound_is_refused_for_what_it_is(folder):
         def __call__(self, prompt=None, audio_latents=None):
             raise AssertionError("called")
 
-    (reason,) = tap.reasons_against(changed(folder, Loud).pipe)
-    assert reason.startswith("it makes sound, alone or beside images")
+    (reason,) = reading.reasons_against(changed(folder, Loud).pipe)
+    assert reason.startswith("sound is among what it denoises or looks at")
 
 
 class OneRow(StableDiffusion3Pipeline):

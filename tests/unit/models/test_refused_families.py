@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.types import Row
-from flowfactory.models import tap
+from flowfactory.models import reading, tap
 from flowfactory.models.pipeline import PipelineAdapter
 from more_families import refused, small_sizes
 from PIL import Image
@@ -44,7 +44,7 @@ def test_it_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     pipe = BUILDERS[name].make()
     assert type(pipe).__name__ == name
-    reasons[name] = next(iter(tap.reasons_against(pipe)), None) or refusal(pipe, tmp_path, BUILDERS[name].size)
+    reasons[name] = next(iter(reading.reasons_against(pipe)), None) or refusal(pipe, tmp_path, BUILDERS[name].size)
     if not WRITES:
         assert without_lines(documented()[name]) == without_lines(reasons[name])
 
@@ -58,7 +58,7 @@ def test_what_signatures_show_is_refused_by_class() -> None:
 
 def by_class(name: str) -> str | None:
     """The first reason against all pipelines of a class."""
-    return next(iter(tap.reasons_against_class(getattr(diffusers, name))), None)
+    return next(iter(reading.reasons_against_class(getattr(diffusers, name))), None)
 
 
 def without_lines(reason: str) -> str:

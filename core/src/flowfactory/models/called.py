@@ -213,7 +213,7 @@ class CalledPipeline(Adapter[SpecT]):
         elif x is not None and not tap.prepares_latents(self.pipe):
             raise self._refusal("it takes no latents in place of its own")
         elif x is not None:
-            members["prepare_latents"] = tap.replacing_latents(self.pipe, x)
+            members["prepare_latents"] = tap.replacing_latents(self.pipe, x, self._place(size))
         with tap.seeded(self.pipe, seed), tap.steady_vae(self.pipe) as encoded:
             outcome = self._call(members, self._arguments(guidance, size, arguments))
         self._encodes = self._encodes or bool(encoded)
@@ -243,6 +243,10 @@ class CalledPipeline(Adapter[SpecT]):
     @abstractmethod
     def _handed(self, size: Size) -> bool:
         """Whether the pipeline takes latents in the shape in which its scheduler sees them."""
+
+    @abstractmethod
+    def _place(self, size: Size) -> tap.Place | None:
+        """Where these are among the latents that the pipeline prepares, if there are others."""
 
 
 def _batch(prompt: str, negative: str, images: Sequence[Image.Image], times: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
         pipe = reading.read(self.spec, dtype, encoded is None, self.pipeline)
-        for reason in tap.reasons_against(pipe):
+        for reason in reading.reasons_against(pipe):
             raise tap.refusal(self.spec.path, type(pipe).__name__, reason)
         self.adopt(self._placed(pipe, device, dtype), device, dtype, encoded)
 
@@ -170,9 +170,11 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """By the pipeline, which is given a schedule without steps, or else one step that changes nothing."""
-        conditions = self._stand_in()
+        return self._decoded(x, size, self._stand_in())
+
+    def _decoded(self, x: Tensor, size: Size, conditions: Conditions) -> Tensor:
         if self._one_by_one(conditions) and len(x) > 1:
-            return torch.cat([PipelineAdapter.decode(self, one, size) for one in x.split(1)])  # type: ignore[no-untyped-call]
+            return torch.cat([self._decoded(one, size, conditions) for one in x.split(1)])  # type: ignore[no-untyped-call]
         conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in conditions.items()}
         finished = stepping.scheduler(self.pipe.scheduler, [0.0], [])
         try:

@@ -1,7 +1,8 @@
-"""How the pipeline that a spec names is read, and what is said where it cannot be."""
+"""How the pipeline that a spec names is read, and what is said where it cannot be, or cannot be trained."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from torch import nn
 from flowfactory.builtin import PipelineSpec
 from flowfactory.models import tap
 from flowfactory.plan import checkpoint
+
+GIVEN = {"self", "prompt", "image", "images"}
+"""Arguments of a pipeline's call that rows have values for."""
+
+SIZES = {"height", "width", "grid_h", "grid_w"}
+PIECES = {"num_latent_frames_per_chunk", "latent_window_size", "temporal_tile_size"}
+MASKS = {"mask_image", "mask_video"}
+"""Names that arguments have for a size, for the length of a piece of a video, and for what is to be filled in."""
 
 
 def read(
@@ -111,5 +120,67 @@ def _refuse_by_class(path: str, found: str, expected: type[Any] | None) -> None:
         known = None
     if expected is not None and found != expected.__name__ and not (known and issubclass(known, expected)):
         raise tap.refusal(path, found, f"it is no {expected.__name__}; the adapter `diffusers` may serve it")
-    for reason in tap.reasons_against_class(known) if known else ():
+    for reason in reasons_against_class(known) if known else ():
         raise tap.refusal(path, found, reason)
+
+
+def reasons_against(pipe: DiffusionPipeline) -> list[str]:
+    """Why the pipeline cannot be trained, as far as its parts and its arguments show; empty if they show nothing."""
+    if by_call := reasons_against_class(type(pipe)):
+        return by_call
+    scheduler = pipe.components.get("scheduler")
+    if scheduler is None:
+        return ["it has no `scheduler`, so it carries nothing from noise to data"]
+    name, config = type(scheduler).__name__, scheduler.config
+    flow = name.startswith("FlowMatch") or (
+        config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
+    )
+    reasons = {
+        f"its scheduler {name} is not set up for flow matching": not flow,
+        f"its scheduler {name} calls the network several times a step": scheduler.order != 1,
+        "its noise levels rise": config.get("invert_sigmas", False),
+        "it has no transformer to train": not tap.networks(pipe),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def reasons_against_class(pipeline: Any) -> list[str]:
+    """Why no pipeline of this class can be trained, as far as its signatures show; empty if they show nothing."""
+    arguments = _arguments(pipeline.__call__)
+    parts = _arguments(pipeline.__init__)
+    needed = {
+        argument
+        for argument, parameter in arguments.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    wanting = ", ".join(f"`{one}`" for one in sorted(needed - GIVEN))
+    encoding = [_arguments(getattr(pipeline, name)).keys() for name in tap.encoding(pipeline)]
+    strength = arguments.get("strength")
+    reasons = {
+        "sound is among what it denoises or looks at; only images and frames are trained here": any(
+            word in argument for argument in arguments for word in ("audio", "waveform")
+        ),
+        "its network reads prompts itself, so that nothing can be encoded beforehand": not any(
+            re.fullmatch(tap.ENCODER, part) for part in parts
+        ),
+        "what it makes of a prompt holds for one size only, and prompts are encoded here before sizes are known": any(
+            "prompt" in takes and SIZES & takes for takes in encoding
+        ),
+        f"its call needs {wanting}, which rows of data do not have": wanting,
+        "it is steered by a control image, which rows of data do not have": "control_image" in arguments
+        or "controlnet" in parts,
+        "it is steered by a control video, which rows of data do not have": "control_video" in arguments,
+        "it is steered by the path of a camera, which rows of data do not have": "c2w" in arguments,
+        "it takes an image apart into layers, of which rows and rewards have one": "layers" in arguments,
+        "it makes a video piece by piece, each from noise of its own, and a sample here has one noise": PIECES
+        & arguments.keys(),
+        "it fills in a masked part of an image or a video, and rows of data have no masks": MASKS & arguments.keys(),
+        "it starts from an image or a video under some noise, not from noise": strength and strength.default != 1,
+        "it refines an image that it mixes with fresh noise in every call": not strength
+        and "strength" in _arguments(getattr(pipeline, "prepare_latents", id)),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def _arguments(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(inspect.unwrap(function)).parameters

@@ -31,6 +31,10 @@ class Reached(Stop):
         self.model_output = model_output
         self.sample = sample
 
+    def part(self, place: tuple[slice, ...] | None) -> Reached:
+        """Of these latents only, if not of all."""
+        return self if place is None else Reached(self.model_output[place], self.sample[place])
+
 
 @attrs.define(eq=False)
 class Watch:

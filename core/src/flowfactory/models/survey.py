@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from abc import abstractmethod
 from typing import Any, TypeVar
 
 import attrs
@@ -12,8 +14,9 @@ from torch import Tensor
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions
-from flowfactory.models import stepping, tap
+from flowfactory.models import stepping, tap, targets
 from flowfactory.models.called import GUIDED, CalledPipeline
+from flowfactory.models.recording import lengths
 from flowfactory.models.stepping import Reached
 
 SpecT = TypeVar("SpecT", bound=PipelineSpec)
@@ -25,16 +28,7 @@ NOISE = 1e-2
 """The most by which two answers to one question may be apart, as a share of their length."""
 
 
-@attrs.frozen
-class Region:
-    """Where the latents that are trained lie among those that are stepped: at the end of one axis."""
-
-    axis: int
-    length: int
-
-    def of(self, whole: Tensor) -> Tensor:
-        """The trained latents among all of them."""
-        return whole.narrow(self.axis, whole.shape[self.axis] - self.length, self.length)
+AMONG = "it puts its condition image among the latents that it decodes, and latents are decoded here without an image"
 
 
 @attrs.frozen(eq=False)
@@ -42,16 +36,17 @@ class Survey:
     """What was learnt about a size when it was first asked for.
 
     shape: of one latent. handed: the pipeline takes latents in that shape; otherwise they replace what its
-    `prepare_latents` returns. region: where they are, if the pipeline steps others beside them. sigmas, timesteps: a
-    schedule of 1000 steps, or of as many as the pipeline always takes. noise: how far two answers to one question are
-    apart, as a share.
+    `prepare_latents` returns. place: where they are in that, if it returns others beside them. part: where they are
+    among those that are stepped, if the pipeline steps others, too. sigmas, timesteps: a schedule of 1000 steps, or of
+    as many as the pipeline always takes. noise: how far two answers to one question are apart, as a share.
     """
 
     shape: tuple[int, ...]
     handed: bool
     sigmas: Tensor
     timesteps: Tensor
-    region: Region | None = None
+    place: tap.Place | None = None
+    part: tap.Place | None = None
     noise: float = 0.0
 
 
@@ -63,20 +58,50 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         self._surveys: dict[Size, Survey] = {}
         self._schedules: dict[tuple[int, Size], Tensor] = {}
         self._timesteps: dict[Size, dict[float, float]] = {}
+        self._shapes: dict[tuple[Any, ...], tuple[int, ...]] = {}
 
     def _reach(
         self, x: Tensor, level: float, conditions: Conditions, guidance: float, size: Size, seed: int = 0
     ) -> Reached:
+        self._refuse_other_shape(conditions, size)
         pinned = stepping.scheduler(self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)])
-        return self._reached(self._run(conditions, guidance, size, pinned, x, seed=seed), self._survey(size).region)
+        reached = self._reached(self._run(conditions, guidance, size, pinned, x, seed=seed), pinned)
+        return reached.part(self._survey(size).part)
 
-    def _reached(self, outcome: Any, region: Region | None = None) -> Reached:
-        if not isinstance(outcome, Reached):
-            raise self._refusal("it never calls its scheduler's step, or not for every frame")
-        return outcome if region is None else Reached(region.of(outcome.model_output), region.of(outcome.sample))
+    def _reached(self, outcome: Any, scheduler: Any) -> Reached:
+        if isinstance(outcome, Reached):
+            return outcome
+        if scheduler.watch.frames:
+            raise self._refusal("it steps only some of its frames, and takes the others from its condition image")
+        raise self._refusal("it never calls its scheduler's step")
 
     def _handed(self, size: Size) -> bool:
         return self._survey(size).handed
+
+    def _place(self, size: Size) -> tap.Place | None:
+        return self._survey(size).place
+
+    def _refuse_other_shape(self, conditions: Conditions, size: Size) -> None:
+        """Where what is made has the shape of a condition image, every row's has to lead to the same."""
+        if "height" in self._parameters:
+            return
+        shape, expected = (self._shape_made(own, size) for own in (conditions, self._stand_in()))
+        if shape != expected:
+            raise self._refusal(
+                f"what it makes has the shape of its condition image, and of one of a row it makes latents {shape}, "
+                f"where those of {_words(size)} are {expected}; give all rows images of one shape"
+            )
+
+    def _shape_made(self, conditions: Conditions, size: Size) -> tuple[int, ...]:
+        """Of what its autoencoder would decode, by the sizes of the images that conditions are of."""
+        pictures = tuple(name for name in conditions if name.startswith(f"{tap.IMAGE}."))
+        key = size, *(tuple(lengths(conditions, name)[0].tolist()) for name in pictures)
+        if key not in self._shapes:
+            finished = stepping.scheduler(self.pipe.scheduler, [0.0], [])
+            own = {name: tensor[:1] for name, tensor in conditions.items()}
+            z = targets.handed(self.pipe.vae, lambda _: self._run(own, 1.0, size, finished, None), torch.empty(0))
+            self._shapes[key] = tuple(z.shape[1:])
+        return self._shapes[key]
 
     def _timestep(self, level: float, size: Size) -> float:
         """What the pipeline tells its network at a noise level: a schedule's own entry, or what lies between."""
@@ -121,9 +146,9 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         survey, conditions, looked = self._survey(size), self._stand_in(), {0, steps // 2, steps - 1}
         own = stepping.scheduler(self.pipe.scheduler, wanted=looked)
         with stepping.resting(tap.networks(self.pipe), own.watch):
-            self._reached(self._run(conditions, GUIDED, size, own, None, steps))
+            self._reached(self._run(conditions, GUIDED, size, own, None, steps), own)
         for number, seen in sorted(own.watch.noted.items()):
-            theirs = self._reached(seen, survey.region)
+            theirs = seen.part(survey.part)
             ours = self._reach(theirs.sample, float(own.sigmas[number]), conditions, GUIDED, size)
             self._see_finite(theirs.model_output, ours.model_output)
             if not (gap := _gap(ours.model_output, theirs.model_output)) <= ROUNDING + 4 * survey.noise:
@@ -146,18 +171,23 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
     @torch.no_grad()
     def _look_at(self, size: Size) -> None:
         conditions = self._stand_in()
-        prepared: list[tuple[int, ...]] = []
-        with tap.noting_latents(self.pipe, prepared):
-            own = self._reached(self._run(conditions, GUIDED, size, stepping.scheduler(self.pipe.scheduler), None))
+        changed = _with_other_pictures(conditions)
+        own, prepared = self._prepared(conditions, size)
         look = Survey(tuple(own.sample.shape[1:]), True, *self._schedule(1000, size))
-        if prepared and (region := _region(prepared[0], own.sample.shape)):
-            look = attrs.evolve(look, shape=prepared[0][1:], region=region)
+        if prepared is not None and (part := _place(prepared, own.sample)):
+            look = attrs.evolve(look, shape=prepared.shape[1:], part=part)
+        elif prepared is not None:
+            look = attrs.evolve(look, place=_place(own.sample, prepared))
         x = torch.randn(1, *look.shape, generator=torch.Generator().manual_seed(0))
         x = x.to(self._dtype).to(own.sample)  # as core hands it over: some are stepped in float32 all the same
         level = float(look.sigmas[0])
-        one = self._first_answer(look, x, level, conditions, size, prepared[0] if prepared else None)
-        if not _same(one.sample, x):
-            raise self._refusal("it changes the latents it is given")
+        try:
+            one = self._first_answer(look, x, level, conditions, size, prepared)
+        except tap.Refused as error:
+            again = self._prepared(changed, size)[1] if changed else None
+            if prepared is not None and again is not None and not _same(prepared, again):
+                raise self._refusal(AMONG) from error
+            raise
         again, other = (self._reach(x, level, conditions, 1.0, size, seed).model_output for seed in (0, 1))
         self._see_finite(one.model_output, again, other)
         noise = _gap(again, one.model_output)
@@ -165,14 +195,26 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
             raise self._refusal(f"asked the same twice, its answers are {noise:.1e} of their length apart")
         if not _gap(other, one.model_output) <= ROUNDING + 4 * noise:
             raise self._refusal("it adds fresh noise in every call")
-        if (changed := _with_other_pictures(conditions)) and not _gap(
-            self._reach(x, level, changed, 1.0, size).model_output, one.model_output
-        ):
+        if changed and not _gap(self._reach(x, level, changed, 1.0, size).model_output, one.model_output):
             raise self._refusal("it does not look at its condition image where it is handed latents to begin with")
         self._surveys[size] = attrs.evolve(self._surveys[size], noise=noise)
-        frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
+        media = self.decode(x, size)
+        frames, _, height, width = (1, *media.shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
             raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; asked for it, it makes {_words(made)}")
+        if changed and not _gap(self._decoded(x, size, changed), media) <= ROUNDING + 4 * noise:
+            raise self._refusal(AMONG)
+
+    def _prepared(self, conditions: Conditions, size: Size) -> tuple[Reached, Tensor | None]:
+        """The first step of the pipeline's own run, and what its `prepare_latents` returned, if it has that."""
+        noted, own = list[Tensor](), stepping.scheduler(self.pipe.scheduler)
+        with tap.noting_latents(self.pipe, noted):
+            reached = self._reached(self._run(conditions, GUIDED, size, own, None), own)
+        return reached, noted[0] if noted else None
+
+    @abstractmethod
+    def _decoded(self, x: Tensor, size: Size, conditions: Conditions) -> Tensor:
+        """What the pipeline makes of latents; of these conditions only the images may matter."""
 
     def _see_finite(self, *answers: Tensor) -> None:
         """Refuse what nothing can be compared with."""
@@ -187,7 +229,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         level: float,
         conditions: Conditions,
         size: Size,
-        prepared: tuple[int, ...] | None,
+        prepared: Tensor | None,
     ) -> Reached:
         """At `x`, handed over, or in the place of latents that the pipeline prepares and perhaps packs."""
         self._surveys[size] = look
@@ -199,12 +241,15 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
             pass
         self._surveys[size] = attrs.evolve(look, handed=False)
         try:
-            return self._reach(x, level, conditions, 1.0, size)
+            one = self._reach(x, level, conditions, 1.0, size)
         except tap.Refused as error:
-            if prepared is None or prepared[1:] == look.shape:
+            if prepared is None or look.place or prepared.shape[1:] == look.shape:
                 raise
-            what = f"its scheduler steps latents {look.shape}, and what it prepares is {prepared[1:]}"
-            raise self._refusal(f"{what}, so that nothing can be handed over in their place") from error
+            counts = f"{torch.Size(look.shape).numel()} of the {prepared[0].numel()} numbers that it prepares"
+            raise self._refusal(f"it steps {counts} for a sample, which cannot be told from the others") from error
+        if not _same(one.sample, x):
+            raise self._refusal("it changes the latents it is given")
+        return one
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
@@ -225,17 +270,14 @@ def _same(sample: Tensor, x: Tensor) -> bool:
     return sample.shape == x.shape and (torch.equal(sample.to(x.dtype), x) or torch.equal(sample, x.to(sample.dtype)))
 
 
-def _region(prepared: tuple[int, ...], stepped: tuple[int, ...]) -> Region | None:
-    """Where prepared latents are among those that are stepped, if these are longer along one axis alone."""
-    longer = [axis for axis, (a, b) in enumerate(zip(prepared, stepped, strict=False)) if a < b]
-    if (
-        len(prepared) != len(stepped)
-        or len(longer) != 1
-        or longer[0] == 0
-        or any(a > b for a, b in zip(prepared, stepped, strict=True))
-    ):
+def _place(part: Tensor, whole: Tensor) -> tap.Place | None:
+    """Where the values of some latents are at the ends of the axes of others, of which there are more."""
+    sizes = [*zip(part.shape[1:], whole.shape[1:], strict=False)]
+    if part.dim() != whole.dim() or part.shape == whole.shape or any(few > many for few, many in sizes):
         return None
-    return Region(longer[0], prepared[longer[0]])
+    ends = [[slice(0, few)] + [slice(many - few, many)] * (few < many) for few, many in sizes]
+    places = ((slice(None), *place) for place in itertools.product(*ends))
+    return next((place for place in places if _same(whole[place], part)), None)
 
 
 def _words(size: Size) -> str:

@@ -1,4 +1,4 @@
-"""How a diffusers pipeline is read, judged, and called with stand-ins for some of its members."""
+"""How a diffusers pipeline is looked at, and called with stand-ins for some of its members."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ IMAGE = "image"
 ENCODER = r"(text|image|vision_language)_encoder(_\d)?"
 """Names of a pipeline's parts that only turn prompts and images into tensors."""
 
-GIVEN = {"self", "prompt", "image", "images"}
-"""Arguments of a pipeline's call that rows have values for."""
+
+Place = tuple[slice, ...]
+"""Where some latents are among others, which begin or end with them along each axis."""
 
 
 class AtTheVae(Stop):
@@ -72,52 +73,6 @@ def undecorated(pipe: DiffusionPipeline) -> Callable[..., Any]:
     return call
 
 
-def reasons_against(pipe: DiffusionPipeline) -> list[str]:
-    """Why the pipeline cannot be trained, as far as its parts and its arguments show; empty if they show nothing."""
-    if by_call := reasons_against_class(type(pipe)):
-        return by_call
-    scheduler = pipe.components.get("scheduler")
-    if scheduler is None:
-        return ["it has no `scheduler`, so it carries nothing from noise to data"]
-    name, config = type(scheduler).__name__, scheduler.config
-    flow = name.startswith("FlowMatch") or (
-        config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
-    )
-    reasons = {
-        f"its scheduler {name} is not set up for flow matching": not flow,
-        f"its scheduler {name} calls the network several times a step": scheduler.order != 1,
-        "its noise levels rise": config.get("invert_sigmas", False),
-        "it has no transformer to train": not networks(pipe),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
-
-
-def reasons_against_class(pipeline: type[Any]) -> list[str]:
-    """Why no pipeline of this class can be trained, as far as its signatures show; empty if they show nothing."""
-    arguments = inspect.signature(inspect.unwrap(pipeline.__call__)).parameters
-    parts = inspect.signature(pipeline.__init__).parameters
-    needed = {
-        argument
-        for argument, parameter in arguments.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    }
-    wanting = ", ".join(f"`{one}`" for one in sorted(needed - GIVEN))
-    reasons = {
-        "it makes sound, alone or beside images that depend on the noise of the sound; only images and frames are "
-        "trained here": any(word in argument for argument in arguments for word in ("audio", "waveform")),
-        "its network reads prompts itself, so that nothing can be encoded beforehand": not any(
-            re.fullmatch(ENCODER, part) for part in parts
-        ),
-        f"its call needs {wanting}, which rows of data do not have": wanting,
-        "it is steered by a control image, which rows of data do not have": "control_image" in arguments
-        or "controlnet" in parts,
-        "it is steered by a control video, which rows of data do not have": "control_video" in arguments,
-        "it takes an image apart into layers, of which rows and rewards have one": "layers" in arguments,
-        "it starts from an image instead of noise": {"strength", "mask_image"} & arguments.keys(),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
-
-
 def parameters(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
     """What the pipeline's `__call__` takes."""
     return inspect.signature(undecorated(pipe)).parameters
@@ -141,11 +96,12 @@ def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
 
 def encode_methods(pipe: DiffusionPipeline) -> dict[str, Callable[..., Any]]:
     """The pipeline's own methods that turn prompts and images into tensors, or into other prompts."""
-    return {name: getattr(pipe, name) for name in _encoding(pipe.__class__)}
+    return {name: getattr(pipe, name) for name in encoding(pipe.__class__)}
 
 
 @functools.cache
-def _encoding(pipeline: Any) -> tuple[str, ...]:
+def encoding(pipeline: Any) -> tuple[str, ...]:
+    """The names of such methods of a class."""
     return tuple(name for name in dir(pipeline) if _encodes(name, getattr(pipeline, name)))
 
 
@@ -191,14 +147,17 @@ def prepares_latents(pipe: DiffusionPipeline) -> bool:
     return "prepare_latents" in dir(type(pipe))
 
 
-def replacing_latents(pipe: DiffusionPipeline, x: Tensor) -> Callable[..., Any]:
-    """The pipeline's `prepare_latents`, with `x` for the latents it returns first."""
+def replacing_latents(pipe: DiffusionPipeline, x: Tensor, place: Place | None = None) -> Callable[..., Any]:
+    """The pipeline's `prepare_latents`, with `x` for the latents it returns first, or at a place among these."""
     original = pipe.prepare_latents
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         made = original(*args, **kwargs)
         latents, *rest = made if isinstance(made, tuple) else (made,)
         given = x.to(latents.device, latents.dtype)
+        if place is not None:
+            latents[place] = given
+            given = latents
         return (given, *rest) if isinstance(made, tuple) else given
 
     return prepare_latents
@@ -253,8 +212,8 @@ def steady_vae(pipe: DiffusionPipeline) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def noting_latents(pipe: DiffusionPipeline, shapes: list[tuple[int, ...]]) -> Iterator[None]:
-    """Add to `shapes` those of the latents that `prepare_latents` returns first."""
+def noting_latents(pipe: DiffusionPipeline, noted: list[Tensor]) -> Iterator[None]:
+    """Add to `noted` the latents that `prepare_latents` returns first."""
     if not prepares_latents(pipe):
         yield
         return
@@ -262,7 +221,7 @@ def noting_latents(pipe: DiffusionPipeline, shapes: list[tuple[int, ...]]) -> It
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         made = original(*args, **kwargs)
-        shapes.append(tuple((made[0] if isinstance(made, tuple) else made).shape))
+        noted.append(made[0] if isinstance(made, tuple) else made)
         return made
 
     vars(pipe)["prepare_latents"] = prepare_latents
