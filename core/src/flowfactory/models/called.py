@@ -204,6 +204,7 @@ class CalledPipeline(Adapter[SpecT]):
         replay = Replay(conditions, self._refusal)
         batch = 0 if one_row_a_call(conditions) else len(conditions[SHAPES])
         members: dict[str, Any] = {name: replay.method(name) for name in tap.encode_methods(self.pipe)}
+        members |= tap.checking_all_but_prompts(self.pipe)
         members["scheduler"] = scheduler
         kept = [name for name in conditions if name.startswith(f"{tap.IMAGE}.")]
         images = [tap.picture(replay.method(tap.IMAGE)()) for _ in kept]

@@ -7,6 +7,7 @@ what it came for, so whatever a pipeline does before and inside a step is done h
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +24,7 @@ from flowfactory.contracts.key import Size
 from flowfactory.contracts.types import Conditions, Cut, Row
 from flowfactory.models import lengths, reading, stepping, tap, targets
 from flowfactory.models.recording import SHAPES, alike, of_one_kind, together
-from flowfactory.models.survey import SurveyedPipeline
+from flowfactory.models.survey import SurveyedPipeline, with_other_pictures
 
 SpecT = TypeVar("SpecT", bound=PipelineSpec)
 
@@ -127,7 +128,10 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         def encode(prompt: str, replaced: Mapping[str, Any]) -> None:
             self._record(Row(prompt), images, 0 if self.alone or len(images) in self._alone else 1, replaced)
 
-        return lengths.cut(lengths.tokenizers(self.pipe), encode, prompts)
+        try:
+            return lengths.cut(lengths.tokenizers(self.pipe), encode, prompts)
+        except tap.Refused:  # prompts may have to be of some form
+            return []
 
     def encodes_with(self, file: PurePath) -> bool:
         """Everything but the weights of the trained networks, the scheduler, and what lies beside the pipeline."""
@@ -137,9 +141,9 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         return bool(folder or name == "model_index.json") and folder != "scheduler"
 
     def drop_encoders(self) -> None:
-        self._stand_in()
+        pictures = bool(with_other_pictures(self._stand_in()))
         for name in self._others():
-            if not name.startswith("vae") and "transformer" not in name:
+            if not name.startswith("vae") and not self._in_every_call(name, pictures):
                 setattr(self.pipe, name, None)
         gc.collect()
 
@@ -198,8 +202,12 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     def place(self, device: torch.device) -> None:
         """What every call uses stays: networks that are not trained, the autoencoder of what encodes images there."""
         for name, module in self._others().items():
-            if "transformer" not in name and not (self._encodes and name == "vae"):
+            if not self._in_every_call(name, self._encodes):
                 module.to(device)
+
+    def _in_every_call(self, name: str, encodes: bool) -> bool:
+        """Whether a part is a network, or no encoder of prompts where images are encoded in every call."""
+        return "transformer" in name or (encodes and not re.fullmatch(tap.ENCODER, name))
 
     @classmethod
     def tiny(cls, folder: Path) -> Path:

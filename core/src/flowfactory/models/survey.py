@@ -171,7 +171,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
     @torch.no_grad()
     def _look_at(self, size: Size) -> None:
         conditions = self._stand_in()
-        changed = _with_other_pictures(conditions)
+        changed = with_other_pictures(conditions)
         own, prepared = self._prepared(conditions, size)
         look = Survey(tuple(own.sample.shape[1:]), True, *self._schedule(1000, size))
         if prepared is not None and (part := _place(prepared, own.sample)):
@@ -259,7 +259,7 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return float((one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-12))
 
 
-def _with_other_pictures(conditions: Conditions) -> Conditions:
+def with_other_pictures(conditions: Conditions) -> Conditions:
     """Negatives in the place of condition images that are kept whole; nothing if there are none."""
     whole = {name: t for name, t in conditions.items() if name.startswith(f"{tap.IMAGE}.") and t.shape[-1] == 3}
     return {**conditions, **{name: 255 - pixels for name, pixels in whole.items()}} if whole else {}
