@@ -40,6 +40,7 @@ class Family:
     max_sequence_length: for the adapter and the user, where the default would be slow or too short for byte tokens.
     trained: which part of the latents that are stepped is trained, if there are others.
     image: how many condition images a row comes with. shapes: width and height of those of two rows.
+    asks: the form that prompts have to have.
     """
 
     make: Callable[[], DiffusionPipeline]
@@ -51,6 +52,7 @@ class Family:
     image: int = 0
     shapes: tuple[tuple[int, int], tuple[int, int]] = ((48, 32), (20, 40))
     trained: Callable[[torch.Tensor], torch.Tensor] = lambda stepped: stepped
+    asks: Callable[[str], str] = str
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from families import hunyuan_video, z_image
 from flowfactory.models.tiny import CHAT, LANGUAGE_MODEL, WIDTH, byte_tokenizer, byte_vocabulary
 from flowfactory_plugin_qwen_image.checkpoint import IMAGE_TOKEN
 from further_images import kandinsky5_conditioned
 from further_videos import eye, hunyuan_network
-from other_images import ATTENTION, kandinsky5_image, longcat, qwen_vl
+from other_images import kandinsky5_image, longcat, qwen_vl
 from other_videos import hunyuan_video_15
 from rare_families import of_parts
 
@@ -105,32 +105,3 @@ def hunyuan_video_from_an_image(condition: str = "token_replace") -> DiffusionPi
         ),
     }
     return of_parts("HunyuanVideoImageToVideoPipeline", hunyuan_video, **own)
-
-
-def hunyuan_refiner() -> DiffusionPipeline:
-    return diffusers.HunyuanImageRefinerPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=4.0),
-        vae=diffusers.AutoencoderKLHunyuanImageRefiner(
-            latent_channels=4,
-            block_out_channels=(32, 32, 32),
-            layers_per_block=1,
-            spatial_compression_ratio=4,
-            temporal_compression_ratio=2,
-            downsample_match_channel=False,
-            upsample_match_channel=False,
-        ),
-        text_encoder=qwen_vl(),
-        tokenizer=byte_tokenizer(),
-        transformer=diffusers.HunyuanImageTransformer2DModel(
-            in_channels=16,
-            out_channels=8,
-            num_layers=1,
-            num_single_layers=1,
-            num_refiner_layers=1,
-            patch_size=(1, 1, 1),
-            guidance_embeds=True,
-            text_embed_dim=WIDTH,
-            rope_axes_dim=(4, 6, 6),
-            **ATTENTION,
-        ),
-    )

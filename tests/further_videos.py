@@ -14,14 +14,12 @@ from diffusers.pipelines.cosmos import (
     pipeline_cosmos_text2world,
     pipeline_cosmos_video2world,
 )
-from families import hunyuan_video, ltx
 from flowfactory.models.tiny import (
     LANGUAGE_MODEL,
     WIDTH,
     byte_tokenizer,
     t5_encoder,
     t5_tokenizer,
-    umt5_encoder,
 )
 from further_images import kandinsky5_conditioned
 from other_images import ATTENTION, qwen_vl
@@ -126,20 +124,6 @@ def easy_animate() -> DiffusionPipeline:
     )
 
 
-def helios(name: str) -> DiffusionPipeline:
-    tokenizer, stages = t5_tokenizer(), {} if "Pyramid" in name else {"stages": 1, "stage_range": [0, 1]}
-    pipeline: Any = getattr(diffusers, name)
-    return pipeline(  # type: ignore[no-any-return]
-        tokenizer=tokenizer,
-        text_encoder=umt5_encoder(len(tokenizer)),
-        vae=wan_vae(),
-        scheduler=diffusers.HeliosScheduler(**stages),
-        transformer=diffusers.HeliosTransformer3DModel(
-            text_dim=WIDTH, ffn_dim=WIDTH, num_layers=2, rope_dim=(8, 4, 4), **ATTENTION
-        ),
-    )
-
-
 def hunyuan_network(kind: Any, **sizes: Any) -> Any:
     own = {
         "in_channels": 4,
@@ -161,22 +145,8 @@ def eye() -> dict[str, Any]:
     }
 
 
-def frame_pack() -> DiffusionPipeline:
-    network = hunyuan_network(
-        diffusers.HunyuanVideoFramepackTransformer3DModel,
-        has_image_proj=True,
-        image_proj_dim=WIDTH,
-        has_clean_x_embedder=True,
-    )
-    return of_parts("HunyuanVideoFramepackPipeline", hunyuan_video, transformer=network, **eye())
-
-
 def kandinsky5_from_an_image() -> DiffusionPipeline:
     return of_parts("Kandinsky5I2VPipeline", kandinsky5_video, transformer=kandinsky5_conditioned())
-
-
-def ltx_long() -> DiffusionPipeline:
-    return of_parts("LTXI2VLongMultiPromptPipeline", ltx, scheduler=FlowMatchEulerDiscreteScheduler())
 
 
 def motif(name: str = "MotifVideoPipeline") -> DiffusionPipeline:
@@ -203,30 +173,6 @@ def motif(name: str = "MotifVideoPipeline") -> DiffusionPipeline:
 def sana_from_an_image() -> DiffusionPipeline:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=8.0)
     return of_parts("SanaImageToVideoPipeline", sana_video, scheduler=scheduler)
-
-
-def sana_world() -> DiffusionPipeline:
-    return diffusers.SanaWMPipeline(
-        tokenizer=byte_tokenizer(),
-        text_encoder=transformers.Gemma2Model(transformers.Gemma2Config(**LANGUAGE_MODEL)),
-        vae=diffusers.AutoencoderKLLTX2Video(
-            latent_channels=4,
-            block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8),
-            layers_per_block=(1,) * 5,
-            decoder_layers_per_block=(1,) * 4,
-        ),
-        transformer=diffusers.SanaWMTransformer3DModel(
-            in_channels=4,
-            num_layers=1,
-            hidden_size=16,
-            num_attention_heads=2,
-            linear_head_dim=8,
-            caption_channels=WIDTH,
-            chunk_plucker_post_attn_blocks=1,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-    )
 
 
 def cosmos_25() -> DiffusionPipeline:

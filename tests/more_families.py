@@ -13,6 +13,7 @@ import diffusers
 import pytest
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext
+from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_image2video
 from diffusers.pipelines.joyimage import image_processor
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
@@ -122,6 +123,16 @@ def _without_models(name: str, scheduler: Callable[[], Any]) -> DiffusionPipelin
     return kind(**parts | {"scheduler": scheduler()})
 
 
+SHORT_TEMPLATE = {
+    "template": "ab<image>cd<|end_header_id|>x<|end_header_id|>y{}z<|end_header_id|>\n\n",
+    "crop_start": 8,
+    "image_emb_start": 3,
+    "image_emb_end": 7,
+    "image_emb_len": 4,
+}
+"""What HunyuanVideo writes around a prompt and an image, for a tokenizer of bytes and an image of four parts."""
+
+
 def small_sizes(patch: pytest.MonkeyPatch) -> None:
     """What pipelines scale images to: to a 256th of a million pixels, to one of a few sizes, or to 32 x 32.
 
@@ -140,9 +151,14 @@ def small_sizes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(48, 32), (32, 64)])
     patch.setitem(image_processor.BUCKETS, 1024, [(32, 48), (48, 32), (32, 64), (64, 32)])
     _from_then_on(patch, diffusers.HiDreamImagePipeline, default_sample_size=4)
-    _from_then_on(patch, diffusers.Kandinsky5T2IPipeline, resolutions=[(48, 32)])
-    _from_then_on(patch, diffusers.LongCatImagePipeline, tokenizer_max_length=64)
-    _from_then_on(patch, diffusers.HunyuanVideo15Pipeline, tokenizer_2_max_length=64, vision_num_semantic_tokens=16)
+    for kind in (diffusers.Kandinsky5T2IPipeline, diffusers.Kandinsky5I2IPipeline):
+        _from_then_on(patch, kind, resolutions=[(48, 32)])
+    for kind in (diffusers.LongCatImagePipeline, diffusers.LongCatImageEditPipeline):
+        _from_then_on(patch, kind, tokenizer_max_length=64)
+    for kind in (diffusers.HunyuanVideo15Pipeline, diffusers.HunyuanVideo15ImageToVideoPipeline):
+        _from_then_on(patch, kind, tokenizer_2_max_length=64, vision_num_semantic_tokens=16)
+    for name, value in SHORT_TEMPLATE.items():
+        patch.setitem(pipeline_hunyuan_video_image2video.DEFAULT_PROMPT_TEMPLATE, name, value)
 
 
 def _from_then_on(patch: pytest.MonkeyPatch, kind: Any, **values: Any) -> None:

@@ -17,6 +17,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from families import loud
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.key import Location, Size
 from flowfactory.contracts.types import Row
@@ -43,6 +44,8 @@ def sizes() -> Iterator[None]:
 def test_it_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     pipe = BUILDERS[name].make()
+    for network in tap.networks(pipe).values():
+        loud(network)
     assert type(pipe).__name__ == name
     reasons[name] = next(iter(reading.reasons_against(pipe)), None) or refusal(pipe, tmp_path, BUILDERS[name].size)
     if not WRITES:
@@ -93,7 +96,7 @@ def test_the_page_lists_what_was_not_tried() -> None:
         rows = "".join(f"| `{name}` | {reasons[name]} |\n" for name in sorted(reasons))
         after = rest.partition(UNTRIED)[2].partition("\n\n")[2]
         names = ", ".join(f"`{name}`" for name in others if name not in reasons)
-        page = f"{before}{HEAD}{rows}\n{UNTRIED}{names}.\n\n{after}"
+        page = f"{before}{HEAD}{rows}\n{UNTRIED}{names or 'none'}.\n\n{after}"
         PAGE.write_text(page)
     untried = page.partition(UNTRIED)[2].partition("\n\n")[0]
     assert not [name for name in served(page) | set(documented()) if f"`{name}`" in untried]

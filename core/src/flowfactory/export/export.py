@@ -176,7 +176,7 @@ def _encoded(spec: Spec, model: Any, source: Source, display: Display) -> tuple[
     """
     with TemporaryDirectory() as folder:
         blank = Path(folder) / "blank.png"
-        Image.new("RGB", (64, 64)).save(blank)
+        Image.new("RGB", (spec.sampling.size.width, spec.sampling.size.height)).save(blank)
         rows = [Row(PROMPT, "", (blank,)), *([] if model.edits else [Row(PROMPT, "")])]
         with suppress(ValueError, OSError, RunError):
             known = load_training(spec.data, unpacked_folder(spec.memory.cache))
