@@ -20,7 +20,10 @@ from torch import Tensor
 
 @attrs.frozen(eq=False)
 class Run:
-    """One plain run. `latents` `(T+1)` from noise to the end, `velocities` `(T)` as the scheduler received them."""
+    """One plain run. `latents` `(T+1)` from noise to the end, `velocities` `(T)` as the scheduler received them.
+
+    With a time for each token it receives their opposite.
+    """
 
     sigmas: Tensor
     latents: Sequence[Tensor]
@@ -40,7 +43,8 @@ def run(pipe: DiffusionPipeline, **arguments: Any) -> Run:
     def noted(self: Any, model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any) -> Any:
         sample = sample.clone()  # some pipelines write the next latents where these are
         stepped = type(self).step(self, model_output, timestep, sample, **kwargs)
-        steps.append((id(self), model_output, sample, stepped[0]))
+        velocity = -model_output if "per_token_timesteps" in kwargs else model_output
+        steps.append((id(self), velocity, sample, stepped[0]))
         return stepped
 
     pipe.scheduler.step = MethodType(noted, pipe.scheduler)

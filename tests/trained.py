@@ -141,7 +141,9 @@ def train(
         for network in tap.networks(made).values():
             loud(network)
     made.save_pretrained(folder / "model")
-    row = {"prompt": family.asks("a cat"), "negative_prompt": "blurry"} | ({"image": "picture.png"} if family.image else {})
+    row = {"prompt": family.asks("a cat"), "negative_prompt": "blurry"} | (
+        {"image": "picture.png"} if family.image else {}
+    )
     (folder / "prompts.jsonl").write_text(json.dumps(row) + "\n")
     Image.new("RGB", family.shapes[0], "teal").save(folder / "picture.png")
     size, length = family.size, family.max_sequence_length

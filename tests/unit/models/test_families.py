@@ -39,13 +39,14 @@ LEADS_NOWHERE = {
     "joyimage-edit": {"transformer.double_blocks.1.attn.txt_attn_proj"},
     "joyimage-edit-plus": {"transformer.double_blocks.1.attn.txt_attn_proj"},
     "mochi": {f"{LAST}1.add_q_proj"},
+    "z-image-omni": {f"transformer.siglip_refiner.0.attention.to_{name}" for name in ("q", "k", "v", "out.0")},
     "qwen-image": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
     "qwen-image-edit": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
     "qwen-image-edit-plus": {f"{LAST}.add_q_proj", f"{LAST}.to_add_out"},
 }
-"""Layers whose results their own networks discard: what the last block makes of the text."""
+"""Layers whose results their own networks discard, what the last block makes of the text; or that see images alone."""
 
-ROUNDS_LATER = {"hunyuan-video"}
+ROUNDS_LATER = {"hunyuan-video", "hunyuan-skyreels-i2v"}
 """In bfloat16 the latents of this pipeline, and so its timesteps, are float32 in the first step and bfloat16 after."""
 
 OF_ONE_SHAPE = {

@@ -180,6 +180,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         if self._one_by_one(conditions) and len(x) > 1:
             return torch.cat([self._decoded(one, size, conditions) for one in x.split(1)])  # type: ignore[no-untyped-call]
         conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in conditions.items()}
+        x = self._as_stepped(x, size)
         finished = stepping.scheduler(self.pipe.scheduler, [0.0], [])
         try:
             media: Tensor = self._run(conditions, 1.0, size, finished, x)[0].float()

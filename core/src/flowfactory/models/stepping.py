@@ -41,7 +41,8 @@ class Watch:
     """What a stand-in shares with its copies; a pipeline may step every frame with a copy of its scheduler.
 
     pinned: noise levels and timesteps to have, whatever is set. wanted: numbers of the steps to note; the last ends the
-    call. still: steps change nothing. number: of the step that comes next. noted: by number.
+    call. still: steps change nothing. number: of the step that comes next. noted: by number. rises: the first step went
+    where the velocity points, and so to more noise.
     """
 
     owner: Any
@@ -49,6 +50,7 @@ class Watch:
     wanted: Collection[int]
     still: bool
     number: int = 0
+    rises: bool = False
     noted: dict[int, Reached] = attrs.field(factory=dict)
     copies: list[Any] = attrs.field(factory=list)
     frames: dict[int, Reached] = attrs.field(factory=dict)
@@ -110,13 +112,19 @@ def _set_timesteps(base: Any) -> Any:
 
 
 def _step(self: Any, model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A step of the scheduler's own, in the precision of the latents that it is given."""
-    self.watch.note(self, model_output, sample)
+    """A step of the scheduler's own, in the precision of the latents that it is given.
+
+    With a time for each token it is told the way to data, where velocities here lead to noise.
+    """
+    velocity = model_output if kwargs.get("per_token_timesteps") is None else -model_output
+    self.watch.note(self, velocity, sample)
     if self.watch.pinned is not None or self.watch.still:
         made = sample
     else:
         stepped = type(self).step(self, model_output, timestep, sample, *args, **kwargs | {"return_dict": False})
         made = stepped[0].to(sample.dtype)
+        if self.watch.number == 1:
+            self.watch.rises = bool(((made - sample) * velocity).sum() > 0)
     return SchedulerOutput(prev_sample=made) if kwargs.get("return_dict", True) else (made,)
 
 

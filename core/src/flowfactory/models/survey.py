@@ -37,12 +37,14 @@ class Survey:
 
     shape: of one latent. handed: the pipeline takes latents in that shape; otherwise they replace what its
     `prepare_latents` returns. place: where they are in that, if it returns others beside them. part: where they are
-    among those that are stepped, if the pipeline steps others, too. sigmas, timesteps: a schedule of 1000 steps, or of
-    as many as the pipeline always takes. noise: how far two answers to one question are apart, as a share.
+    among those that are stepped, if the pipeline steps others, too. dtype: in which they are stepped. sigmas,
+    timesteps: a schedule of 1000 steps, or of as many as the pipeline always takes. noise: how far two answers to one
+    question are apart, as a share.
     """
 
     shape: tuple[int, ...]
     handed: bool
+    dtype: torch.dtype
     sigmas: Tensor
     timesteps: Tensor
     place: tap.Place | None = None
@@ -65,8 +67,12 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
     ) -> Reached:
         self._refuse_other_shape(conditions, size)
         pinned = stepping.scheduler(self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)])
-        reached = self._reached(self._run(conditions, guidance, size, pinned, x, seed=seed), pinned)
-        return reached.part(self._survey(size).part)
+        outcome = self._run(conditions, guidance, size, pinned, self._as_stepped(x, size), seed=seed)
+        return self._reached(outcome, pinned).part(self._survey(size).part)
+
+    def _as_stepped(self, x: Tensor, size: Size) -> Tensor:
+        """In the precision in which the pipeline steps latents, where that is wider than theirs."""
+        return x.to(torch.promote_types(x.dtype, self._survey(size).dtype))
 
     def _reached(self, outcome: Any, scheduler: Any) -> Reached:
         if isinstance(outcome, Reached):
@@ -147,6 +153,8 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         own = stepping.scheduler(self.pipe.scheduler, wanted=looked)
         with stepping.resting(tap.networks(self.pipe), own.watch):
             self._reached(self._run(conditions, GUIDED, size, own, None, steps), own)
+        if own.watch.rises:
+            raise self._refusal("its scheduler steps against what its network predicts, which then is no velocity")
         for number, seen in sorted(own.watch.noted.items()):
             theirs = seen.part(survey.part)
             ours = self._reach(theirs.sample, float(own.sigmas[number]), conditions, GUIDED, size)
@@ -173,7 +181,7 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         conditions = self._stand_in()
         changed = with_other_pictures(conditions)
         own, prepared = self._prepared(conditions, size)
-        look = Survey(tuple(own.sample.shape[1:]), True, *self._schedule(1000, size))
+        look = Survey(tuple(own.sample.shape[1:]), True, own.sample.dtype, *self._schedule(1000, size))
         if prepared is not None and (part := _place(prepared, own.sample)):
             look = attrs.evolve(look, shape=prepared.shape[1:], part=part)
         elif prepared is not None:

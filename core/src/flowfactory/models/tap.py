@@ -143,7 +143,7 @@ def stopping_at(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def checking_all_but_prompts(pipe: DiffusionPipeline) -> dict[str, Callable[..., None]]:
-    """The pipeline's `check_inputs`, if it has that, which finds no fault with a prompt: it is only a stand-in for one."""
+    """The pipeline's `check_inputs`, if it has that, but for faults of prompts, in whose place stand-ins are."""
     if "check_inputs" not in dir(type(pipe)):
         return {}
     original: Any = pipe.check_inputs
