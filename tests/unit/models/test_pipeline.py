@@ -193,10 +193,13 @@ def test_rising_noise_levels_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("StableDiffusion3Img2ImgPipeline", "it starts from an image instead of noise"),
-        ("StableDiffusion3InpaintPipeline", "it starts from an image instead of noise"),
+        ("StableDiffusion3Img2ImgPipeline", "it starts from an image or a video under some noise, not from noise"),
+        (
+            "StableDiffusion3InpaintPipeline",
+            "it fills in a masked part of an image or a video, and rows of data have no masks",
+        ),
         ("FluxControlNetPipeline", "it is steered by a control image"),
-        ("LTX2Pipeline", "it makes sound, alone or beside images"),
+        ("LTX2Pipeline", "sound is among what it denoises or looks at"),
     ],
 )
 def test_what_its_class_shows_is_refused_before_its_weights_are_read(folder, tmp_path, name, reason):
@@ -214,7 +217,7 @@ def test_keys_without_effect_are_refused(folder):
 
 def test_condition_images_for_a_model_without_are_refused(folder, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    with pytest.raises(ValueError, match="it does not encode condition images"):
+    with pytest.raises(ValueError, match="it takes no condition images; leave `image` out of rows"):
         load(folder).encode([Row("a cat", images=(tmp_path / "image.png",))])
 
 
@@ -315,8 +318,23 @@ def test_a_pipeline_that_computes_nothing_finite_is_said_to(folder):
 
 
 def test_a_pipeline_with_a_sampler_of_its_own_is_refused(folder):
-    with pytest.raises(ValueError, match="it never calls its scheduler's step, or not for every frame"):
+    with pytest.raises(ValueError, match="it never calls its scheduler's step"):
         changed(folder, OwnSampler).latent_shape(SIZE)
+
+
+class Against(FlowMatchEulerDiscreteScheduler):
+    """Steps the other way."""
+
+    def step(self, model_output, *arguments, **others):
+        return super().step(-model_output, *arguments, **others)
+
+
+def test_a_scheduler_that_steps_against_its_network_is_refused(folder):
+    """Its answers are no velocities, and would be trained with the wrong sign."""
+    adapter = load(folder)
+    adapter.pipe.scheduler = Against.from_config(adapter.pipe.scheduler.config)
+    with pytest.raises(ValueError, match="its scheduler steps against what its network predicts"):
+        adapter.sigmas(4, SIZE)
 
 
 def test_a_refused_size_stays_refused(folder):
@@ -343,6 +361,23 @@ def test_a_fixed_schedule_is_served_at_its_own_number_of_steps(folder):
     assert adapter.sigmas(4, SIZE).shape == (5,)
     with pytest.raises(ValueError, match=r"has 4 steps, however many .*; set \[sampling\] steps to 4, not 6"):
         adapter.sigmas(6, SIZE)
+
+
+class Particular(StableDiffusion3Pipeline):
+    """Takes prompts of one form only."""
+
+    def check_inputs(self, prompt, *arguments, **others):
+        if not all(text.startswith("{") for text in ([prompt] if isinstance(prompt, str) else prompt)):
+            raise ValueError("`prompt` has to begin with a brace")
+
+
+def test_prompts_of_a_form_are_served_and_others_refused_when_they_are_encoded(folder):
+    adapter = changed(folder, Particular)
+    with pytest.raises(ValueError, match="in its own words: `prompt` has to begin with a brace"):
+        adapter.encode([Row("a cat")])
+    adapter.encode([Row("{a cat}")])
+    assert adapter.sigmas(4, SIZE).shape == (5,)
+    assert adapter.cut(["{a cat}"]) == []
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, IndexError, KeyError, RuntimeError, AssertionError])

@@ -174,10 +174,13 @@ class CalledPipeline(Adapter[SpecT]):
         return flatten(calls, self._suffixes[kind])
 
     def _recorded(self, row: Row, images: Sequence[Image.Image], times: int) -> list[Call]:
+        if images and "image" not in self._parameters:
+            raise self._refusal("it takes no condition images; leave `image` out of rows")
         calls = self._record(row, images, times)
         whole = images and calls[0][1].shape[3] > 0  # it is encoded in every call
         if images and not whole and not any("image" in name for name, _ in calls[len(images) :]):
-            raise self._refusal("it does not encode condition images, or not where that can be kept")
+            how = "in no method of its own, or together with its latents"
+            raise self._refusal(f"it encodes its condition image {how}, so that the result cannot be kept")
         return calls
 
     def _one_by_one(self, conditions: Conditions) -> bool:
