@@ -27,7 +27,6 @@ ROUNDING = 1e-5
 NOISE = 1e-2
 """The most by which two answers to one question may be apart, as a share of their length."""
 
-
 AMONG = "it puts its condition image among the latents that it decodes, and latents are decoded here without an image"
 
 
@@ -206,11 +205,13 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         if changed and not _gap(self._reach(x, level, changed, 1.0, size).model_output, one.model_output):
             raise self._refusal("it does not look at its condition image where it is handed latents to begin with")
         self._surveys[size] = attrs.evolve(self._surveys[size], noise=noise)
-        media = self.decode(x, size)
-        frames, _, height, width = (1, *media.shape[1:])[-4:]
+        frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
             raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; asked for it, it makes {_words(made)}")
-        if changed and not _gap(self._decoded(x, size, changed), media) <= ROUNDING + 4 * noise:
+        if (
+            changed
+            and not _gap(*(self._decoded(x, size, own) for own in (changed, conditions))) <= ROUNDING + 4 * noise
+        ):
             raise self._refusal(AMONG)
 
     def _prepared(self, conditions: Conditions, size: Size) -> tuple[Reached, Tensor | None]:
@@ -253,8 +254,8 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         except tap.Refused as error:
             if prepared is None or look.place or prepared.shape[1:] == look.shape:
                 raise
-            counts = f"{torch.Size(look.shape).numel()} of the {prepared[0].numel()} numbers that it prepares"
-            raise self._refusal(f"it steps {counts} for a sample, which cannot be told from the others") from error
+            which = f"latents {look.shape} out of the {tuple(prepared.shape[1:])} that it prepares"
+            raise self._refusal(f"it steps {which}, and which of these they are cannot be told") from error
         if not _same(one.sample, x):
             raise self._refusal("it changes the latents it is given")
         return one
