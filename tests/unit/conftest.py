@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hub import Hub, serving
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from specs import DISTRIBUTIONS, install, lay
 
 
@@ -27,6 +27,7 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with serving() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield server

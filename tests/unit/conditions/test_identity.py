@@ -17,7 +17,8 @@ from flowfactory.conditions.identity import encoder_identity
 from flowfactory.contracts.key import Location
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.runs import files
-from huggingface_hub import errors
+from hub import Hub, Trouble
+from huggingface_hub import constants
 
 FILES = {
     "model_index.json": "{}",
@@ -121,49 +122,28 @@ def test_a_file_is_read_once_until_it_changes(folder: Path, monkeypatch: pytest.
     assert read[6:] == ["model.safetensors"]
 
 
-def test_a_hub_checkpoint_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    commits = {None: "aaa", "v2": "bbb"}
-    monkeypatch.setattr(
-        identity, "snapshot_download", lambda path, revision, allow_patterns: f"/hub/{commits[revision]}"
-    )
-    assert of("someone/model")["checkpoint"] == "commit aaa"
-    assert of("someone/model", revision="v2")["checkpoint"] == "commit bbb"
-    commits[None] = "ccc"
-    assert of("someone/model")["checkpoint"] == "commit ccc"
-
-
-def answer(kind: type[Any]) -> Exception:
-    import httpx
-
-    made: Exception = kind("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
-    return made
+def test_a_hub_checkpoint_is_known_by_its_commit(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = online.commit({"model_index.json": b"{}"}), online.commit({"model_index.json": b"{ }"}, "v2")
+    assert of("owner/name")["checkpoint"] == f"commit {first}"
+    assert of("owner/name", revision="v2")["checkpoint"] == f"commit {other}"
+    moved = online.commit({"model_index.json": b"{  }"})
+    assert of("owner/name")["checkpoint"] == f"commit {moved}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert of("owner/name")["checkpoint"] == f"commit {moved}"
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("path", "trouble", "words"),
     [
-        (
-            lambda: errors.LocalEntryNotFoundError("offline"),
-            "is no folder and not in the hub's cache, and the hub cannot",
-        ),
-        (lambda: ConnectionError("no route"), "the hub cannot be asked: ConnectionError: no route"),
-        (
-            lambda: answer(errors.GatedRepoError),
-            "some/one is gated: accept its terms at https://huggingface.co/some/one",
-        ),
-        (lambda: answer(errors.RepositoryNotFoundError), "some/one is not at https://huggingface.co/some/one, or is "),
-        (
-            lambda: answer(errors.RevisionNotFoundError),
-            "some/one has no revision 'x' at https://huggingface.co/some/one",
-        ),
+        ("owner/name", Trouble(after=-1), "owner/name is not on this disk, and the connection to the hub at"),
+        ("owner/name", Trouble(502), "owner/name is not on this disk, and the hub fails (502); try again"),
+        ("owner/name", Trouble(), "owner/name has no revision 'x' at"),
+        ("owner/closed", Trouble(), "owner/closed is gated; accept its terms at"),
+        ("owner/absent", Trouble(), "owner/absent is not at"),
     ],
 )
-def test_where_there_is_no_checkpoint_the_reason_is_said(
-    error: Callable[[], Exception], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nothing(path: str, revision: str | None, allow_patterns: str) -> str:
-        raise error()
-
-    monkeypatch.setattr(identity, "snapshot_download", nothing)
+def test_where_there_is_no_checkpoint_the_reason_is_said(path: str, trouble: Trouble, words: str, online: Hub) -> None:
+    online.commit({"model_index.json": b"{}"})
+    online.troubles = {"owner": trouble}
     with pytest.raises(ValueError, match=re.escape(words)):
-        of("some/one", revision="x")
+        of(path, revision="x")

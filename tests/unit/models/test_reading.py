@@ -17,6 +17,7 @@ from flowfactory.policy.weights import Weights
 from flowfactory.spec.tables import Lora
 from flowfactory_plugin_wan.checkpoint import tiny_wan_i2v
 from ggufs import gguf_file
+from hub import Hub, Trouble
 from safetensors.torch import load_file, save_file
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
@@ -149,3 +150,20 @@ def test_no_encoder_is_there_where_none_is_wanted(tmp_path: Path) -> None:
     pipe = reading.read(spec_of(tmp_path), torch.float32, encoders=False)
     assert (pipe.text_encoder, pipe.image_encoder) == (None, None)
     assert pipe.transformer is not None
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (Trouble(after=99), "owner/name is not on this disk, and the connection to the hub at {} failed"),
+        (Trouble(403, "GatedRepo"), "owner/name is gated; accept its terms at {}/owner/name and log in"),
+        (Trouble(404, "EntryNotFound"), f"owner/name has no {FILE} at {{}}/owner/name; see there what it has"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_said(trouble: Trouble, words: str, published: Path, online: Hub) -> None:
+    online.commit_folder(published)
+    online.troubles = {FILE: trouble}
+    with pytest.raises(reading.Unreadable, match=words.format(online.url)):
+        reading.read(PipelineSpec(path=Location("owner/name")), torch.float32)
+    online.troubles = {}
+    assert reading.read(PipelineSpec(path=Location("owner/name")), torch.float32).transformer is not None

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -22,8 +21,8 @@ from flowfactory.plan import checkpoint, disk, faults, headers
 from flowfactory.plan.estimate import estimate
 from flowfactory.spec.structure import load_spec
 from ggufs import gguf_file
-from huggingface_hub import errors
-from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
+from hub import Hub, Trouble
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -285,78 +284,128 @@ def test_values_of_other_shape_are_no_mistake_of_ours(spec: Path, model: Path, v
 # --- the hub ---
 
 
-class FakeHub:
-    """Answers as the hub does, from a folder; `downloads` are the files that were asked for whole."""
-
-    folder: Path
-    failure: Exception | None = None
-    downloads: tuple[str, ...] = ()
-
-    def model_info(self, name: str, revision: str | None = None, timeout: float | None = None) -> Any:
-        if self.failure is not None:
-            raise self.failure
-        siblings = [{"rfilename": n} for n in checkpoint.Folder(self.folder).names]
-        facts = {"id": name, "private": False, "downloads": 0, "likes": 0, "tags": []}
-        return huggingface_hub.ModelInfo(**facts, siblings=siblings)
-
-    def hf_hub_download(self, name: str, file: str, revision: str | None = None) -> str:
-        type(self).downloads += (file,)
-        return str(self.folder / file)
-
-    def parse_safetensors_file_metadata(self, name: str, file: str, revision: str | None = None) -> Any:
-        tensors = {
-            n: TensorInfo(dtype="F32", shape=list(t.shape), data_offsets=(0, t.nbytes))
-            for n, t in load_file(self.folder / file).items()
-        }
-        return SafetensorsFileMetadata(metadata={}, tensors=tensors)
-
-
 @pytest.fixture
-def hub(published: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
-    class Ours(FakeHub):
-        folder = published
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Ours)
-    return Ours
+def hub(online: Hub, published: Path) -> Hub:
+    """One that has the model `owner/name`."""
+    online.commit_folder(published)
+    return online
 
 
-def test_a_model_on_the_hub_is_planned_before_its_weights_are_here(
-    spec: Path, published: Path, hub: type[FakeHub]
-) -> None:
-    there = estimate(load_spec(spec, Registry(), ("model.name=diffusers",)), fetch=True)
+THERE = ("model.name=diffusers", "model.path=owner/name")
+
+
+def test_a_model_on_the_hub_is_planned_before_its_weights_are_here(spec: Path, published: Path, hub: Hub) -> None:
+    there = estimate(load_spec(spec, Registry(), THERE), fetch=True)
     here = estimate(load_spec(spec, Registry(), ("model.name=diffusers", f"model.path={published}")))
     assert there == here
     assert here["update"] is not None
-    assert {Path(name).suffix for name in hub.downloads} == {".json"}
+    configs = {name for name in hub.sent if name.endswith(".json")}
+    assert {Path(name).name for name in configs} == {"model_index.json", "config.json"}
+    assert all(hub.sent[name] <= MOST for name in hub.sent.keys() - configs)
+    assert max(file.stat().st_size for file in published.rglob("*.safetensors")) > MOST
 
 
-def refusal(kind: type[Any]) -> Exception:
-    import httpx
+MOST = 100_001
+"""Bytes of a file of weights that its header is looked for in."""
 
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
-    made: Exception = kind("no", response=response)
-    return made
+REFUSED = {
+    "gated": (
+        "/resolve/",
+        Trouble(403, "GatedRepo"),
+        "is gated; accept its terms at {} and log in with `hf auth login`",
+    ),
+    "absent": ("name", Trouble(404, "RepoNotFound"), "is not at {}, or is private and you are not logged in; correct"),
+    "private": ("name", Trouble(401, "RepoNotFound"), "is not at {}, or is private and you are not logged in; correct"),
+    "no revision": ("name", Trouble(404, "RevisionNotFound"), "has no revision 'x' at {}; take one that is listed"),
+    "no pipeline": ("_index", Trouble(404, "EntryNotFound"), "has no model_index.json at {}; see there what it has"),
+    "token": ("name", Trouble(401), "is not given: the hub answers 401 at {}; log in with `hf auth login` again, or"),
+    "forbidden": (
+        "name",
+        Trouble(403),
+        "is not given: the hub answers 403 at {}; log in with `hf auth login` again, or",
+    ),
+}
+LOST = {
+    "busy": (Trouble(429), "the hub was asked too often (429)"),
+    "broken": (Trouble(503), "the hub fails (503)"),
+    "reset": (Trouble(after=-1), "the connection to the hub at {} failed (RemoteProtocolError: Server disconnected"),
+    "cut": (Trouble(after=9), "the connection to the hub at {} failed (RemoteProtocolError: peer closed connection"),
+}
+WITHIN = {
+    "gated": (WEIGHTS, Trouble(403, "GatedRepo"), 2, "owner/name is gated; accept its terms at {}"),
+    "no config": ("transformer/config.json", Trouble(404, "EntryNotFound"), 2, "has no transformer/config.json at {}"),
+    "cut": (WEIGHTS, Trouble(after=99), 0, "and the connection to the hub at"),
+    "broken": (WEIGHTS, Trouble(500), 0, "and the hub fails (500)"),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (errors.GatedRepoError, "is gated: accept its terms at https://huggingface.co/some-org/some-model and log in"),
-        (errors.RepositoryNotFoundError, "is not at https://huggingface.co/some-org/some-model, or is private"),
-        (errors.RevisionNotFoundError, "has no revision 'x' at https://huggingface.co/some-org/some-model"),
-    ],
-)
-def test_what_the_hub_refuses_is_said_at_plan(
-    kind: type[Any], words: str, spec: Path, hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+def told(verb: str, spec: Path, capsys: pytest.CaptureFixture[str], *sets: str) -> tuple[int, str]:
+    """The exit code of a verb, and all that it has said."""
+    code = main([verb, str(spec), *(f"--set={text}" for text in (*THERE, *sets))])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_hub_refuses_is_said_at_plan_and_run(
+    name: str, spec: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.failure = refusal(kind)
-    assert main(["plan", str(spec), "--set", "model.revision=x"]) == 2
-    assert f"some-org/some-model {words}" in capsys.readouterr().err
+    part, trouble, words = REFUSED[name]
+    hub.troubles = {part: trouble}
+    for verb in ("plan", "run"):
+        code, said = told(verb, spec, capsys, "model.revision=x" if "revision" in name else "model.revision=main")
+        assert (code, "Traceback" in said) == (2, False)
+        assert f"command line: [model] path owner/name {words.format(f'{hub.url}/owner/name')}" in said
+    assert not any(Path("runs").glob("*"))
 
 
-def test_without_a_connection_the_rest_is_planned(
-    spec: Path, hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", LOST)
+def test_without_a_connection_the_rest_is_planned_and_nothing_is_run(
+    name: str, spec: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.failure = errors.OfflineModeIsEnabled("offline")
-    assert main(["plan", str(spec)]) == 0
-    assert "is not on this disk, and the hub cannot be asked: OfflineModeIsEnabled" in capsys.readouterr().out
+    trouble, words = LOST[name]
+    hub.troubles = {"owner/name": trouble}
+    code, said = told("plan", spec, capsys)
+    assert code == 0
+    assert f"owner/name is not on this disk, and {words.format(hub.url)}" in said
+    code, said = told("run", spec, capsys)
+    assert (code, "Traceback" in said) == (2, False)
+    assert f"[model] path owner/name is not on this disk, and {words.format(hub.url)}" in said
+    assert "name a folder that holds it" in said or "try again later" in said
+    assert not any(Path("runs").glob("*"))
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_what_is_lost_half_way_is_said_at_plan(
+    name: str, spec: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part, trouble, expected, words = WITHIN[name]
+    hub.troubles = {part: trouble}
+    code, said = told("plan", spec, capsys)
+    assert (code, "Traceback" in said) == (expected, False)
+    assert words.format(f"{hub.url}/owner/name") in said
+
+
+def test_a_hub_that_may_not_be_asked(
+    spec: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert told("check", spec, capsys)[0] == 0
+    code, said = told("plan", spec, capsys)
+    assert code == 0
+    assert "owner/name is not on this disk, and HF_HUB_OFFLINE forbids to ask the hub: unknown until" in said
+    code, said = told("run", spec, capsys)
+    assert code == 2
+    assert "HF_HUB_OFFLINE forbids to ask the hub; unset it, or name a folder" in said
+    assert hub.asked == []
+
+
+def test_lora_to_begin_with_is_asked_for_before_the_model_is_read(
+    spec: Path, model: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = (f"model.path={model}", "lora.from=owner/closed")
+    assert main(["run", str(spec), *(f"--set={text}" for text in sets), "--unset=lora.rank"]) == 2
+    page = f"{hub.url}/owner/closed"
+    said = capsys.readouterr().err
+    assert f"[lora] from owner/closed is gated; accept its terms at {page} and log in with `hf auth login`" in said
+    assert "Traceback" not in said

@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from flowfactory.contracts.key import Location
 from flowfactory.contracts.reward import DifferentiableReward, GroupReward, Reward, Score, Shared
 from flowfactory.contracts.types import Row, Sample
 from flowfactory.rewards.asking import RewardError
 from flowfactory.rewards.scoring import Judge
 from flowfactory.spec.tables import RewardEntry
+from flowfactory_plugin_clip import CLIPSpec
+from flowfactory_plugin_clip.clip import CLIP
+from flowfactory_plugin_hps import HPSSpec
+from flowfactory_plugin_hps.hps import HPS
+from hub import Hub
 from torch import Tensor
 
 
@@ -198,3 +204,18 @@ def test_a_fault_ends_it_in_words(monkeypatch: pytest.MonkeyPatch, value: Callab
     monkeypatch.setattr(Channel, "value", lambda self, media, rows: value(media, rows))
     with pytest.raises(RewardError, match=said):
         weighted(one=1.0).value(torch.rand(5, 3, 2, 2, requires_grad=True), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("reward", "spec"),
+    [
+        (CLIP, CLIPSpec(path=Location("owner/closed"))),
+        (HPS, HPSSpec(weights=Location("owner/closed"))),
+    ],
+)
+def test_what_the_hub_does_not_give_a_reward_is_said(reward: Any, spec: Any, online: Hub) -> None:
+    entry = RewardEntry(name="fine", label="fine", weight=1.0, spec=spec)
+    page = f"{online.url}/owner/closed"
+    words = f"reward 'fine' cannot be loaded: owner/closed is gated; accept its terms at {page} and log in"
+    with pytest.raises(RewardError, match=words):
+        Judge([entry], {"fine": reward}, {}).load(torch.device("cpu"), torch.float32)

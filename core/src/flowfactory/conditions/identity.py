@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
+from flowfactory.data.refusals import refusal
 from flowfactory.data.store import user_folder
-from flowfactory.plan.checkpoint import refusal_of_the_hub
 from flowfactory.runs import files
 from flowfactory.spec.kinds import attributes, plain
 
@@ -79,10 +79,8 @@ def _commit(path: str, revision: str | None) -> str:
     try:
         folder = snapshot_download(path, revision=revision, allow_patterns="model_index.json")
     except Exception as error:  # of whatever library the connection is made with
-        if refused := refusal_of_the_hub(error, path, revision):
-            raise ValueError(f"{path} {refused}") from error
-        what = f"{path} is no folder and not in the hub's cache, and the hub cannot be asked"
-        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+        refused = refusal(error, path, revision)
+        raise ValueError(refused or f"{path} is neither a folder here nor to be had from the hub: {error}") from error
     return f"commit {Path(folder).name}"
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import attrs
 
+from flowfactory.data.refusals import refusal
 from flowfactory.errors import did_you_mean, listed
 
 PREFIX = "hf://"
@@ -129,26 +130,9 @@ def _asked(ask: Callable[[], Path], remote: Remote) -> Path:
     Raises:
         ValueError: in one line, what it says.
     """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
     try:
         return ask()
     except Exception as error:  # it raises its own kinds, those of its network library, and the system's
-        words = " ".join(str(error).split())[:400]
-        what = f"{remote} cannot be fetched"
-        if isinstance(error, GatedRepoError):
-            raise ValueError(
-                f"{what}: the dataset asks for consent on its page, and for a login: hf auth login"
-            ) from error
-        if isinstance(error, RepositoryNotFoundError):
-            raise ValueError(f"{what}: there is no such dataset, or it is private: hf auth login") from error
-        if isinstance(error.__cause__, OfflineModeIsEnabled):
-            raise ValueError(f"{what}: HF_HUB_OFFLINE forbids it, and it is not on this disk") from error
-        if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-            raise ValueError(f"{what}: {error.__cause__}; and it is not on this disk") from error
-        raise ValueError(f"{what}: {words or type(error).__name__}") from error
+        refused = refusal(error, f"the dataset {remote.dataset}", remote.revision)
+        words = refused or " ".join(str(error).split())[:400] or type(error).__name__
+        raise ValueError(f"{remote} cannot be fetched: {words}") from error

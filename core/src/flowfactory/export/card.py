@@ -81,7 +81,7 @@ def _front(spec: Spec, edits: bool) -> str:
 def _licence(spec: Spec) -> dict[str, Any]:
     """What the base model's own card says; where it cannot be read, that it is the base model's."""
     own, facts = spec.model.spec, {}
-    with suppress(OSError, ValueError):
+    with suppress(Exception):  # of whatever library the connection to the hub is made with
         card = Path(own.path) / CARD
         if not Path(own.path).is_absolute():
             card = Path(hf_hub_download(own.path, CARD, revision=own.revision))

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from flowfactory.builtin import PipelineSpec
+from flowfactory.data.refusals import refusal
 from flowfactory.models import tap
 from flowfactory.plan import checkpoint
 
@@ -105,6 +107,8 @@ def reading(path: str, what: str = "a diffusers pipeline") -> Iterator[None]:
     except SafetensorError as error:
         raise Unreadable(f"{path} has weights that are damaged or are none: {error}") from error
     except Exception as error:  # of whatever library reads a part, or fetches it
+        if refused := None if Path(path).is_absolute() else refusal(error, path):
+            raise Unreadable(str(refused)) from error
         told = str(error) if isinstance(error, OSError | ValueError | RuntimeError) else ""
         raise Unreadable(f"{path} cannot be read as {what}: {told or tap.failure(error)}") from error
 

@@ -9,14 +9,15 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.specs import AdapterSpec
+from flowfactory.data.refusals import Refusal, refusal
 from flowfactory.plan import headers
 from flowfactory.plan.headers import QUANT_STATE, Shape, Weights
 from flowfactory.spec.holdings import INDEX
@@ -106,6 +107,9 @@ def _scale(name: str) -> bool:
     return (
         name.endswith((".absmax", ".SCB", ".quant_map", ".nested_absmax", ".nested_quant_map")) or QUANT_STATE in name
     )
+
+
+T = TypeVar("T")
 
 
 class Place(ABC):
@@ -218,44 +222,30 @@ class Hub(Place):
         return Folder(file.parents[name.count("/")]).table(name)
 
     def weights(self, name: str) -> Weights:
-        read = self._hub.parse_safetensors_file_metadata(self._own.path, name, revision=self._own.revision)
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        try:
+            read = self._hub.parse_safetensors_file_metadata(self._own.path, name, revision=self._own.revision)
+        except SafetensorsParsingError as error:
+            raise ValueError("is no safetensors file: its header is not one") from error
         header = {name: {"dtype": t.dtype, "shape": t.shape} for name, t in read.tensors.items()}
         return Weights(headers.of_header(header))
 
 
-def on_the_hub(own: AdapterSpec) -> Hub | str:
-    """A checkpoint's place on the hub, or why the hub cannot be asked now.
+def on_the_hub(own: AdapterSpec, ask: Callable[[Hub], T]) -> T | Refusal:
+    """What is asked of a checkpoint's place on the hub, or why the hub does not give it.
 
     Raises:
-        ValueError: the hub was asked, and does not have it or does not give it.
+        ValueError: naming a file of it that cannot be read.
     """
     try:
         hub = Hub(own)
         hub.table(INDEX)  # what anybody may list, not everybody may read
+        return ask(hub)
     except Exception as error:  # of whatever library the connection is made with
-        if refused := refusal_of_the_hub(error, own.path, own.revision):
-            raise ValueError(refused) from error
-        return f"the hub cannot be asked: {type(error).__name__}"
-    return hub
-
-
-def refusal_of_the_hub(error: Exception, path: str, revision: str | None) -> str:
-    """Why the hub does not give a model, to be said after its id; empty if the hub could not be asked."""
-    from huggingface_hub import errors
-
-    where = f"https://huggingface.co/{path}"
-    match error:
-        case errors.LocalEntryNotFoundError():
-            return ""
-        case errors.GatedRepoError():
-            return f"is gated: accept its terms at {where} and log in with `hf auth login`"
-        case errors.RevisionNotFoundError():
-            return f"has no revision {revision!r} at {where}"
-        case errors.RepositoryNotFoundError():
-            return f"is not at {where}, or is private and you are not logged in (`hf auth login`)"
-        case errors.EntryNotFoundError():
-            return f"is no diffusers pipeline: {where} has no {INDEX}"
-    return ""
+        if refused := refusal(error, own.path, own.revision):
+            return refused
+        raise
 
 
 def parts(place: Place, own: AdapterSpec, known: Mapping[str, Part] | None = None) -> dict[str, Part]:

@@ -44,6 +44,15 @@ def _files(where: Where, model: AdapterSpec, configs: bool = False) -> Iterator[
     return _is_file(where, model)
 
 
+def _given(where: Where, model: AdapterSpec, needed: bool) -> Iterator[Problem]:
+    return _faults(where, faults.on_the_hub(model, needed) if isinstance(model, PipelineSpec) else ())
+
+
+def _begun(where: Where, location: str | None) -> Iterator[Problem]:
+    for what, hint in faults.in_weights_of_the_hub(location) if location else ():
+        yield Problem("from", f"[lora] from {what}", where("lora", "from"), hint)
+
+
 def _is_file(where: Where, own: AdapterSpec) -> Iterator[Problem]:
     if Path(own.path).is_file():
         what = f"{shown(Path(own.path))} is a file; a checkpoint is a folder"
@@ -241,6 +250,14 @@ RULES: tuple[Rule, ...] = (
 
 RULES_OF_CONFIGS: tuple[Rule, ...] = ((("model.spec",), functools.partial(_files, configs=True)), *RULES[1:])
 """Where a pipeline's configs will do in the place of its weights."""
+
+ON_THE_HUB: Rule = (("model.spec",), functools.partial(_given, needed=False))
+BEFORE_A_RUN: tuple[Rule, ...] = (
+    *RULES,
+    (("model.spec",), functools.partial(_given, needed=True)),
+    (("lora.from_",), _begun),
+)
+"""Where the hub is asked for what is not here."""
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import attrs
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.specs import AdapterSpec
+from flowfactory.data.refusals import Refusal
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import checkpoint
 from flowfactory.plan.checkpoint import Part
@@ -110,10 +111,12 @@ def _found(own: AdapterSpec, fetch: bool, known: Mapping[str, Part]) -> tuple[di
         return found, "has no weights to count: they are in no .safetensors files"
     why = "is not on this disk" if here is None else "has no weights on this disk"
     if fetch:
-        place = checkpoint.on_the_hub(own)
-        if not isinstance(place, str):
-            return checkpoint.parts(place, own), "has no weights to count: they are in no .safetensors files"
-        why += f", and {place}"
+        there = checkpoint.on_the_hub(own, lambda hub: checkpoint.parts(hub, own))
+        if not isinstance(there, Refusal):
+            return there, "has no weights to count: they are in no .safetensors files"
+        if there.final:
+            raise SpecError([Problem("checkpoint", f"[model] path {there.what}", None, there.hint)])
+        why += f", and {there.why}"
     counted = "" if here is None else "; `--exact` counts by its configs"
     return {}, f"{why}: unknown until it is downloaded{counted}"
 

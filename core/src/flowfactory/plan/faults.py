@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.builtin import PipelineSpec
+from flowfactory.data.refusals import refusal
 from flowfactory.errors import Problem, SpecError
-from flowfactory.plan import headers
+from flowfactory.plan import checkpoint, headers
 from flowfactory.plan.checkpoint import FILE, OTHERS, Folder, Part, on_disk
+from flowfactory.spec import holdings
 from flowfactory.spec.holdings import INDEX
 from flowfactory.spec.tables import Full, Memory, Spec
 
@@ -69,6 +71,28 @@ def in_files(own: PipelineSpec, configs: bool = False) -> Iterator[Fault]:
         yield f"path {own.path} is no diffusers pipeline: it has no {INDEX}", ""
     elif Path(own.path).is_absolute() and (folder := on_disk(own)):
         yield from _folder_faults(own, folder, configs)
+
+
+def on_the_hub(own: PipelineSpec, needed: bool) -> Iterator[Fault]:
+    """That the hub does not give a pipeline that is not here; or, where it is `needed`, cannot be asked."""
+    if Path(own.path).is_absolute() or any(_id_faults(own.path)) or on_disk(own):
+        return
+    refused = checkpoint.on_the_hub(own, lambda hub: None)
+    if refused is not None and (needed or refused.final):
+        yield f"path {refused.what}", refused.hint
+
+
+def in_weights_of_the_hub(location: str) -> Iterator[Fault]:
+    """That the hub does not give LoRA or networks that are not here; nothing of them is fetched."""
+    if Path(location).is_absolute() or holdings.find(location):
+        return
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().auth_check(location)
+    except Exception as error:  # of whatever library the connection is made with
+        if refused := refusal(error, location):
+            yield refused.what, refused.hint
 
 
 def in_precision(own: PipelineSpec) -> Iterator[Fault]:

@@ -21,6 +21,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowfactory.data.refusals import refusal
 from flowfactory.errors import did_you_mean, listed, shown
 from flowfactory.policy import kohya
 from flowfactory.spec import holdings
@@ -87,13 +88,13 @@ def of_checkpoint(file: Path, networks: Mapping[str, nn.Module]) -> Given:
 
 def _download(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     weights, others = ["*.json", "*.safetensors"], ["vae*/*", "text_encoder*/*", "image_encoder*/*"]
     try:
         return snapshot_download(hub_id, allow_patterns=weights, ignore_patterns=others)
-    except (OSError, HfHubHTTPError) as error:
-        raise ValueError(f"{hub_id} is neither on this disk nor to be had from the hub: {error}") from error
+    except Exception as error:  # of whatever library the connection is made with
+        refused = refusal(error, hub_id)
+        raise ValueError(refused or f"{hub_id} is neither on this disk nor to be had from the hub: {error}") from error
 
 
 # --- LoRA ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from flowfactory.calling import calling
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import DifferentiableReward, Reward, Score, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
+from flowfactory.data.refusals import refusal
 from flowfactory.errors import listed, said
 from flowfactory.processes.distributed import DTYPES, numbered
 from flowfactory.rewards.asking import Asked, RewardError
@@ -269,4 +270,4 @@ def _told(entry: RewardEntry, what: str) -> Iterator[None]:
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(f"{title} cannot be {what}: {said(error)}") from error
+        raise RewardError(f"{title} cannot be {what}: {refusal(error, 'what it loads') or said(error)}") from error

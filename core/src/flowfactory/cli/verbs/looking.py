@@ -102,7 +102,7 @@ def plan(
     """Show what SPEC would run: every number with its reason, the memory it takes, versions, and the digest."""
     registry = new_registry(ui)
     world = launch.count(processes)
-    rules = (*(disk.RULES_OF_CONFIGS if exact else disk.RULES), sharing(world))
+    rules = (*(disk.RULES_OF_CONFIGS if exact else disk.RULES), disk.ON_THE_HUB, sharing(world))
     loaded = load_spec(spec, registry, sets, unsets, rules, lambda note: ui.say(str(note)))
     made = make_plan(loaded, registry.versions(), world)
     known, measured = _exactly(ui, made.spec, registry) if exact else ({}, None)

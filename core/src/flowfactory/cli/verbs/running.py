@@ -81,7 +81,7 @@ def run(
         if watched:
             commands.see(WATCH)
         registry = new_registry(ui)
-        rules = (*disk.RULES, sharing(world))
+        rules = (*(disk.BEFORE_A_RUN if main else disk.RULES), sharing(world))
         loaded = load_spec(spec, registry, sets, unsets, rules, lambda note: ui.say(str(note)))
         plan = make_plan(loaded, registry.versions(), world)
         chosen = folder or runs / plan.spec.run.name

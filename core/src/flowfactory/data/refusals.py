@@ -1,0 +1,104 @@
+"""Why the hub does not give what it was asked for, in words, with what can be done. Its library comes when used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import attrs
+
+_ASKED = re.compile(
+    r"/(api/)?((?P<kind>datasets|models)/)?(?P<name>.+?)(/(?P<what>resolve|revision|tree|auth-check)\b/?(?P<rest>.*))?"
+)
+"""The path of a request: of which repository, and what of it."""
+
+_NETWORK = ("httpx", "httpcore", "requests", "urllib3")
+"""How the names of the modules begin that connections are made with."""
+
+_AGAIN = "try again, what has come is kept; or name a folder that holds it"
+
+
+@attrs.frozen
+class Refusal:
+    """Why the hub did not give something.
+
+    name: of what: a repository. why: to be said after it. hint: what can be done.
+    final: whether the hub has answered, so that it will say the same again.
+    """
+
+    name: str
+    why: str
+    hint: str
+    final: bool = True
+
+    @property
+    def what(self) -> str:
+        """What is the matter, without what can be done."""
+        return f"{self.name} {self.why}" if self.final else f"{self.name} is not on this disk, and {self.why}"
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.hint}"
+
+
+def refusal(error: BaseException, name: str, revision: str | None = None) -> Refusal | None:
+    """What the hub has to do with an error that its library, or one that asked it by that, has raised; or nothing.
+
+    Args:
+        name: what was asked for, where the error does not say which repository it is about.
+    """
+    from huggingface_hub import errors
+
+    for each in _causes(error):
+        if isinstance(each, errors.OfflineModeIsEnabled):
+            return Refusal(name, "HF_HUB_OFFLINE forbids to ask the hub", "unset it, or name a folder", final=False)
+        if isinstance(each, errors.HfHubHTTPError) and getattr(each, "response", None) is not None:
+            return _answered(each, name, revision)
+        lost = isinstance(each, ConnectionError | TimeoutError) or type(each).__name__ == "XetDownloadError"
+        if lost or type(each).__module__.startswith(_NETWORK):
+            from huggingface_hub import constants
+
+            told = " ".join(f"{type(each).__name__}: {each}".split())
+            why = f"the connection to the hub at {constants.ENDPOINT} failed ({told[:200]})"
+            return Refusal(name, why, _AGAIN, final=False)
+    if any(isinstance(each, errors.LocalEntryNotFoundError) for each in _causes(error)):
+        return Refusal(name, "the hub cannot be asked", _AGAIN, final=False)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of, the first cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _answered(error: Any, name: str, revision: str | None) -> Refusal:
+    from huggingface_hub import constants, errors
+
+    page, status = f"{constants.ENDPOINT}/{name}", int(error.response.status_code)
+    asked, file = urlsplit(str(error.response.request.url)), ""
+    found = _ASKED.fullmatch(unquote(asked.path))
+    if found and found["name"].count("/") < 2 and str(error.response.request.url).startswith(constants.ENDPOINT):
+        name = found["name"]
+        page = f"{constants.ENDPOINT}/{'datasets/' if found['kind'] == 'datasets' else ''}{name}"
+        file = found["rest"].partition("/")[2] if found["what"] == "resolve" else ""
+    login = "log in with `hf auth login`"
+    match error:
+        case errors.GatedRepoError():
+            return Refusal(name, "is gated", f"accept its terms at {page} and {login}")
+        case errors.RevisionNotFoundError():
+            return Refusal(name, f"has no revision {revision!r} at {page}", "take one that is listed there")
+        case errors.RepositoryNotFoundError():
+            return Refusal(
+                name, f"is not at {page}, or is private and you are not logged in", f"correct it, or {login}"
+            )
+        case errors.EntryNotFoundError():
+            return Refusal(name, f"has no {file or 'such file'} at {page}", "see there what it has")
+    if status == 429:
+        return Refusal(name, "the hub was asked too often (429)", f"try again later, or {login}", final=False)
+    if status >= 500:
+        return Refusal(name, f"the hub fails ({status})", _AGAIN, final=False)
+    why = f"is not given: the hub answers {status} at {page}"
+    return Refusal(name, why, f"{login} again, or see whether your token may read it")
