@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+import resource
+import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -321,3 +326,94 @@ def test_training_goes_on_from_an_export(
         module, other = key.split(".lora_A.")[0], key.replace("lora_A", "lora_B")
         scale = began.alphas[module] / len(ours[key])
         torch.testing.assert_close(ours[other] @ ours[key] * scale, trained_here[other] @ trained_here[key] * 3.0)
+
+
+CHANGING = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
+"""What Python tells a hook that is about to happen to a disk."""
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def forked(work: Callable[[], object], place: Path, before: Callable[[str, str], object]) -> int:
+    """How a fork ends that does some work, and is asked before each change of the disk around a place."""
+    child = os.fork()
+    if child == 0:
+        asking = [False]
+
+        def look(event: str, given: tuple[object, ...]) -> None:
+            if event in CHANGING and str(place.parent) in str(given[0]) and not asking[0]:
+                asking[0] = True
+                before(event, str(given[0]))
+                asking[0] = False
+
+        sys.addaudithook(look)
+        code = 1
+        with suppress(BaseException):
+            work()
+            code = 0
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("form", ["lora", "kohya", "merged"])
+def test_an_export_is_as_it_was_or_whole_at_every_moment(
+    form: str, shared: Callable[..., Trained], tmp_path: Path
+) -> None:
+    made, place, seen = shared("sd3"), tmp_path / "out" / form, tmp_path / "seen.txt"
+    made.export(form, folder=place, weights="current")
+    old = held(place)
+
+    def note(*_: str) -> None:
+        with seen.open("a") as file:
+            file.write(f"{held(place)}\n")
+
+    assert forked(lambda: made.export(form, folder=place), place, note) == 0
+    assert list(dict.fromkeys(seen.read_text().splitlines())) == [f"{old}", "{}", f"{held(place)}"]
+
+
+def test_what_a_killed_export_leaves_is_taken_away_by_the_next(shared: Callable[..., Trained], tmp_path: Path) -> None:
+    made, place = shared("sd3"), tmp_path / "out" / "lora"
+
+    def killed(wanted: Callable[[str, str], bool]) -> None:
+        def before(event: str, path: str) -> None:
+            if wanted(event, path):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert forked(lambda: made.export(folder=place), place, before) == -signal.SIGKILL
+
+    killed(lambda event, path: "README" in path)
+    killed(lambda event, path: event == "os.rename")
+    assert len(list(place.parent.iterdir())) == 1
+    assert not place.exists()
+    made.export(folder=place)
+    assert list(place.parent.iterdir()) == [place]
+    whole = held(place)
+    killed(lambda event, path: event == "os.rename" and ".writing-" in path)  # what was there is put aside
+    assert not place.exists()
+    made.export(folder=place)
+    assert (held(place), list(place.parent.iterdir())) == (whole, [place])
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_an_export_that_cannot_be_written_says_so_and_leaves_the_old_one(
+    form: str, shared: Callable[..., Trained], tmp_path: Path
+) -> None:
+    made, place, said = shared("sd3"), tmp_path / "out" / form, tmp_path / "said.txt"
+    made.export(form, folder=place)
+    whole = held(place)
+    most = max(map(len, whole.values())) - 1
+
+    def work() -> None:
+        with said.open("w") as file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            try:
+                made.export(form, folder=place)
+            except RunError as error:
+                file.write(str(error))
+
+    assert forked(work, place, lambda *_: None) == 0
+    assert re.fullmatch(rf"{place} cannot be written: .*File too large.*", said.read_text())
+    assert (held(place), list(place.parent.iterdir())) == (whole, [place])

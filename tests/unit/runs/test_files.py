@@ -60,3 +60,16 @@ def test_nothing_is_left_of_what_failed(error: type[BaseException], tmp_path: Pa
     with pytest.raises(error):
         fail(tmp_path / "there")
     assert modes(tmp_path).keys() == {".", "there", "there/kept"}
+
+
+def test_what_another_one_is_writing_is_not_taken_away(tmp_path: Path) -> None:
+    folder, left = tmp_path / "out", tmp_path / ".writing-out-abcdefgh"
+    left.mkdir()
+    with replacing(folder) as first:
+        assert not left.exists()
+        (first / "of").write_text("first")
+        with replacing(folder) as second:
+            (second / "of").write_text("second")
+        assert (folder / "of").read_text() == "second"
+    assert (folder / "of").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]

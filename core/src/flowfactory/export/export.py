@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from flowfactory.contracts.types import Conditions, Row
 from flowfactory.data.sources import load_training, pools
 from flowfactory.data.store import unpacked_folder
 from flowfactory.discovery.entries import Source
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, shown
 from flowfactory.export import choosing
 from flowfactory.export.card import write_card, write_spec
 from flowfactory.export.forms import FORMS, Trained, device
@@ -95,6 +96,8 @@ def export(
             )
         except (ValueError, AssertionError) as error:
             raise RunError(f"{run} cannot be exported as {form}: {error or repr(error)}") from error
+        except SafetensorError as error:
+            raise RunError(f"{shown(place)} cannot be written: {error}") from error
         if not done.difference <= TOLERANCE:
             off = f"read back, its velocities are {done.difference:.1e} off the largest"
             raise RunError(f"{place} is no good: {off}")

@@ -12,7 +12,7 @@ import attrs
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from flowfactory.contracts.types import Conditions
@@ -112,12 +112,13 @@ class LoraFolder(Form):
         """Write one network's adapters."""
         pipe: Any = trained.adapter.pipe
         config = trained.weights.configs[name].to_dict()
+        config |= {key: sorted(value) for key, value in config.items() if key == "target_modules" and value}
         main = pipe.transformer_name
         layers, metadata = f"{main}_lora_layers", f"{main}_lora_adapter_metadata"
         pipe.save_lora_weights(folder, **{layers: trained.lora_of(name), metadata: config})
         with safe_open(folder / LORA_FILE, "pt") as file:
             own = dict(file.metadata())
-        save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, own | described(trained, name))
+        _save(load_file(folder / LORA_FILE), folder / LORA_FILE, own | described(trained, name))
 
     def read(self, spec: Spec, folder: Path, adapter: type[PipelineAdapter[Any]], encoded: Conditions) -> Any:
         made = adapter(spec.model.spec)
@@ -160,7 +161,7 @@ class KohyaFolder(LoraFolder):
 
     def write_network(self, trained: Trained, name: str, folder: Path) -> None:
         tensors = to_kohya(trained.adapter.networks()[name], trained.lora_of(name))
-        save_file(tensors, folder / self.file(trained.spec), described(trained, name, folded=True))
+        _save(tensors, folder / self.file(trained.spec), described(trained, name, folded=True))
 
     def read_network(self, spec: Spec, adapter: PipelineAdapter[Any], name: str, folder: Path) -> None:
         pipe: Any = adapter.pipe
@@ -256,6 +257,16 @@ def described(trained: Trained, network: str, folded: bool = False) -> dict[str,
     alpha = config.r if folded else config.lora_alpha
     own = described_as(trained.spec, type(trained.adapter.networks()[network]).__name__, config.r, alpha)
     return own | {MODULES: json.dumps(sorted(modules(trained, network)))}
+
+
+def _save(tensors: dict[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file that is the same for the same content: by itself the library puts metadata in any order."""
+    data = save(tensors, dict(metadata))
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    text = json.dumps(header | {"__metadata__": dict(sorted(metadata.items()))}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[begin:])
 
 
 def forget_place(file: Path) -> None:

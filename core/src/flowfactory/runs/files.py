@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,13 +13,13 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import RunError, shown
 
-PARTIAL = ".writing-"
+PARTIAL, OLD = ".writing-", "-old"
 DAY = 86400.0
 
 _NOT_AS_THEY_ARE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -53,26 +54,64 @@ def lines(path: Path) -> list[str]:
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder to write into, beside `folder`, whose place it takes once all is written.
 
-    If anything goes wrong, nothing is left of it and `folder` stays as it was.
+    If anything goes wrong, nothing is left of it and `folder` stays as it was. What a killed process leaves, the next
+    one takes away.
     """
     folder = folder.resolve()
     made = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
+    _clear(folder)
+    with ExitStack() as stack:
+        partial = _partial(folder, stack)
+        try:
+            yield partial
+            settle(partial)
+            old = partial.with_name(f"{partial.name}{OLD}")
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+            flush(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            for above in made:
+                with suppress(OSError):  # something is in it
+                    above.rmdir()
+
+
+def _partial(folder: Path, stack: ExitStack) -> Path:
+    """A new folder beside another, that is known to be in use until `stack` ends."""
+    while True:
+        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
+        stack.enter_context(_locked(partial))
+        if partial.exists():  # nobody took it away before it was locked
+            return partial
+
+
+def _clear(folder: Path) -> None:
+    """Take away what killed processes left beside a folder, but for its former content where that is all there is."""
+    left = re.compile(rf"{re.escape(PARTIAL + folder.name)}-\w{{8}}({OLD})?")
+    for path in sorted(folder.parent.iterdir(), reverse=True):
+        if (found := left.fullmatch(path.name)) is None:
+            continue
+        with suppress(OSError), _locked(path, fcntl.LOCK_NB) as ours:
+            if ours and found[1] and not folder.exists():
+                path.rename(folder)
+            elif ours:
+                shutil.rmtree(path)
+
+
+@contextmanager
+def _locked(folder: Path, kind: int = 0) -> Iterator[bool]:
+    """Lock a folder, as long as that lasts and this process lives; whether that can be done."""
+    descriptor, locked = os.open(folder, os.O_RDONLY), False
     try:
-        yield partial
-        settle(partial)
-        old = partial.with_name(f"{partial.name}-old")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # somebody has, or there are no locks on this disk
+            fcntl.flock(descriptor, fcntl.LOCK_EX | kind)
+            locked = True
+        yield locked
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for above in made:
-            with suppress(OSError):  # something is in it
-                above.rmdir()
+        os.close(descriptor)
 
 
 def see_writable(path: Path) -> None:
