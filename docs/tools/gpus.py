@@ -39,11 +39,11 @@ process. Of two geometries of FLUX.1-dev and Qwen-Image, an H200 took within 3 %
 ([On a GPU](performance.md#on-a-gpu)). Weights are counted from configs that were transcribed by hand; nobody has
 compared them with the hub's yet.
 Activations follow from a formula that is too low by up to a factor of 1.8 where it was measured
-([how good it is](performance.md#memory)). What rewards' networks take, and what the VAE computes with, is in none of
-the numbers.
+([how good it is](performance.md#memory)). What rewards' networks take is in none of the numbers, nor what
+HunyuanVideo's VAE computes with.
 
-*encode*, *sample* and *update* are the phases of a run, in GiB, as the example stands. While prompts are encoded, all
-parts of the model are there, so *encode* is also about the size of its download. *card* is the smallest of the
+*encode*, *sample*, *decode* and *update* are the phases of a run, in GiB, as the example stands. While prompts are
+encoded, all parts of the model are there, so *encode* is also about the size of its download. *card* is the smallest of the
 table below in which the largest phase takes no more than nine tenths. *least* is the same with
 `[memory] gradient_checkpointing` and with one sample at a time (`micro_batch = 1` in `[sampling]` and `[optimizer]`),
 which change results by rounding only. `[memory] offload`, `[optimizer] bits = 8` and `[model] quantize` save more, and
@@ -90,11 +90,11 @@ def lines() -> Iterator[str]:
     examples = [example for example in installed() if ":" not in example.base]
     for base in dict.fromkeys(example.base for example in examples):
         yield from ("", f"## `{base}`", "")
-        yield from ("| example | encode | sample | update | card | least |", "|---|---|---|---|---|---|")
+        yield from ("| example | encode | sample | decode | update | card | least |", "|---|---|---|---|---|---|---|")
         for example in examples:
             if example.base == base:
                 found = phases(example)
-                sizes = [f"{found[name]:.1f}" for name in ("encode", "sample", "update")]
+                sizes = [f"{found[name]:.1f}" for name in ("encode", "sample", "decode", "update")]
                 yield row(f"`{example.name}`", *sizes, card(found), card(phases(example, LEAST)))
 
 

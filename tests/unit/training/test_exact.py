@@ -6,17 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from families import FAMILIES, Family
 from flowfactory.cli.main import main
+from flowfactory.contracts.key import Size
 from flowfactory.data.rows import load_rows
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import RunError
+from flowfactory.plan.geometry import decoded
 from flowfactory.policy.weights import Weights
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.training.exact import measure, model
+from flowfactory.training.hollow import Peak
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 LORA, FULL = (), ("full={}",)
 MEASURED = [("flux", LORA), ("flux", FULL), ("wan-2.2", LORA), ("ltx", LORA), ("hunyuan-video", FULL)]
@@ -68,6 +73,60 @@ def test_it_is_what_autograd_keeps(name: str, sets: tuple[str, ...], spec: Path,
     kept, conditions = really_kept(made)
     assert (measured.kept, measured.conditions) == (kept, conditions)
     assert 0 < measured.layer < measured.recomputed < measured.kept
+
+
+@torch.no_grad()
+def really_decoded(spec: Spec) -> int:
+    """Bytes there are at once beside weights as a latent is decoded by a model with weights."""
+    adapter = target(spec)(spec.model.spec)
+    adapter.load(torch.device("cpu"), torch.float32)
+    peak, vae = Peak(), adapter.pipe.vae
+    made = vae.decode
+
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        with peak:
+            return made(*args, **kwargs)
+
+    vae.decode = decode
+    adapter.decode(torch.randn(1, *adapter.latent_shape(spec.sampling.size)), spec.sampling.size)
+    return peak.most
+
+
+@pytest.mark.parametrize("name", ["flux", "wan", "hunyuan-video"])
+def test_what_decodes_is_what_a_vae_with_weights_has_at_once(name: str, spec: Path, tmp_path: Path) -> None:
+    made = spec_of(spec, FAMILIES[name], tmp_path / "model")
+    measured = measure(made, model(made, target(made)))
+    assert measured.decoding == really_decoded(made)
+    assert measured.encoding
+
+
+FLUX_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "latent", "size"),
+    [
+        ("AutoencoderKL", FLUX_VAE, (16, 32, 48), Size(256, 384)),
+        ("AutoencoderKLFlux2", {}, (32, 32, 48), Size(256, 384)),
+        ("AutoencoderKLQwenImage", {}, (16, 1, 32, 48), Size(256, 384)),
+        ("AutoencoderKLWan", {}, (16, 3, 32, 48), Size(256, 384, 9)),
+    ],
+)
+def test_what_decodes_is_known_from_published_configs(
+    name: str, config: dict[str, Any], latent: tuple[int, ...], size: Size
+) -> None:
+    peak = Peak()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        vae = getattr(diffusers, name)(**config).eval()
+        with peak:
+            vae.decode(torch.zeros(1, *latent))
+    assert decoded({"_class_name": name, **vae.config}, size) * 4 == pytest.approx(peak.most, rel=0.1)
 
 
 def test_no_weight_is_read(spec: Path, tmp_path: Path) -> None:

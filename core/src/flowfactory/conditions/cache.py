@@ -28,7 +28,7 @@ from flowfactory.conditions.claims import Claims
 from flowfactory.contracts.types import Conditions, Row, moved
 from flowfactory.data.store import ELSEWHERE, user_folder
 from flowfactory.errors import RunError, shown
-from flowfactory.plan.estimate import readable
+from flowfactory.plan.working import readable
 from flowfactory.runs import files
 
 SHARD = 32

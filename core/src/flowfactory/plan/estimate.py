@@ -18,7 +18,7 @@ from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import checkpoint
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.counts import undoes
-from flowfactory.plan.working import BYTES, Measured, Need, count_of, frozen_bytes, streamed, working
+from flowfactory.plan.working import BYTES, Measured, Need, count_of, frozen_bytes, readable, streamed, working
 from flowfactory.spec import holdings
 from flowfactory.spec.tables import Full, Spec
 
@@ -270,18 +270,24 @@ def _phases(spec: Spec, parts: Mapping[str, Part], needs: tuple[Need, ...]) -> I
     networks = [part for name, part in parts.items() if "transformer" in name]
     loaded = sum(frozen_bytes(part, BYTES[spec.run.precision], _kind(spec)) for part in networks)
     loaded = sizes["frozen"] if "weights" in spec.memory.offload else loaded
-    encode = sum(sizes[name] for name in ("encoders", "vae")) + loaded
-    yield Need("encode", encode, "encoders + vae + networks; once for all prompts")
+    coding = ["encoding"] if "encoding" in sizes else []
+    encode = sum(sizes[name] for name in ("encoders", "vae", *coding)) + loaded
+    yield Need("encode", encode, " + ".join(["encoders + vae + networks", *coding]) + "; once for all prompts")
     decoding = [*always, *(name for name in kept if name not in vae), *vae]
-    training = decoding if spec.trainer.spec.needs.gradient else [*always, *kept]
-    aside = "; what the VAE and the rewards compute with is not in it"
+    gradient = spec.trainer.spec.needs.gradient
+    training = decoding if gradient else [*always, *kept]
+    known = "the rewards compute" if "decoding" in sizes else "the VAE and the rewards compute"
     for phase, names, more in (
         ("sample", [*always, *kept, "copies", *looks, *merged, "sampling_activations"], ""),
-        ("decode", decoding, aside),
-        ("update", [*training, "gradients", "copies", "update_activations"], aside if training is decoding else ""),
+        ("decode", [*decoding, "decoding"], f"; what {known} with is not in it"),
+        (
+            "update",
+            [*training, "gradients", "copies", "update_activations"],
+            "; what the VAE and the rewards compute with is not in it" if gradient else "",
+        ),
     ):
-        known = [name for name in names if name in sizes]
-        yield Need(phase, sum(sizes[name] for name in known), " + ".join(known) + more)
+        there = [name for name in names if name in sizes]
+        yield Need(phase, sum(sizes[name] for name in there), " + ".join(there) + more)
 
 
 def _rests(spec: Spec) -> bool:
@@ -291,13 +297,3 @@ def _rests(spec: Spec) -> bool:
 
 def _kind(spec: Spec) -> str | None:
     return spec.model.spec.quantize if isinstance(spec.model.spec, PipelineSpec) else None
-
-
-def readable(number: float | None) -> str:
-    """Bytes as a person reads them."""
-    if number is None:
-        return "unknown"
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:.0f} B"

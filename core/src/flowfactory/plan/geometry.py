@@ -68,6 +68,36 @@ def geometry(own: AdapterSpec, size: Size, parts: Mapping[str, Part]) -> Geometr
     return made
 
 
+NORMED, CAUSAL = 3, 9
+"""Values that a decoder has at once for each pixel and each channel of its widest level. Of images: what goes into a
+block, that normed, and activated. Of videos, as counted: for each frame of a chunk, and each that convolutions keep."""
+
+
+def decoded(vae: Mapping[str, Any], size: Size) -> int:
+    """Numbers that a VAE has at once as it decodes one sample.
+
+    Images are decoded whole. Wan's videos come in chunks of as many frames as a latent one stands for, and convolutions
+    remember the last two.
+
+    Raises:
+        KeyError: its config has no such name.
+        ValueError: it has something else by it, or is of another kind.
+    """
+    pixels, kind = size.height * size.width, vae.get("_class_name")
+    try:
+        if kind in ("AutoencoderKL", "AutoencoderKLFlux2"):
+            widths = vae["block_out_channels"]
+            most: int = max(wide * pixels // 4**level for level, wide in enumerate([*widths[1:], widths[-1]]))
+            return NORMED * most
+        if kind in ("AutoencoderKLWan", "AutoencoderKLQwenImage") and not vae.get("is_residual"):
+            width = int((vae.get("decoder_base_dim") or vae["base_dim"]) * vae["dim_mult"][0])
+            chunk = min(int(_scales(vae)[1]), size.frames)
+            return pixels * (CAUSAL * width * (chunk + min(2, chunk)) + 3 * size.frames)
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"sizes that are numbers: {error}") from error
+    raise ValueError(f"what {kind or 'the VAE'} computes with")
+
+
 def multiples(own: AdapterSpec, parts: Mapping[str, Part]) -> tuple[int, int]:
     """What pixels of a side, and frames after the first, are multiples of; 1 where the configs do not tell.
 

@@ -18,7 +18,7 @@ from flowfactory.contracts.specs import StochasticSpec
 from flowfactory.data.rows import DataError, load
 from flowfactory.plan.checkpoint import BLOCK, Part
 from flowfactory.plan.counts import rows_drawn
-from flowfactory.plan.geometry import Geometry, geometry
+from flowfactory.plan.geometry import Geometry, decoded, geometry
 from flowfactory.spec import window
 from flowfactory.spec.rules.teams import teams_of
 from flowfactory.spec.tables import Full, Spec
@@ -58,6 +58,8 @@ class Measured:
     layer: int
     kept: int
     recomputed: int
+    encoding: int | None = None
+    decoding: int | None = None
 
 
 def frozen_bytes(part: Part, size: int, kind: str | None, share: int = 1) -> int:
@@ -100,6 +102,7 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
     """All that passes through the networks of one of `world` processes."""
     teams = teams_of(world, spec.memory)
     share = world // teams
+    yield from _decoding(spec, parts, measured, teams)
     if measured:
         yield from _conditions(spec, measured.conditions, f"{count_of(measured.conditions)} bytes, as measured")
         yield _trajectories(spec, measured.elements, teams)
@@ -117,6 +120,24 @@ def working(spec: Spec, parts: Mapping[str, Part], world: int, measured: Measure
     yield _trajectories(spec, at.elements, teams)
     yield from _looks(spec, at.elements, teams)
     yield from _estimated(spec, at, teams, share)
+
+
+def _decoding(spec: Spec, parts: Mapping[str, Part], measured: Measured | None, teams: int) -> Iterator[Need]:
+    """What the VAE and what encodes compute with, weights aside."""
+    if measured and measured.encoding is not None:
+        yield Need("encoding", measured.encoding, "measured: of one prompt and its images, at once")
+    count = _batches(spec, teams)[0]
+    if measured and measured.decoding is not None:
+        why = f"measured: {count} x {count_of(measured.decoding)} bytes at once"
+        yield Need("decoding", count * measured.decoding, why)
+        return
+    try:
+        each, size = decoded(parts["vae"].config, spec.sampling.size), BYTES[spec.run.precision]
+    except (KeyError, ValueError) as error:
+        yield Need("decoding", None, f"unknown: the configs do not say {error}; `--exact` measures it")
+        return
+    why = f"estimated: {count} x {count_of(each)} numbers x {size} bytes at once"
+    yield Need("decoding", count * each * size, f"{why}; what cuDNN takes for convolutions is not in it")
 
 
 def _conditions(spec: Spec, each: int, how: str) -> Iterator[Need]:
@@ -247,3 +268,13 @@ def count_of(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.4g} {name}"
     return str(number)
+
+
+def readable(number: float | None) -> str:
+    """Bytes as a person reads them."""
+    if number is None:
+        return "unknown"
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f} B"

@@ -21,7 +21,7 @@ from flowfactory.plan import estimate
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.geometry import geometry
 from flowfactory.plan.plan import Plan
-from flowfactory.plan.working import BYTES, Need, count_of, frozen_parts
+from flowfactory.plan.working import BYTES, Need, count_of, frozen_parts, readable
 from flowfactory.spec import window
 from flowfactory.spec.rules.teams import teams_of, together
 from flowfactory.spec.tables import Full, Spec
@@ -88,8 +88,8 @@ class Traffic:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """A table: message, bytes or time, reason."""
-        rows = [(need.name, estimate.readable(need.bytes), need.reason) for need in self.sent]
-        rows.append(("total", estimate.readable(self.total), "sent by each process in a step, and received by it"))
+        rows = [(need.name, readable(need.bytes), need.reason) for need in self.sent]
+        rows.append(("total", readable(self.total), "sent by each process in a step, and received by it"))
         if self.seconds is not None:
             how = f"at {count_of(round(self.bandwidth))}B/s, as --bandwidth says; no delay of single messages is in it"
             rows.append(("seconds", f"{self.seconds:.3g}", how))
@@ -168,7 +168,7 @@ def _divided(plan: Plan, parts: Mapping[str, Part]) -> Iterator[Need]:
     kind = own.quantize if isinstance(own, PipelineSpec) else None
     base = 0 if isinstance(spec.tuning, Full) else sum(frozen_parts(part, size, kind)[0] for part in networks)
     whole, (without, trained) = (base + count * 4) / len(networks), calls
-    why = f"{estimate.readable(whole)} put together in {without:.4g} calls without a gradient, and twice in"
+    why = f"{readable(whole)} put together in {without:.4g} calls without a gradient, and twice in"
     why += f" {trained:.4g} with one; guidance by calls of its own doubles that"
     yield Need("weights", _around(whole * (without + 2 * trained), world), why)
     why = f"summed as they are divided: {count_of(count)} parameters x 4 bytes in {trained:.4g} calls"
@@ -193,8 +193,8 @@ def _exchanged(plan: Plan, parts: Mapping[str, Part]) -> Need:
     there = heads + 2 * one * BYTES[spec.run.precision] * (memory.ring - 1)
     back = there + (2 * one * 4 * memory.ring if memory.ring > 1 else 0)
     again = trained if memory.gradient_checkpointing else 0
-    why = f"{estimate.readable(there)} in each of {forward + trained + again:.4g} passes of a sample, and"
-    why += f" {estimate.readable(back)} in {trained:.4g} with a gradient; guidance by calls of its own doubles that"
+    why = f"{readable(there)} in each of {forward + trained + again:.4g} passes of a sample, and"
+    why += f" {readable(back)} in {trained:.4g} with a gradient; guidance by calls of its own doubles that"
     return Need("tokens", round(there * (forward + trained + again) + back * trained), why)
 
 

@@ -17,6 +17,7 @@ from flowfactory.discovery.entries import Entry
 from flowfactory.errors import BAD_SPEC, RunError, shown, typed
 from flowfactory.plan import estimate
 from flowfactory.plan.plan import PLAN_FILE, SPEC_FILE, Plan
+from flowfactory.plan.working import readable
 from flowfactory.processes.stop import Stopped
 from flowfactory.runs import archive, environment, files
 from flowfactory.runs.files import writing
@@ -130,9 +131,9 @@ def room(folder: Path, plan: Plan) -> None:
     count = max(1, most - len(archive.checkpoints(folder / archive.CHECKPOINTS))) if most else 0
     free = shutil.disk_usage(folder).free
     if each is not None and count * each > free:
-        what = f"checkpoints of {estimate.readable(each)} are to lie in {shown(folder)}, {count} at a time"
+        what = f"checkpoints of {readable(each)} are to lie in {shown(folder)}, {count} at a time"
         hint = "make room, set [checkpoint] keep lower, or choose another --runs or --folder"
-        raise FolderError(f"{what}, and its disk has {estimate.readable(free)} left; {hint}")
+        raise FolderError(f"{what}, and its disk has {readable(free)} left; {hint}")
 
 
 def begin(folder: Path, plan: Plan, entries: Sequence[Entry]) -> None:

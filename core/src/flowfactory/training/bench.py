@@ -21,8 +21,9 @@ from flowfactory.contracts.types import Conditions, Row
 from flowfactory.discovery.entries import Source
 from flowfactory.metrics.clock import Clock
 from flowfactory.metrics.display import Display
-from flowfactory.plan.estimate import estimate, readable
+from flowfactory.plan.estimate import estimate
 from flowfactory.plan.plan import Plan, make_plan
+from flowfactory.plan.working import readable
 from flowfactory.processes.distributed import DTYPES, Processes
 from flowfactory.processes.stop import listening
 from flowfactory.runs.checkpoint import Progress

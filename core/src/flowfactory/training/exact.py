@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.components.resolved import Target
+from flowfactory.contracts.key import Size
 from flowfactory.data.rows import load
 from flowfactory.errors import RunError
 from flowfactory.models import tap
@@ -120,8 +121,9 @@ def measure(spec: Spec, model: PipelineAdapter[Any]) -> Measured:
     """
     with _in_words(spec.model.spec.path):
         _train(spec, model)
-        hollow.fill(model.pipe, DTYPES[spec.run.precision], FakeTensorMode(allow_non_fake_inputs=True))
-        return _measured(spec, model)
+        peak = hollow.Peak()
+        hollow.fill(model.pipe, DTYPES[spec.run.precision], FakeTensorMode(allow_non_fake_inputs=True), peak)
+        return _measured(spec, model, peak)
 
 
 @contextmanager
@@ -150,15 +152,28 @@ def _train(spec: Spec, adapter: PipelineAdapter[Any]) -> None:
                 inject_adapter_in_model(lora_config(spec.tuning, targets), network)
 
 
-def _measured(spec: Spec, adapter: PipelineAdapter[Any]) -> Measured:
+def _measured(spec: Spec, adapter: PipelineAdapter[Any], peak: hollow.Peak) -> Measured:
     size, dtype = spec.sampling.size, DTYPES[spec.run.precision]
     rows = [row for source in spec.data.sources for row in load(source.prompts)]
     conditions = adapter.encode([max(rows, key=lambda row: len(row.prompt))])
+    encoding = peak.most
     x = torch.zeros(1, *adapter.latent_shape(size), dtype=dtype)
     kept = _nothing_kept(adapter.networks(), casts=dtype != torch.float32)
     with _watched(adapter.networks(), kept), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         adapter.velocity(x, torch.tensor([LEVEL]), conditions, spec.sampling.guidance, size)
-    return Measured(x.numel(), sum(tensor.nbytes for tensor in conditions.values()), *kept.sizes())
+    each, sizes = sum(tensor.nbytes for tensor in conditions.values()), kept.sizes()
+    return Measured(x.numel(), each, *sizes, encoding, _decoding(adapter, x, size, peak))
+
+
+@torch.no_grad()
+def _decoding(adapter: PipelineAdapter[Any], x: Tensor, size: Size, peak: hollow.Peak) -> int | None:
+    """What there is at once as a latent is decoded; `None` where that needs values."""
+    before = peak.most = peak.now
+    try:
+        adapter.decode(x, size)
+    except Exception:  # as in `_in_words`, but without it there is still much to say
+        return None
+    return peak.most - before
 
 
 def _nothing_kept(networks: Mapping[str, nn.Module], casts: bool) -> Kept:

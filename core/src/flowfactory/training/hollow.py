@@ -8,6 +8,7 @@ follows from what went in.
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.builtin import PipelineSpec
@@ -47,14 +49,42 @@ def pipeline(own: PipelineSpec) -> DiffusionPipeline:
     return pipe
 
 
-def fill(pipe: DiffusionPipeline, dtype: torch.dtype, mode: FakeTensorMode) -> None:
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of all that models make, and how many there were at once since `most` was set to `now`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {number for number, _ in _storages((args, kwargs))}
+        for number, storage in _storages(made):
+            if number not in given and number not in self._known:
+                self._known[number] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, number)
+        self.most = max(self.most, self.now)
+        return made
+
+    def _gone(self, number: int) -> None:
+        self.now -= self._known.pop(number)
+
+
+def _storages(tree: Any) -> list[tuple[int, Any]]:
+    found = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [(storage._cdata, storage) for storage in found]
+
+
+def fill(pipe: DiffusionPipeline, dtype: torch.dtype, mode: FakeTensorMode, peak: Peak) -> None:
     """Let a pipeline of models on `meta` compute: in `dtype`, but for what is trained or has to be float32."""
     for module in tap.modules(pipe).values():
         with mode:
             _fake(module, dtype)
         for name in ENTRIES:
             if name in dir(type(module)):
-                vars(module)[name] = _answering(getattr(module, name), mode)
+                vars(module)[name] = _answering(getattr(module, name), mode, peak)
 
 
 def _part(path: str, name: str, library: str, kind: str, where: Mapping[str, Any]) -> Any:
@@ -85,7 +115,7 @@ def _fake(module: Any, dtype: torch.dtype) -> None:
                 setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
 
 
-def _answering(method: Callable[..., Any], mode: FakeTensorMode) -> Callable[..., Any]:
+def _answering(method: Callable[..., Any], mode: FakeTensorMode, peak: Peak) -> Callable[..., Any]:
     """A method that is asked with real tensors and answers with real ones."""
 
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -99,7 +129,8 @@ def _answering(method: Callable[..., Any], mode: FakeTensorMode) -> Callable[...
 
         with mode:
             args, kwargs = tree_map(lambda leaf: mode.from_tensor(leaf) if _real(leaf) else leaf, (args, kwargs))
-            said = method(*args, **kwargs)
+            with peak:
+                said = method(*args, **kwargs)
         return tree_map(outside, said)
 
     return answer

@@ -19,8 +19,9 @@ from flowfactory.metrics.merit import Merit
 from flowfactory.metrics.table import MetricsFile, read_lines
 from flowfactory.metrics.track import tracking
 from flowfactory.metrics.watch import Watch
-from flowfactory.plan.estimate import estimate, readable
+from flowfactory.plan.estimate import estimate
 from flowfactory.plan.plan import Plan
+from flowfactory.plan.working import readable
 from flowfactory.processes import launch
 from flowfactory.processes.distributed import PeerLost, Processes
 from flowfactory.processes.stop import AtOnce, Stopped, StopRequest, listening

@@ -16,9 +16,9 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
 from flowfactory.plan import disk
 from flowfactory.plan.checkpoint import Part
-from flowfactory.plan.estimate import estimate, readable
+from flowfactory.plan.estimate import estimate
 from flowfactory.plan.plan import make_plan
-from flowfactory.plan.working import Measured
+from flowfactory.plan.working import Measured, readable
 from flowfactory.processes import launch, traffic
 from flowfactory.runs import environment
 from flowfactory.spec.rules.teams import sharing
