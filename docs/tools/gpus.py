@@ -43,8 +43,8 @@ Activations follow from a formula that is too low by up to a factor of 1.8 where
 HunyuanVideo's VAE computes with.
 
 *encode*, *sample*, *decode* and *update* are the phases of a run, in GiB, as the example stands. While prompts are
-encoded, all parts of the model are there, so *encode* is also about the size of its download. *card* is the smallest of the
-table below in which the largest phase takes no more than nine tenths. *least* is the same with
+encoded, all parts of the model are there, so *encode* is also about the size of its download. *card* is the smallest
+of the table below in which the largest phase takes no more than nine tenths. *least* is the same with
 `[memory] gradient_checkpointing` and with one sample at a time (`micro_batch = 1` in `[sampling]` and `[optimizer]`),
 which change results by rounding only. `[memory] offload`, `[optimizer] bits = 8` and `[model] quantize` save more, and
 `[memory] shard` divides weights among processes: see [Performance](performance.md#memory).
