@@ -52,7 +52,7 @@ def test_a_run_is_watched_as_it_goes_on(chromium: webdriver.Chrome, spec: Path, 
             plot = drawn(chromium, "reward")
             some = len(lines(chromium, plot)[0])
             until(chromium, lambda: len(lines(chromium, plot)[0]) > some, 60)
-            assert "reward/redness" in told()
+            assert "training redness" in told()
             assert "held-out redness" in told()
             assert chromium.execute_script("return window.kept") == 1
             assert chromium.execute_script("return document.querySelector('#time details').open")
