@@ -53,10 +53,10 @@ def test_a_run_is_looked_at_where_the_hub_is_not(online: Hub, spec: Path, monkey
     assert not online.asked
     _, (problem,) = looked_at(spec, TRAIN)
     assert (problem.kind, problem.place and problem.place.file) == ("no-such-location", None)
-    assert "HF_HUB_OFFLINE forbids it" in problem.what
+    assert "HF_HUB_OFFLINE forbids to ask the hub" in problem.what
     _, (problem,) = looked_at(spec, f"data.prompts={location}")
     assert problem.kind == "data"
-    assert "HF_HUB_OFFLINE forbids it" in problem.what
+    assert "HF_HUB_OFFLINE forbids to ask the hub" in problem.what
 
 
 def test_only_data_comes_from_there(online: Hub, spec: Path) -> None:
