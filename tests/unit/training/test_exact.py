@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import diffusers
 import pytest
 import torch
@@ -21,6 +22,8 @@ from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import Full, Spec
 from flowfactory.training.exact import measure, model
 from flowfactory.training.hollow import Peak
+from more_families import EVERY
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 LORA, FULL = (), ("full={}",)
@@ -197,3 +200,12 @@ def test_networks_that_look_at_values_cannot_be_measured(
     said = capsys.readouterr()
     assert "cannot be measured" in said.err
     assert "activations are estimated" in said.err
+
+
+def test_a_pipeline_that_encodes_an_image_by_itself_is_measured(spec: Path, tmp_path: Path) -> None:
+    made = spec_of(spec, EVERY["wan-2.2-i2v"], tmp_path / "model")
+    Image.new("RGB", (48, 32)).save(tmp_path / "red.png")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "image": "red.png"}\n')
+    made = attrs.evolve(made, data=attrs.evolve(made.data, prompts=str(tmp_path / "train.jsonl")))
+    measured = measure(made, model(made, target(made)))
+    assert (measured.kept, measured.conditions) == really_kept(made)

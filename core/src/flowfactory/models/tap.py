@@ -115,16 +115,24 @@ def _encodes(name: str, member: Any) -> bool:
 
 def run(pipe: DiffusionPipeline, members: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
     """Call the pipeline with some of its members replaced: the `Stop` that ended it, or what it returned."""
-    kept = {name: vars(pipe)[name] for name in members if name in vars(pipe)}
-    vars(pipe).update(members)
+    with replaced(pipe, members):
+        try:
+            return undecorated(pipe)(pipe, **arguments)
+        except Stop as stop:
+            return stop.with_traceback(None)
+
+
+@contextmanager
+def replaced(owner: Any, members: Mapping[str, Any]) -> Iterator[None]:
+    """While active, an object has these members in the place of its class's, or of those it was given before."""
+    kept = {name: vars(owner)[name] for name in members if name in vars(owner)}
+    vars(owner).update(members)
     try:
-        return undecorated(pipe)(pipe, **arguments)
-    except Stop as stop:
-        return stop.with_traceback(None)
+        yield
     finally:
         for name in members:
-            del vars(pipe)[name]
-        vars(pipe).update(kept)
+            del vars(owner)[name]
+        vars(owner).update(kept)
 
 
 @contextmanager
@@ -193,11 +201,8 @@ def stopping_at_the_vae(pipe: DiffusionPipeline, when: Callable[[], bool]) -> It
             raise AtTheVae
         return encode(*args, **kwargs)
 
-    vars(vae)["encode"] = stop
-    try:
+    with replaced(vae, {"encode": stop}):
         yield
-    finally:
-        del vars(vae)["encode"]
 
 
 @contextmanager
@@ -220,11 +225,8 @@ def steady_vae(pipe: DiffusionPipeline) -> Iterator[list[Any]]:
             made.latent_dist.sample = lambda generator=None: draw(torch.Generator().manual_seed(0))
         return made
 
-    vars(vae)["encode"] = steadied
-    try:
+    with replaced(vae, {"encode": steadied}):
         yield answers
-    finally:
-        del vars(vae)["encode"]
 
 
 @contextmanager
@@ -240,11 +242,8 @@ def noting_latents(pipe: DiffusionPipeline, noted: list[Tensor]) -> Iterator[Non
         noted.append(made[0] if isinstance(made, tuple) else made)
         return made
 
-    vars(pipe)["prepare_latents"] = prepare_latents
-    try:
+    with replaced(pipe, {"prepare_latents": prepare_latents}):
         yield
-    finally:
-        del vars(pipe)["prepare_latents"]
 
 
 @contextmanager

@@ -36,6 +36,8 @@ from flowfactory.training import hollow
 LEVEL = 0.5
 """A noise level like any other."""
 
+UNTRUE = "its answers without values look like those of a model that cannot be trained; a run looks at real ones"
+
 
 @attrs.define(eq=False)
 class Kept:
@@ -123,7 +125,12 @@ def measure(spec: Spec, model: PipelineAdapter[Any]) -> Measured:
         _train(spec, model)
         peak = hollow.Peak()
         hollow.fill(model.pipe, DTYPES[spec.run.precision], FakeTensorMode(allow_non_fake_inputs=True), peak)
-        return _measured(spec, model, peak)
+        try:
+            return _measured(spec, model, peak)
+        except tap.Refused as error:
+            if error.__cause__ is None:
+                raise RunError(UNTRUE) from error
+            raise
 
 
 @contextmanager
