@@ -42,13 +42,14 @@ class Refusal:
         return f"{self.what}; {self.hint}"
 
 
-def refusal(error: BaseException, name: str, revision: str | None = None) -> Refusal | None:
+def refusal(error: BaseException, name: str, revision: str | None = None, alone: bool = True) -> Refusal | None:
     """What the hub has to do with an error that its library, or one that asked it by that, has raised; or nothing.
 
     Args:
         name: what was asked for, where the error does not say which repository it is about.
+        alone: whether nothing but the hub was asked; connections elsewhere are none of its business.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     for each in _causes(error):
         if isinstance(each, errors.OfflineModeIsEnabled):
@@ -56,9 +57,7 @@ def refusal(error: BaseException, name: str, revision: str | None = None) -> Ref
         if isinstance(each, errors.HfHubHTTPError) and getattr(each, "response", None) is not None:
             return _answered(each, name, revision)
         lost = isinstance(each, ConnectionError | TimeoutError) or type(each).__name__ == "XetDownloadError"
-        if lost or type(each).__module__.startswith(_NETWORK):
-            from huggingface_hub import constants
-
+        if (lost or type(each).__module__.startswith(_NETWORK)) and (alone or _at(each).startswith(constants.ENDPOINT)):
             told = " ".join(f"{type(each).__name__}: {each}".split())
             why = f"the connection to the hub at {constants.ENDPOINT} failed ({told[:200]})"
             return Refusal(name, why, _AGAIN, final=False)
@@ -72,6 +71,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _at(error: Any) -> str:
+    """The address that was asked, where an error of a connection says it."""
+    try:
+        return str(error.request.url)
+    except (AttributeError, RuntimeError):
+        return ""
 
 
 def _answered(error: Any, name: str, revision: str | None) -> Refusal:

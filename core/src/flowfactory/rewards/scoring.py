@@ -270,4 +270,5 @@ def _told(entry: RewardEntry, what: str) -> Iterator[None]:
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(f"{title} cannot be {what}: {refusal(error, 'what it loads') or said(error)}") from error
+        refused = refusal(error, "what it loads", alone=False)
+        raise RewardError(f"{title} cannot be {what}: {refused or said(error)}") from error
