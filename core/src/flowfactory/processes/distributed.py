@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from flowfactory.contracts.key import Precision
 from flowfactory.errors import FAILED, RunError, everywhere
 from flowfactory.plan.plan import Plan
-from flowfactory.processes import context, launch, sharding
+from flowfactory.processes import context, heap, launch, sharding
 from flowfactory.processes.context import Team
 from flowfactory.spec.tables import Memory
 
@@ -65,6 +65,8 @@ class Processes:
         memory = memory or Memory()
         # Without an accelerator, only `cpu=True` makes accelerate see that there are several processes.
         on_cpu = not torch.accelerator.is_available()
+        if on_cpu:
+            heap.keep()
         launch.settle()
         # cuDNN's attention, which torch prefers on some cards, has ended in illegal memory accesses and NaN gradients
         # there. Whoever wants it asks for it by `[memory] attention`.
@@ -251,7 +253,9 @@ class Processes:
             return self.team.any(heard, self.device)
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer with accelerate's loss scaling around its steps."""
+        """The optimizer, with accelerate's loss scaling around its steps where float16 needs that."""
+        if self.accelerator.scaler is None:
+            return optimizer
         prepared: torch.optim.Optimizer = self.accelerator.prepare(optimizer)
         return prepared
 
