@@ -117,6 +117,27 @@ def test_one_observer_that_raises_keeps_no_other_from_hearing(tmp_path: Path, ca
     assert "plugin b.py failed" in caplog.text
 
 
+def test_what_nobody_asked_for_is_copied_for_nobody(tmp_path: Path) -> None:
+    """Observers get copies of their own, and samples are large."""
+    told = (
+        "from flowfactory import hookimpl\nheard = []\n@hookimpl\ndef flowfactory_{}(epoch):\n    heard.append(epoch)\n"
+    )
+    registry, copies = Registry(), list[object]()
+
+    class Samples:
+        def __deepcopy__(self, memo: object) -> Samples:
+            copies.append(memo)
+            return self
+
+    for name in ("epoch_finished", "samples_scored"):
+        (tmp_path / f"{name}.py").write_text(told.format(name))
+        registry.load_file(tmp_path / f"{name}.py")
+    Events(*registry.observers()).samples_scored(run=None, epoch=3, samples=Samples(), scores={})
+    modules = [m for n, m in sys.modules.items() if n.startswith("flowfactory_local_") and str(tmp_path) in str(m)]
+    assert sorted(m.heard for m in modules) == [[], [3]]
+    assert len(copies) == 1
+
+
 def test_local_files_are_plugins(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(TOY)
     registry = Registry()

@@ -58,7 +58,10 @@ class Events:
         return found
 
     def _tell(self, hook: str, **what: Any) -> None:
+        hooked = {implementation.plugin_name for implementation in getattr(self._manager.hook, hook).get_hookimpls()}
         for name, plugin in self._manager.list_name_plugin():
+            if name not in hooked:
+                continue
             others = [other for other in self._manager.get_plugins() if other is not plugin]
             who = f"plugin {self._sources[name]}"
             try:
