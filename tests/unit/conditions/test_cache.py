@@ -196,6 +196,22 @@ def test_a_batch_joins_rows_by_number(tmp_path: Path) -> None:
     assert batch["letters"].tolist() == [[99.0, 97.0, 98.0, 99.0]]
 
 
+def test_a_group_reads_its_row_once() -> None:
+    read = list[str]()
+
+    class Counted:
+        def __getitem__(self, row: Row) -> Conditions:
+            read.append(row.prompt)
+            return {"letters": torch.tensor([[float(len(row.prompt))]])}
+
+    def collate(parts: Sequence[Conditions]) -> Conditions:
+        return {"letters": torch.cat([part["letters"] for part in parts])}
+
+    batch = ConditionStore(Counted(), [Row("ab"), Row("c")], collate).batch([0, 0, 1, 0], CPU)
+    assert batch["letters"].tolist() == [[2.0], [2.0], [1.0], [2.0]]
+    assert sorted(read) == ["ab", "c"]
+
+
 # --- what is noticed
 
 

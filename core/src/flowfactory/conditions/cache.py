@@ -293,4 +293,5 @@ class ConditionStore:
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Conditions:
         """Conditions of the rows with these numbers, repeats allowed, on `device`."""
-        return moved(self._collate([self.source[self.rows[row]] for row in rows]), device)
+        found = {row: self.source[self.rows[row]] for row in set(rows)}
+        return moved(self._collate([found[row] for row in rows]), device)
