@@ -191,8 +191,8 @@ def test_terms_ask_each_policy_once_per_level(on_policy: bool) -> None:
     """The first update needs no old log-probability: it is the current one."""
     asked, x0 = policy(), torch.randn(4, 6, 5)
     terms = AWM(AWMSpec()).terms(asked, batch_of(x0, ADVANTAGES, on_policy), draws())
-    each_level = ["reference", "average"] if on_policy else ["current", "reference", "average"]
-    assert asked.calls == each_level * 6
+    sets = ["reference", "average"] if on_policy else ["current", "reference", "average"]
+    assert asked.calls == [weights for weights in sets for _ in range(6)]
     for term in terms:
         level = term.sigma[:, None, None]
         x = (1 - level) * x0 + level * term.noise

@@ -198,8 +198,8 @@ def test_terms_keep_what_the_right_weights_said(dtype: torch.dtype) -> None:
     asked, x0 = policy(), torch.randn(5, 3, 4).to(dtype)
     spec = CRDSpec(times=Times(rule="uniform", count=3), guidance=3.5)
     terms = CRD(spec).terms(asked, batch_of(x0, A, GROUPS), draws())
-    assert asked.calls == ["old", "reference"] * 3
-    assert asked.guidances == [3.5, 4.5] * 3
+    assert asked.calls == ["old"] * 3 + ["reference"] * 3
+    assert asked.guidances == [3.5] * 3 + [4.5] * 3
     for term in terms:
         level = term.sigma[:, None, None]
         x = (1 - level) * x0.float() + level * term.noise

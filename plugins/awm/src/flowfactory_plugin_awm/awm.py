@@ -41,20 +41,23 @@ class AWM(Trainer[AWMSpec]):
     """Advantage Weighted Matching, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        return [self._term(policy, batch, sigma, draws) for sigma in levels]
+        x0, spec = batch.rollout.final.float(), self.spec
+        levels = noise_levels(spec.times, batch.rollout.sigmas, draws)
+        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
 
-    def _term(self, policy: Policy, batch: Batch, sigma: Tensor, draws: Draws) -> Term:
-        x0, spec, logprob = batch.rollout.final.float(), self.spec, None
-        sigma, noise = sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)
-        x, anchors = noised(x0, noise, sigma), {}
+        def seen() -> list[Tensor]:
+            return [policy.velocity(noised(x0, noise, sigma), sigma, batch.conditions) for sigma, noise in drawn]
+
+        logprobs: Sequence[Tensor | None] = [None] * len(drawn)
         if not batch.on_policy:
-            logprob = surrogate(policy.velocity(x, sigma, batch.conditions), noise - x0, sigma, spec)
+            logprobs = [surrogate(v, noise - x0, sigma, spec) for v, (sigma, noise) in zip(seen(), drawn, strict=True)]
+        anchors = [dict[str, tuple[Tensor, float]]() for _ in drawn]
         for part, weights, beta in (("kl", "reference", spec.kl_beta), ("average", "average", spec.average_beta)):
             if beta:
                 with policy.using(weights):
-                    anchors[part] = policy.velocity(x, sigma, batch.conditions), beta
-        return Term(sigma, noise, logprob, anchors)
+                    for own, v in zip(anchors, seen(), strict=True):
+                        own[part] = v, beta
+        return [Term(*at, *found) for at, *found in zip(drawn, logprobs, anchors, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0, spec = batch.rollout.final.float(), self.spec

@@ -52,19 +52,18 @@ class CRD(Trainer[CRDSpec]):
     """Centered Reward Distillation, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        return [self._term(policy, batch, sigma, draws) for sigma in levels]
+        x0, spec = batch.rollout.final.float(), self.spec
+        levels = noise_levels(spec.times, batch.rollout.sigmas, draws)
+        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
 
-    def _term(self, policy: Policy, batch: Batch, sigma: Tensor, draws: Draws) -> Term:
-        x0, spec, reference = batch.rollout.final.float(), self.spec, None
-        sigma, noise = sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)
-        x = noised(x0, noise, sigma)
-        with policy.using("old"):
-            old = policy.velocity(x, sigma, batch.conditions, spec.guidance)
-        if spec.kl_beta:
-            with policy.using("reference"):
-                reference = policy.velocity(x, sigma, batch.conditions, spec.reference_guidance)
-        return Term(sigma, noise, old, reference)
+        def seen(weights: str, guidance: float) -> list[Tensor]:
+            with policy.using(weights):
+                points = [(noised(x0, noise, sigma), sigma) for sigma, noise in drawn]
+                return [policy.velocity(*point, batch.conditions, guidance) for point in points]
+
+        old = seen("old", spec.guidance)
+        reference = seen("reference", spec.reference_guidance) if spec.kl_beta else [None] * len(drawn)
+        return [Term(*at, v, v_ref) for at, v, v_ref in zip(drawn, old, reference, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0, spec = batch.rollout.final.float(), self.spec

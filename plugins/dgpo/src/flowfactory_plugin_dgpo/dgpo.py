@@ -53,20 +53,25 @@ class DGPO(Trainer[DGPOSpec]):
     """Direct Group Preference Optimization, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        return [self._term(policy, batch, sigma, draws) for sigma in levels]
+        x0, spec = batch.rollout.final.float(), self.spec
+        levels = noise_levels(spec.times, batch.rollout.sigmas, draws)
+        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
 
-    def _term(self, policy: Policy, batch: Batch, sigma: Tensor, draws: Draws) -> Term:
-        x0, spec, reference = batch.rollout.final.float(), self.spec, None
-        sigma, noise = sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)
-        x, u = noised(x0, noise, sigma), noise - x0
-        with policy.using("old"):
-            old = base = error(policy.velocity(x, sigma, batch.conditions, spec.guidance), u)
+        def seen(weights: str, guidance: float) -> list[Tensor]:
+            with policy.using(weights):
+                points = [(noised(x0, noise, sigma), sigma) for sigma, noise in drawn]
+                return [policy.velocity(*point, batch.conditions, guidance) for point in points]
+
+        def errors(velocities: Sequence[Tensor]) -> list[Tensor]:
+            return [error(v, noise - x0) for v, (_, noise) in zip(velocities, drawn, strict=True)]
+
+        old = base = errors(seen("old", spec.guidance))
+        reference: Sequence[Tensor | None] = [None] * len(drawn)
         if self.needs.reference:
-            with policy.using("reference"):
-                reference = policy.velocity(x, sigma, batch.conditions, spec.reference_guidance)
-            base = old if spec.baseline == "old" else error(reference, u)
-        return Term(sigma, noise, old, base, reference if spec.kl_beta else None)
+            velocities = seen("reference", spec.reference_guidance)
+            base = old if spec.baseline == "old" else errors(velocities)
+            reference = velocities if spec.kl_beta else reference
+        return [Term(*at, *found) for at, *found in zip(drawn, old, base, reference, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0, spec = batch.rollout.final.float(), self.spec

@@ -68,14 +68,13 @@ class DPO(Trainer[DPOSpec]):
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
         pairs = Pairs.of(batch.groups, batch.advantages)
         levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        return [self._term(policy, batch, pairs, sigma, draws) for sigma in levels]
+        with policy.using("reference"):
+            return [self._term(policy, batch, pairs, sigma, draws) for sigma in levels]
 
     def _term(self, policy: Policy, batch: Batch, pairs: Pairs, sigma: Tensor, draws: Draws) -> Term:
         x0 = batch.rollout.final
         sigma, noise = (drawn.to(x0.device)[pairs.chosen] for drawn in (sigma, draws.normal(*x0.shape[1:])))
-        with policy.using("reference"):
-            reference = errors(policy, batch, pairs, sigma, noise, self.spec.guidance)
-        return Term(pairs, sigma, noise, reference)
+        return Term(pairs, sigma, noise, errors(policy, batch, pairs, sigma, noise, self.spec.guidance))
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         found = errors(policy, batch, term.pairs, term.sigma, term.noise, self.spec.guidance)

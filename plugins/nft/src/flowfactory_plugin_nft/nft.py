@@ -35,19 +35,16 @@ class NFT(Trainer[NFTSpec]):
     """DiffusionNFT, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        return [self._term(policy, batch, sigma, draws) for sigma in levels]
-
-    def _term(self, policy: Policy, batch: Batch, sigma: Tensor, draws: Draws) -> Term:
         x0 = batch.rollout.final.float()
-        sigma, noise = sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)
-        x, reference = noised(x0, noise, sigma), None
-        with policy.using("old"):
-            old = policy.velocity(x, sigma, batch.conditions)
-        if self.spec.kl_beta:
-            with policy.using("reference"):
-                reference = policy.velocity(x, sigma, batch.conditions)
-        return Term(sigma, noise, old, reference)
+        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
+        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
+
+        def seen(weights: str) -> list[Tensor]:
+            with policy.using(weights):
+                return [policy.velocity(noised(x0, noise, sigma), sigma, batch.conditions) for sigma, noise in drawn]
+
+        old, reference = seen("old"), seen("reference") if self.spec.kl_beta else [None] * len(drawn)
+        return [Term(*at, v, v_ref) for at, v, v_ref in zip(drawn, old, reference, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0, spec = batch.rollout.final.float(), self.spec
