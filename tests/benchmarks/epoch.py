@@ -1,10 +1,11 @@
 """CPU seconds of an epoch by its parts, in one small geometry; the numbers are on the page of performance.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/epoch.py [--epochs N] [TRAINER …]
+    OMP_NUM_THREADS=1 python tests/benchmarks/epoch.py [--epochs N] [--warmup N] [TRAINER …]
 
 The smallest FLUX at 128 x 128, 4 prompts of 8 samples, 4 steps of which 3 are trained, LoRA of rank 8, two updates. A
 trainer may have changes behind it, `grpo-guard,trainer.old=replayed`: what is compared takes turns, epoch by epoch, so
-that whatever else the machine does meanwhile is shared.
+that whatever else the machine does meanwhile is shared. With `memory.compile=true` the second epoch compiles once more,
+so two are of warm-up.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("trainers", nargs="*", default=TRAINERS)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1)
     own = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as name:
@@ -100,10 +102,10 @@ def main() -> None:
             AcceleratorState._reset_state(True)
             runs[trainer] = parts_of(Path(name), trainer)
         progress = {trainer: Progress() for trainer in own.trainers}
-        for number in range(1, own.epochs + 2):
+        for number in range(1, own.epochs + own.warmup + 1):
             for trainer, parts in runs.items():
                 progress[trainer], line = epoch(parts, progress[trainer], number)
-                if number > 1:
+                if number > own.warmup:
                     found[trainer].append(line)
     columns = [*next(iter(found.values()))[0]]
     print(" | ".join(["trainer", *columns]))
