@@ -25,7 +25,6 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 PATIENCE = timedelta(hours=1)
 """How long processes wait for each other: long enough for slow rewards, since a lost process is noticed otherwise."""
 
-
 STOP = "flowfactory-stop"
 """Where a process leaves word that it was asked to stop, for those that wait elsewhere."""
 
@@ -254,10 +253,8 @@ class Processes:
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer, with accelerate's loss scaling around its steps where float16 needs that."""
-        if self.accelerator.scaler is None:
-            return optimizer
-        prepared: torch.optim.Optimizer = self.accelerator.prepare(optimizer)
-        return prepared
+        scaled: torch.optim.Optimizer = self.accelerator.prepare(optimizer) if self.accelerator.scaler else optimizer
+        return scaled
 
     def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
         """Scale the gradient down to `norm` where it is longer; returns its length before."""
