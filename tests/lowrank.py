@@ -75,16 +75,17 @@ def scaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def velocity(network: nn.Module) -> Tensor:
+    """Of two samples: a single row may round otherwise by where weights lie in memory."""
     made = torch.Generator().manual_seed(1)
     with torch.no_grad():
         return network(  # type: ignore[no-any-return]
-            hidden_states=torch.randn(1, 4, 64, generator=made)[..., : network.config.in_channels],  # type: ignore[union-attr]
-            encoder_hidden_states=torch.randn(1, 3, network.config.joint_attention_dim, generator=made),  # type: ignore[union-attr]
-            pooled_projections=torch.randn(1, network.config.pooled_projection_dim, generator=made),  # type: ignore[union-attr]
-            timestep=torch.tensor([0.5]),
+            hidden_states=torch.randn(2, 4, 64, generator=made)[..., : network.config.in_channels],  # type: ignore[union-attr]
+            encoder_hidden_states=torch.randn(2, 3, network.config.joint_attention_dim, generator=made),  # type: ignore[union-attr]
+            pooled_projections=torch.randn(2, network.config.pooled_projection_dim, generator=made),  # type: ignore[union-attr]
+            timestep=torch.tensor([0.5, 0.5]),
             img_ids=torch.zeros(4, 3),
             txt_ids=torch.zeros(3, 3),
-            guidance=torch.tensor([3.5]),
+            guidance=torch.tensor([3.5, 3.5]),
         )[0]
 
 
