@@ -22,7 +22,7 @@ class Adapter(ABC, Generic[SpecT]):
 
     `sigma` is 1 at pure noise and 0 at data. Only `velocity` and `decode` are called with gradients.
 
-    not_encoded: keys of the spec that `encode` makes no use of: conditions cached under other values stay good.
+    not_encoded: keys of the spec that `encode` does not use: conditions cached with other values of them stay valid.
     edits: whether every row has to have a condition image.
     """
 
@@ -34,7 +34,7 @@ class Adapter(ABC, Generic[SpecT]):
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype, encoded: Conditions | None = None) -> None:
-        """Read the checkpoint, every weight straight into `dtype`, onto `device`.
+        """Read the checkpoint onto `device`, every weight directly in `dtype`.
 
         Args:
             encoded: one row's conditions `(1, …)`, when all rows are in the cache. `encode` will not be called, and
@@ -59,12 +59,12 @@ class Adapter(ABC, Generic[SpecT]):
     def cut(self, prompts: Sequence[str]) -> Sequence[Cut]:
         """For each text encoder that does not read all of `prompts` to their end, what it leaves out. Here: not known.
 
-        Asked before `drop_encoders`.
+        Called before `drop_encoders`.
         """
         return ()
 
     def encodes_with(self, file: PurePath) -> bool:
-        """Whether a file of the checkpoint, by its path inside it, bears on what `encode` returns: every one may.
+        """Whether the result of `encode` may depend on a file of the checkpoint, by its path inside it. Here: on all.
 
         Conditions cached before such a file changed are not used again.
         """
@@ -85,14 +85,14 @@ class Adapter(ABC, Generic[SpecT]):
 
     @abstractmethod
     def drop_encoders(self) -> None:
-        """Release whatever only `encode` uses; called once all prompts are encoded."""
+        """Release all that only `encode` uses; called when all prompts are encoded."""
 
     @abstractmethod
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Shape of one latent, without the batch axis.
 
         Raises:
-            ValueError: the model cannot make that size; the message names what it would make.
+            ValueError: the model cannot make that size; the message names the size it would make.
         """
 
     @abstractmethod
@@ -104,9 +104,9 @@ class Adapter(ABC, Generic[SpecT]):
         """The guided velocity `(B, …)` at latents `x` `(B, …)` and noise levels `sigma` `(B,)`, which may differ."""
 
     def trains_at(self, sigma: Tensor, size: Size) -> Tensor:
-        """Which noise levels `(n,)` one of `networks` answers, as booleans `(n,)`: all, unless frozen ones answer some.
+        """At which noise levels `(n,)` one of `networks` computes the velocity, not a frozen one: booleans `(n,)`.
 
-        At the others `velocity` may come without a gradient.
+        Here: at all of them. At the others `velocity` may have no gradient.
         """
         return torch.ones(len(sigma), dtype=torch.bool)
 
@@ -117,7 +117,7 @@ class Adapter(ABC, Generic[SpecT]):
     def encode_media(self, media: Tensor, size: Size) -> Tensor:
         """Latents `(B, …)` float32 that decode to images `(B, 3, H, W)` or frames `(B, F, 3, H, W)` in [0, 1].
 
-        Deterministic, so it can be cached. Only trainers that learn from the data ask.
+        Deterministic, so it can be cached. Only called for trainers that learn from the data.
 
         Raises:
             ValueError: the model cannot; the message says why.

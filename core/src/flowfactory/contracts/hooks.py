@@ -1,7 +1,7 @@
-"""What a plugin can say to flowfactory: the hook specifications and the records they carry.
+"""What a plugin can tell flowfactory: the hook specifications and the records they carry.
 
 Contribution hooks take no arguments and yield `Provides`; their order never matters.
-Event hooks observe: what they return is ignored, and what they raise is logged with the plugin's name.
+Event hooks only observe: their return value is ignored, and an exception is logged with the plugin's name.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Plan(Protocol):
 
 @attrs.frozen(eq=False)
 class Run:
-    """A run, as observers see it: its folder, absolute, and its plan."""
+    """A run, as observers see it: the absolute path of its folder, and its plan."""
 
     folder: Path
     plan: Plan
@@ -105,22 +105,22 @@ def flowfactory_schedulers() -> Iterable[Provides]:
 
 @hookspec(firstresult=True)
 def flowfactory_tracker(name: str, run: Run) -> Tracker | None:
-    """A tracker for a name in `[track] to` that accelerate does not know; the first answer wins."""
+    """A tracker for a name in `[track] to` that accelerate does not know; the first one returned is used."""
 
 
 @hookspec
 def flowfactory_run_started(run: Run, plan: Plan) -> None:
-    """The plan is settled, weights are loaded, prompts are encoded; the first epoch is next."""
+    """The plan is final, weights are loaded, prompts are encoded; the first epoch begins next."""
 
 
 @hookspec
 def flowfactory_samples_scored(
     run: Run, epoch: int, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]
 ) -> None:
-    """An epoch is scored; `samples` are those it keeps (`[run] save_samples`). Main process only.
+    """An epoch is scored; `samples` are those that are kept (`[run] save_samples`). Main process only.
 
-    `scores` has theirs by reward label, and parts by `label/part`; NaN where one does not apply or failed. The metrics
-    of `flowfactory_epoch_finished` cover all samples.
+    `scores` has their scores by reward label, and parts by `label/part`; NaN where a reward does not apply or failed.
+    The metrics of `flowfactory_epoch_finished` cover all samples.
     """
 
 
@@ -131,7 +131,7 @@ def flowfactory_epoch_finished(run: Run, epoch: int, metrics: Mapping[str, float
 
 @hookspec
 def flowfactory_checkpoint_saved(run: Run, epoch: int, path: Path) -> None:
-    """A complete checkpoint lies at `path`."""
+    """A complete checkpoint is at `path`."""
 
 
 @hookspec

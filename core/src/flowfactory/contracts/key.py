@@ -19,9 +19,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Density = Literal["gaussian", "squared-error", "none"]
 
 Calls = Literal["batch", "sample", "unknown"]
-"""For which batches one velocity takes the same calls of each network, in the same order, whatever is in them: for
-any "batch", for any single "sample", or "unknown". `[memory] shard` asks, since processes call a divided network
-together. Of several networks that share the noise levels, only the one whose level it is need be called."""
+"""For which batches one velocity makes the same calls of each network, in the same order, whatever they contain: for
+any "batch", for any single "sample", or "unknown". `[memory] shard` needs this, as processes call a divided network
+together. Where each noise level belongs to one of several networks, only that one needs to be called."""
 
 _ONLY_PYTHONS = re.compile(r"\(\?(?![:=!]|<[=!])|\\[AZ]|[*+?}]\+")
 """What Python's regular expressions have and ECMA-262's have not: flags, named groups, possessive quantifiers."""
@@ -99,12 +99,12 @@ def key(
     """Declare one key of a spec class.
 
     Args:
-        doc: one sentence, with the unit where there is one.
+        doc: one sentence, with the unit if there is one.
         default: the value when the key is absent; without it the key is required.
         ge, gt, le, lt: bounds of a number, or of each number of a tuple.
-        choices: the allowed values, when the type alone does not say.
+        choices: the allowed values, when the type alone does not give them.
         min_length: the least number of characters of a string or entries of a tuple.
-        pattern: the regular expression a string must match as a whole, of a kind that JSON Schema has too.
+        pattern: the regular expression that the whole string must match; it must be valid in JSON Schema too.
         exists: a `Location` must be a file or folder here, never a hub id.
     """
     declared = Key(doc, ge, gt, le, lt, None if choices is None else tuple(choices), min_length, pattern, exists)

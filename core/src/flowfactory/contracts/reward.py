@@ -22,7 +22,7 @@ Score = float | None
 
 
 class Reward(ABC):
-    """Scores each sample on its own; sees batches of any size.
+    """Scores each sample on its own; gets batches of any size.
 
     reads: what a score may depend on: "media", "prompt", "images", "latents", "conditions", or names of metadata
         columns. Media that no reward of a run reads are not decoded.
@@ -34,7 +34,7 @@ class Reward(ABC):
         self.spec = spec
 
     def reach(self) -> None:
-        """See that what the reward needs from elsewhere is there, e.g. its server; called before a model is loaded."""
+        """Check that what it needs from elsewhere is there, e.g. its server; called before a model is loaded."""
         return None
 
     def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
@@ -46,16 +46,16 @@ class Reward(ABC):
         return None
 
     def place(self, device: torch.device) -> None:
-        """Move backbones to `device`, wherever they are; called between epochs' phases, never while scoring."""
+        """Move backbones to `device`, wherever they are; called between the phases of an epoch, never while scoring."""
         return None
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        """One score per sample, in order. Called from another thread than `load`, from several at once only where the
-        spec asks for `workers`; without gradients. The samples are copies of the reward's own.
+        """One score per sample, in order. Called without gradients, in another thread than `load`, in several at
+        once only where the spec sets `workers`. The samples are copies made for this reward.
 
         Raises:
-            Exception: anything at all; the samples then have no score, and `on_error` says what follows.
+            Exception: of any kind; the samples then have no score, and `on_error` decides what happens.
         """
 
     @classmethod
@@ -67,7 +67,7 @@ class Reward(ABC):
 class GroupReward(Reward):
     """Scores the samples of one prompt against each other: `score` gets exactly one whole group.
 
-    alone: whether a group of one is a group to it. Evaluation makes one sample of each prompt, and asks no other.
+    alone: whether it can score a group of one. Evaluations have one sample a prompt and leave out those that cannot.
     """
 
     alone: ClassVar[bool] = False
@@ -80,11 +80,11 @@ class DifferentiableReward(Reward):
     def value(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
         """The scores `(B,)`, differentiable in `media`, of images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`.
 
-        They are float32 in [0, 1], and are to be moved to where the reward computes: rounding and PIL end a gradient.
+        They are float32 in [0, 1]. Move them to the reward's device, without rounding or PIL, which end the gradient.
         """
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        """What `value` says."""
+        """The scores that `value` gives."""
         if not samples:
             return []
         media, rows = torch.stack([sample.media for sample in samples]), [sample.row for sample in samples]

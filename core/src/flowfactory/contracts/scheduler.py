@@ -17,7 +17,7 @@ SpecT = TypeVar("SpecT", bound=SchedulerSpec)
 StochasticSpecT = TypeVar("StochasticSpecT", bound=StochasticSpec)
 
 Field = Callable[[Tensor, Tensor], Tensor]
-"""The velocity `(B, …)` at latents `(B, …)` and noise levels `(B,)`; each question is a call of the network."""
+"""The velocity `(B, …)` at latents `(B, …)` and noise levels `(B,)`; each call of it is a call of the network."""
 
 State = Any
 """What a multistep solver carries from step to step; `None` for one-step dynamics. Passed in and out, never kept."""
@@ -47,8 +47,8 @@ class Step:
 class Scheduler(ABC, Generic[SpecT]):
     """A deterministic dynamics. `sigma` and `sigma_next` are `(B,)`, float32; arithmetic is float32.
 
-    keeps_marginals: of a stochastic one, whether, as steps get small, samples at every noise level have the
-        distribution the ODE gives them. The conformance kit holds those who claim it to it.
+    keeps_marginals: of a stochastic one, whether samples at every noise level have the distribution that the ODE gives
+        them, in the limit of small steps. The conformance kit checks those that claim it.
     """
 
     keeps_marginals: ClassVar[bool] = False
@@ -61,9 +61,9 @@ class Scheduler(ABC, Generic[SpecT]):
         return None
 
     def look(self, field: Field, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The velocity `(B, …)` to step by: that where the step begins.
+        """The velocity `(B, …)` of the step; here that at the start of the step.
 
-        Who asks the field at further points makes one of theirs, and says in its spec how many it `calls`.
+        A dynamics that needs the field at further points combines them here; `calls` of its spec counts them.
         """
         return field(x, sigma)
 
@@ -87,8 +87,8 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
     def moments(self, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, ceiling: float) -> Moments:
         """Mean and total standard deviation of the step from `sigma` to `sigma_next`.
 
-        All tensors are float32; `sigma` and `sigma_next` come shaped `(B, 1, …)` to meet latents `(B, …)`.
-        `ceiling` is the schedule's second level, the highest at which `1 - sigma` may be divided by.
+        All tensors are float32; `sigma` and `sigma_next` have the shape `(B, 1, …)`, latents have `(B, …)`.
+        `ceiling` is the schedule's second level: do not divide by `1 - sigma` at a higher level.
         """
 
     def logprob(
@@ -106,9 +106,9 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
     def step(
         self, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, ceiling: float, noise: Tensor, dtype: torch.dtype
     ) -> Step:
-        """Sample one step and score exactly what will be stored.
+        """Sample one step, with the log-probability of exactly what will be stored.
 
-        The new latents are rounded to `dtype` first and scored after, so that replaying them with unchanged weights
+        The new latents are rounded to `dtype` before it is computed, so that replaying them with unchanged weights
         gives a probability ratio of exactly 1.
         """
         moments = self.moments_of(v, x, sigma, sigma_next, ceiling)
@@ -122,13 +122,13 @@ class StochasticScheduler(Scheduler[StochasticSpecT]):
 
 
 class NoisyScheduler(Scheduler[StochasticSpecT]):
-    """A stochastic dynamics without log-probabilities, which may carry a state; for trainers that ask for none."""
+    """A stochastic dynamics without log-probabilities, which may carry a state; for trainers that need none."""
 
     @abstractmethod
     def diffuse(
         self, state: State, v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor
     ) -> tuple[Tensor, State]:
-        """One stochastic step by standard normal `noise` `(B, …)`, float32, and the next state; else `advance`."""
+        """One stochastic step with standard normal `noise` `(B, …)`, float32, and the next state."""
 
 
 def euler(v: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ __all__ = ["Draws", "Key", "seed_of"]
 
 
 class Draws:
-    """One independent random stream per sample of a batch, so that draws do not depend on who shares the batch."""
+    """One independent random stream per sample of a batch, so that draws do not depend on the rest of the batch."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._streams = [np.random.Generator(np.random.Philox(key=hash_of(*key))) for key in keys]

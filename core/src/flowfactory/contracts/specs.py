@@ -18,10 +18,10 @@ class AdapterSpec:
     """Keys every `[model]` table takes.
 
     targets: module name endings that LoRA adapts by default; none: every linear layer of attention.
-    pipelines: class names of the diffusers pipelines it drives; none: any, or it does not say.
+    pipelines: class names of the diffusers pipelines it drives; none: any, or not known.
     makes: "image" or "video"; "unknown" where it depends on the checkpoint.
-    patch: latent pixels, along a side, that the pipeline makes one token of before the network sees them.
-    images: how many condition images each row has to have; `None` where it does not matter.
+    patch: how many latent pixels, along a side, the pipeline joins into one token before the network gets them.
+    images: how many condition images each row has to have; `None`: any number.
     """
 
     targets: ClassVar[tuple[str, ...]] = ()
@@ -35,11 +35,11 @@ class AdapterSpec:
 
     @property
     def calls(self) -> Calls:
-        """For which batches one velocity takes the same calls of the networks; see `Calls`."""
+        """For which batches one velocity makes the same calls of the networks; see `Calls`."""
         return "unknown"
 
     def packages(self) -> Mapping[str, str]:
-        """What these keys or this checkpoint need beside what the adapter comes with: how to install it, by module."""
+        """Further packages that these keys or this checkpoint need: by module, what to install."""
         return {}
 
     def trains(self, part: str) -> bool:
@@ -49,11 +49,11 @@ class AdapterSpec:
 
 @attrs.frozen
 class Branches:
-    """How a trajectory parts, at stochastic steps, into several that have noise of their own.
+    """How a trajectory divides, at stochastic steps, into several branches with noise of their own.
 
     width: into how many. at: at which of these steps; `None`: at every one.
-    kind: "fan": a trunk without noise goes on, and what leaves it has no further noise. "tree": there is noise at every
-        stochastic step, and what has parted parts again.
+    kind: "fan": a trajectory without noise continues, and the branches that leave it get no further noise. "tree":
+        there is noise at every stochastic step, and branches divide again.
     """
 
     width: int
@@ -63,9 +63,9 @@ class Branches:
 
 @attrs.frozen(kw_only=True)
 class Role:
-    """A copy of the trained weights that is trained too, by an optimizer of its own, as `[optimizer]` says.
+    """A copy of the trained weights that is trained too, by its own optimizer with the keys of `[optimizer]`.
 
-    steps: its optimizer steps in an update, each on all samples, before the trained weights take theirs.
+    steps: its optimizer steps in an update, each on all samples, before the step of the trained weights.
     lr: its learning rate, as a multiple of the trained weights'.
     """
 
@@ -75,29 +75,29 @@ class Role:
 
 @attrs.frozen(kw_only=True)
 class Needs:
-    """What a trainer asks of core.
+    """What a trainer needs from core.
 
-    source: where the latents of an epoch come from: from "rollouts", or encoded from what the rows of the data show:
-        "media" (one sample a row) or "pairs" (a group of two, the chosen and then the rejected, advantages 1 and -1).
-    scores: whether samples are scored and compared. Without, no reward is demanded and every advantage is 0.
+    source: where the latents of an epoch come from: "rollouts"; or encoded from the files that the rows name: "media"
+        (one sample a row) or "pairs" (a group of two, the chosen and then the rejected, advantages 1 and -1).
+    scores: whether samples are scored and compared. If not, no reward is needed and every advantage is 0.
     gradient: through how many velocities, one after the other, the loss follows the rewards' own gradients
-        (`Policy.decode`, `Policy.reward`); 0: it does not. Every reward that counts has to have one.
+        (`Policy.decode`, `Policy.reward`); 0: it does not. Otherwise every reward that counts must have one.
     trajectory: "final" keeps the last latents only; "steps" also the stochastic steps and their log-probabilities;
         "states" the latents before and after every step, stochastic or not.
-    old: what later updates know of each stochastic step as sampled: "logprobs", "means" too, or what is "replayed".
+    old: what later updates use of each sampled stochastic step: its "logprobs", its "means" too, or it is "replayed".
     rollout: the weights that sample: "current", or one of `sets`.
-    looks: what is scored besides the samples: the states that stochastic steps start from, and the last one's result,
+    looks: what is scored besides the samples: the state before each stochastic step and the state after the last one,
         either "completed" without further noise or "estimated", by `x - sigma v`. See `Scores`.
-    branches: how trajectories part. What is scored then are their ends, and what is trained is each branch's one step.
+    branches: how trajectories divide. Then their ends are scored, and one step of each branch is trained.
     density: what `Scheduler.logprob` must be: "gaussian", "any" (a Gaussian or a surrogate), or "none" (unused).
-    batch: what no micro-batch divides: a sample, or all usable samples of a group. A loss of groups is their mean.
-    draws: whose streams the trainer draws from: each "sample" has its own, or all samples of a "group" the same one.
-    reference: whether `Policy.using("reference")` will be asked for.
-    sets: further weight sets to keep in float32, moved only by the trainer itself.
-    roles: further weights to train, by name. Every update is a turn of each, in order, and then of "current": whose it
-        is says `Batch.role`; `terms` and `loss` are asked for each step, and compute with the weights of the role.
-    loaded: weight sets read from elsewhere, by name: a LoRA or a checkpoint of the model. They never move.
-    columns: columns read of each row, and the words known there, one or a list; its source's name where it has none.
+    batch: what a micro-batch never divides: a sample, or all usable samples of a group. A loss of groups is their mean.
+    draws: which random streams the trainer draws from: one for each "sample", or one for all samples of a "group".
+    reference: whether the trainer calls `Policy.using("reference")`.
+    sets: further weight sets to keep in float32; only the trainer itself changes them.
+    roles: further weights to train, by name. In every update each has a turn, in order, and then "current";
+        `Batch.role` names it. `terms` and `loss` are called for each step, with the weights of the role in use.
+    loaded: weight sets read from elsewhere, by name: a LoRA or a checkpoint of the model. They never change.
+    columns: columns to read of each row, with the allowed values, one or a list; without one, its source's name counts.
     """
 
     source: Literal["rollouts", "media", "pairs"] = "rollouts"
@@ -122,7 +122,7 @@ class Needs:
 class TrainerSpec:
     """Keys every `[trainer]` table takes.
 
-    even_calls: whether `terms` and `loss` ask for as many velocities whatever is in the batch. `[memory] shard` asks.
+    even_calls: whether `terms` and `loss` compute equally many velocities for every batch; `[memory] shard` needs this.
     """
 
     even_calls: ClassVar[bool] = False
@@ -141,24 +141,24 @@ class TrainerSpec:
         return Needs()
 
     def learned(self, steps: int) -> range:
-        """Which of `steps` deterministic steps it learns at; here: any. The last are those nearest to the data."""
+        """Which of `steps` deterministic steps it is trained at; here: any. The last are those nearest to the data."""
         return range(steps)
 
     def passes(self, role: str, update: int, group: int, trained: int, steps: int) -> tuple[int, int] | None:
-        """For how many velocities of a group of samples, or branches, a turn asks: without a gradient, and with one.
+        """How many velocities a turn computes for a group of samples, or branches: without a gradient, and with one.
 
-        trained: how many stochastic steps of each are learned at. steps: all of them. `None`: it does not say."""
+        trained: how many stochastic steps of each are trained. steps: all of its steps. `None`: not known."""
         return None
 
 
 @attrs.frozen(kw_only=True)
 class Window:
-    """Which steps of a trajectory are stochastic, and so trained. The last step never is."""
+    """Which steps of a trajectory are stochastic; only those are trained. The last step never is."""
 
     rule: Literal["all", "list", "random", "subset", "progressive"] = key(
-        "`all` but the last step; the given `list`; `random`: `size` neighbouring steps, drawn anew each epoch; "
-        "`subset`: any `size` steps, drawn anew each epoch; `progressive`: `size` neighbouring steps that move on "
-        "every few epochs, from noise to data.",
+        "`all` but the last step; the given `list`; `random`: `size` neighbouring steps, drawn again each epoch; "
+        "`subset`: any `size` steps, drawn again each epoch; `progressive`: `size` neighbouring steps that move on "
+        "after some epochs, from noise to data.",
         default="all",
     )
     steps: tuple[int, ...] | None = key(
@@ -170,13 +170,13 @@ class Window:
     )
     size: int | None = key("Number of stochastic steps, for `random`, `subset` and `progressive`.", default=None, ge=1)
     range: tuple[int, int] | None = key(
-        "First and last step the window may hold, both inclusive; all but the last step when absent.",
+        "First and last step that the window may contain, both inclusive; all but the last step when absent.",
         default=None,
         ge=0,
         le=998,
     )
     per: Literal["epoch", "prompt"] | None = key(
-        "`random`, `subset`: what they are drawn for, an epoch or each prompt of it; `epoch` when absent.",
+        "`random`, `subset`: whether they are drawn once an epoch, or for each prompt of it; `epoch` when absent.",
         default=None,
     )
     every: int | None = key("`progressive`: epochs before the window moves on.", default=None, ge=1)
@@ -192,13 +192,13 @@ class Window:
 
 @attrs.frozen(kw_only=True)
 class Times:
-    """The noise levels a decoupled trainer trains at: several per sample, one in each of as many equal strata."""
+    """The noise levels a decoupled trainer trains at: several per sample, each drawn in one of equal strata."""
 
     rule: Literal[
         "uniform", "logit-normal", "mode", "discrete", "discrete-with-first", "discrete-without-first", "subset"
     ] = key(
         "`uniform`, `logit-normal` or `mode` noise levels; levels of the sampling schedule: `discrete`, with the first "
-        "one always (`discrete-with-first`) or never (`discrete-without-first`) among them; different ones (`subset`)."
+        "one always (`discrete-with-first`) or never (`discrete-without-first`) among them; all different (`subset`)."
     )
     count: int | None = key("Noise levels per sample; 6, or all but one (`subset`), when absent.", default=None, ge=1)
     range: tuple[float, float] | None = key(
@@ -212,32 +212,32 @@ class Times:
     mean: float | None = key("`logit-normal`: mean of the logit before the shift; 0 when absent.", default=None)
     std: float | None = key("`logit-normal`: standard deviation of the logit; 1 when absent.", default=None, gt=0)
     peak: float | None = key(
-        "`mode`: how much more often than others the middle levels come; 1.29 when absent, 0 is `uniform`.",
+        "`mode`: how much more often than others the middle levels are drawn; 1.29 when absent, 0 is `uniform`.",
         default=None,
         ge=-1,
         le=1.75,
     )
     table: int | None = key(
-        "`uniform`, `logit-normal`, `mode`: only levels of a table of so many, evenly spaced before the shift; scripts "
-        "that pretrain have 1000. Any level when absent.",
+        "`uniform`, `logit-normal`, `mode`: only levels of a table with this many, evenly spaced before the shift; "
+        "pretraining scripts have 1000. Any level when absent.",
         default=None,
         ge=1,
     )
     fraction: float | None = key(
-        "`discrete…`: which share of the schedule's steps to draw from, beginning at noise; 1 when absent.",
+        "`discrete…`: the share of the schedule's steps to draw from, counted from noise; 1 when absent.",
         default=None,
         gt=0,
         le=1,
     )
 
     def drawn(self, steps: int) -> int:
-        """How many levels a sample has, where its trajectory has so many steps."""
+        """How many levels a sample has, where its trajectory has `steps` steps."""
         return self.count or (max(1, steps - 1) if self.rule == "subset" else 6)
 
 
 @attrs.frozen(kw_only=True)
 class Decay:
-    """How slowly a weight set follows the current weights: 0 up to step `flat`, then `start` and `rate` more a step."""
+    """How a weight set follows the current ones: its decay is 0 before step `flat`, then `start`, rising by `rate`."""
 
     rate: float = key("Increase of the decay per optimizer step.", ge=0)
     limit: float = key("Largest decay.", ge=0, le=1)
@@ -251,7 +251,7 @@ class Decay:
 
 @attrs.frozen(kw_only=True)
 class DecoupledSpec(TrainerSpec):
-    """Keys of the trainers that train at noise levels of their own, not at those the samples were made with."""
+    """Keys of the trainers that train at other noise levels than those the samples were made with."""
 
     times: Times = key("Noise levels to train at.", default=Times(rule="discrete", fraction=0.9))
 
@@ -263,13 +263,13 @@ class SchedulerSpec:
     density: ClassVar[Density] = "none"
 
     def calls(self, steps: int) -> int:
-        """For how many velocities the last `steps` steps of a trajectory ask; see `Scheduler.look`."""
+        """How many velocities the last `steps` steps of a trajectory need; see `Scheduler.look`."""
         return steps
 
 
 @attrs.frozen(kw_only=True)
 class StochasticSpec(SchedulerSpec):
-    """Keys every stochastic `[scheduler]` table takes. Without a `density` it is a `NoisyScheduler`'s."""
+    """Keys every stochastic `[scheduler]` table takes. With the `density` "none" it is for a `NoisyScheduler`."""
 
     density: ClassVar[Density] = "gaussian"
 

@@ -28,7 +28,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)` in [0, 1]; where `x` has a gradient, with one."""
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)` in [0, 1]; with a gradient if `x` has one."""
         ...
 
     def reward(self, media: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -49,7 +49,7 @@ class Scores(Protocol):
 
     values: by label, `(N,)` float64; NaN where a reward does not apply or failed. weights: by label.
     looks: by label, with `Needs.looks`: `(N, n+1)`, of the states before each of n stochastic steps and after the last.
-    lineage: with `Needs.branches`; the N are branches then, and what one scores is the mean of the samples it leads to.
+    lineage: with `Needs.branches`. The N are branches then, with the mean score of the samples that each leads to.
     """
 
     @property
@@ -67,10 +67,10 @@ class Scores(Protocol):
     def advantages(
         self, groups: Tensor, aggregate: str, std: str, values: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """What they say together, `(N,)` float64: see the keys `aggregate` and `std` of `TrainerSpec`.
+        """One advantage per sample, `(N,)` float64, from all rewards; see `aggregate` and `std` of `TrainerSpec`.
 
         Args:
-            values: what to compare instead, by label; of `(N, n)` each column by itself.
+            values: other values to compare, by label; of `(N, n)` each column separately.
         """
         ...
 
@@ -87,15 +87,15 @@ class Trainer(ABC, Generic[SpecT]):
         return self.spec.needs
 
     def advantages(self, scores: Scores, groups: Tensor) -> Tensor:
-        """Advantages float64 `(N,)`, or by stochastic step `(N, n)`; of `groups` `(N,)`, who compare. NaN: left out."""
+        """Advantages float64 `(N,)`, or by stochastic step `(N, n)`, within `groups` `(N,)`. NaN: not trained."""
         return scores.advantages(groups, self.spec.aggregate, self.spec.std)
 
     @abstractmethod
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Any]:
         """What to train on: one frozen value per loss evaluation, made once, without gradients, before any update.
 
-        "current" are the rollout's weights. Choose times and noise here (from `draws`, one stream per sample; see
-        `Needs.draws`), and keep whatever must not change while the weights do: old predictions, reference predictions.
+        "current" are still the rollout's weights. Choose times and noise here (from `draws`, one stream per sample; see
+        `Needs.draws`), and keep all that must not change when the weights do: old predictions, reference predictions.
         """
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Trainer(ABC, Generic[SpecT]):
         """The loss of one term under the weights of `batch.role`, averaged over the batch's samples, or its groups."""
 
     def after_update(self, policy: Policy, update: Update) -> None:
-        """Called after each optimizer step, e.g. to move the old policy."""
+        """Called after each optimizer step, e.g. to update the old policy."""
         return None
 
     def after_epoch(self, metrics: Mapping[str, float]) -> None:
@@ -114,9 +114,9 @@ class Trainer(ABC, Generic[SpecT]):
         return None
 
     def state(self) -> Mapping[str, Tensor]:
-        """What the trainer itself remembers from epoch to epoch, kept in checkpoints; the same on every process."""
+        """What the trainer keeps from one epoch to the next; saved in checkpoints; the same on every process."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Remember again what `state` gave."""
+        """Take back what `state` returned, from a checkpoint."""
         return None

@@ -1,6 +1,6 @@
 """The values that flow between core and its plugins. `B` samples; `…` the shape of one latent.
 
-Torch is imported when tensors are joined, no sooner: whoever reads rows of the data needs none.
+Torch is imported only when tensors are joined; reading rows of the data does not need it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sample:
         run reads "media".
     slot: which of the epoch's groups it belongs to. replica: its place in the group.
     latents: what the media were decoded from `(…)`. conditions: what they were made from, with a batch axis of 1. Both
-        lie where the model computes; there for rewards that read them, and `None` for observers.
+        are on the model's device, for rewards that read them; `None` for observers.
     """
 
     row: Row
@@ -66,8 +66,8 @@ class Rollout:
     sigmas: the noise levels `(T+1,)`, float32, strictly falling from 1 (noise) to 0.
     steps: the stochastic steps, in order; empty after a deterministic rollout.
     latents: stored latents `(B, …)` by position: `i` and `i+1` for each stochastic step `i`, and `T`, the final ones;
-        all of `0 … T` where the trainer needs "states". Of a branch only the two of its step.
-    logprobs: of each, the log-probability `(B,)` of what is stored. means: the mean `(B, …)`, where `Needs.old` is so.
+        all of `0 … T` where the trainer needs "states". A branch has only the two of its step.
+    logprobs: of each step, the log-probability `(B,)` of the stored latents. means: its mean `(B, …)`, where kept.
     """
 
     sigmas: Tensor
@@ -97,13 +97,13 @@ class Rollout:
         return self._each(lambda own: moved(own, device))
 
     def _each(self, change: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]) -> Rollout:
-        """What `change` makes of latents, of log-probabilities, and of means."""
+        """The trajectories with `change` applied to latents, log-probabilities and means."""
         own = change(self.latents), change(self.logprobs), change(self.means)
         return Rollout(self.sigmas, self.steps, *own)
 
 
 def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Tensor]:
-    """The tensors on `device`. From main memory to a GPU they go through pinned pages, and nobody waits for them."""
+    """The tensors on `device`. From main memory to a GPU they are copied from pinned memory, without waiting."""
     if device.type == "cuda":
         tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
     return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in tensors.items()}
@@ -113,8 +113,8 @@ def moved(tensors: Mapping[KeyT, Tensor], device: torch.device) -> dict[KeyT, Te
 class Cut:
     """Prompts that a text encoder does not read to their end.
 
-    encoder: which, by the name of its tokenizer. most: tokens of a prompt it reads. count: how many prompts have more.
-    longest: tokens of the longest one. rest: what is not read of that one.
+    encoder: the name of its tokenizer. most: how many tokens of a prompt it reads. count: how many prompts have more.
+    longest: tokens of the longest prompt. rest: the part of that prompt that is not read.
     """
 
     encoder: str
@@ -128,8 +128,8 @@ class Cut:
 class Lineage:
     """Where branches come from.
 
-    steps: the stochastic step that each began with `(N,)`, and logprobs: of it. parents: which of the N each goes on
-        from `(N,)`; -1: none.
+    steps: the stochastic step that each began with `(N,)`; logprobs: that step's `(N,)`. parents: which of the N each
+        one continues `(N,)`; -1: none.
     """
 
     steps: Tensor
@@ -143,12 +143,12 @@ class Batch:
 
     advantages: `(B,)` float64, or `(B, n)` of each stochastic step; see `at`.
     on_policy: no optimizer step has been made since the rollout, and the rollout used the current weights.
-    scheduler: the dynamics that sampled it. groups: `(B,)` which of the epoch's each is in; members lie side by side.
+    scheduler: the dynamics that sampled it. groups: `(B,)` the number of each sample's group; its members are adjacent.
     rows: of each, its line of the data. scores: by the label of the reward, `(B,)` float64. epoch: counted from 1.
     role: whose turn it is: "current", or one of `Needs.roles`.
-    shares: by stochastic step, its share of all that the update trains at, on all processes.
-    branches: of each, its number among the branches of its group. parents: and that of the one it goes on from, -1:
-        none. Both `(B,)`; `None` where nothing branches.
+    shares: by stochastic step, its share of all steps that the update trains, on all processes.
+    branches: the number of each among the branches of its group. parents: the number of the branch it continues, -1:
+        none. Both `(B,)`; `None` without branches.
     """
 
     rollout: Rollout
@@ -188,7 +188,7 @@ class Loss:
 
 @attrs.frozen
 class Update:
-    """An optimizer step that was just made: `epoch`, `index` in it from 0, `last` of it; `step` of all, from 1."""
+    """An optimizer step just made: its `epoch`; `index` in it, from 0; if it is the `last`; `step` of all, from 1."""
 
     epoch: int
     index: int
