@@ -80,19 +80,19 @@ for editors, with every installed plugin in it, and `flowfactory plugins show NA
 
 | key | meaning |
 |---|---|
-| `extends` | Another spec, relative to this file. Tables merge, unless the plugin is another; the rest replaces. |
+| `extends` | Another spec, relative to this file. Tables merge, unless the plugin is another; other keys are replaced. |
 | `requires` | Distributions that must be installed, e.g. `["flowfactory-plugin-x>=1.0"]`. |
 | `plugins` | Further plugins to load: observers by name, and local files, e.g. `["./my_rewards.py"]`. |
 
-On the command line `--unset a.b` removes and then `--set a.b=value` changes keys; `reward[0].weight` reaches into an
-array.
+On the command line, `--unset a.b` removes a key, and `--set a.b=value` changes one; all `--unset` come first.
+`reward[0].weight` is a key of the first entry of an array.
 
 **Locations.** A path is relative to the file that writes it; on the command line, to the current folder.
 `package:resource` is a file or folder inside an installed package. For models, a text such as `owner/name` that is not
 the path of a file or folder is the id of a model on the Hugging Face hub. Data files may be at
 `hf://datasets/owner/name/path`, on the hub: see [Data](data.md#datasets-of-the-hub).
 
-**Functions** are `./file.py:name`, relative like a path, or `package.module:name`. Nothing is imported to check a spec.
+**Functions** are `./file.py:name`, relative like a path, or `package.module:name`. A check imports none of them.
 
 **Sizes** are in pixels: a number (square), `[height, width]` or `[height, width, frames]`.
 
@@ -145,7 +145,7 @@ Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `ex
 | 2 | bad usage or spec |
 | 3 | a plugin is missing, conflicting or broken |
 | 75 | stopped by SIGTERM or SIGHUP, with a checkpoint |
-| 143, 129 | the same without one: nothing had begun that could be saved |
+| 143, 129 | stopped by SIGTERM or SIGHUP before there was anything to save |
 | 130 | interrupted |
 
 | environment variable | meaning |
@@ -156,8 +156,8 @@ Progress and diagnostics go to stderr, data to stdout. Only `run`, `resume`, `ex
 | `SLURM_STEP_NUM_TASKS`, `SLURM_PROCID` | the same, set by `srun`, for more than one task |
 
 **Completion.** TAB completes verbs and options, names of plugins, specs, folders of runs, and the keys after `--set`
-and `--unset`, those of the plugins that the spec before them names among them. It is switched on by a line in the
-shell's own start-up file:
+and `--unset`, also those of the plugins that the spec on the line names. To switch it on, add a line to the shell's
+start-up file:
 
 | shell | file | line |
 |---|---|---|
@@ -198,12 +198,12 @@ def _parameters(command: click.Command) -> Iterator[tuple[str, str]]:
 # --- the plugin directory ------------------------------------------------------------------------------------------
 
 PLUGINS_INTRODUCTION = """
-Distributions one can `pip install`. `flowfactory plugins list` shows what is installed, `flowfactory plugins show NAME`
-the keys of one name. A spec that names something of this list which is not installed is told what to install.
+Distributions to `pip install`. `flowfactory plugins list` shows what is installed, `flowfactory plugins show NAME` the
+keys of one name. If a spec names a plugin of this list that is not installed, the message says what to install.
 """
 
 PLUGINS_CLOSING = """
-Core itself brings the adapter `diffusers`, the schedulers, and two rewards that count JPEG bytes: see
+Core itself has the adapter `diffusers`, the schedulers, and two rewards that count JPEG bytes: see
 [the spec](spec.md#what-core-itself-provides).
 
 ## To be listed

@@ -24,7 +24,7 @@ class PipelineSpec(AdapterSpec):
     """Any flow-matching diffusers pipeline."""
 
     variant: str | None = key(
-        "Which weights of the checkpoint, where it has several: `fp16` for files named `….fp16.safetensors`.",
+        "Which weights of the checkpoint, if it has several: `fp16` for files named `….fp16.safetensors`.",
         default=None,
         pattern=r"\w+",
     )
@@ -38,7 +38,7 @@ class PipelineSpec(AdapterSpec):
         "Text tokens of a prompt, padding included; the pipeline's own number when absent.", default=None, ge=1
     )
     true_cfg: float = key(
-        "Classifier-free guidance, away from the negative prompt, of a model that embeds `guidance`; 1 is none.",
+        "Classifier-free guidance, with the negative prompt, of a model that also embeds `guidance`; 1 is none.",
         default=1.0,
         ge=1,
     )
@@ -84,7 +84,7 @@ class DanceSDESpec(StochasticSpec):
 class LinearSDESpec(StochasticSpec):
     """Flow-GRPO's stochastic sampler for Wan, and Flash-GRPO's: a diffusion coefficient that falls with sigma."""
 
-    eta: float = key("Noise, as a multiple of the authors', who have no such number.", default=1.0, gt=0)
+    eta: float = key("Noise, as a multiple of the authors' noise, which has no such key.", default=1.0, gt=0)
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +131,7 @@ class SASolverSpec(StochasticSpec):
     density: ClassVar[Density] = "none"
 
     tau: float = key(
-        "Noise of the stochastic steps: that of the reverse SDE at 1; AWM's 0.4 for SD3.5, at levels from 0.9 to 0.3.",
+        "Noise of the stochastic steps; 1 is the reverse SDE's. AWM has 0.4 for SD3.5, at levels from 0.9 to 0.3.",
         default=0.4,
         ge=0,
     )

@@ -23,7 +23,7 @@ class DataSource:
     prompts: Location = key("Training prompts, as in `[data]`.", exists=True)
     eval_prompts: Location | None = key("Held-out prompts for evaluation.", default=None, exists=True)
     share: int = key(
-        "How many parts of an epoch's prompts come from here: 3 beside a source with 1 are three quarters.",
+        "Parts of an epoch's prompts that come from this source: 3, beside a source with 1, means three quarters.",
         default=1,
         ge=1,
         le=1000,

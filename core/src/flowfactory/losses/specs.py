@@ -17,9 +17,9 @@ class RatioSpec(TrainerSpec):
     even_calls: ClassVar[bool] = True
 
     old: Literal["sampled", "replayed"] = key(
-        "What a step's new probability is compared with: the one kept from sampling (`sampled`); or one computed anew "
-        "at the update's own batch shape, before the first update, which for that update is the new one itself, and "
-        "asks the network once more about every later update's steps (`replayed`).",
+        "What a step's new probability is compared with: the one from sampling (`sampled`); or one computed before "
+        "the first update, in the update's own batch shape (`replayed`). The first update then compares with its own "
+        "probability; every step of later updates takes one more pass.",
         default="sampled",
     )
 

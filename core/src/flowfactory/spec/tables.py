@@ -35,8 +35,8 @@ class Tuning:
         default=None,
     )
     reference: Literal["start", "base"] | None = key(
-        "What the reference policy is: the model with `from`, as this run begins with it (`start`, when absent), or "
-        "without (`base`).",
+        "The reference policy: the model as this run begins with it, `from` included (`start`, when absent), or the "
+        "model without `from` (`base`).",
         default=None,
     )
 
@@ -75,29 +75,29 @@ class Sampling:
     steps: int = key("Denoising steps of one sample.", ge=1, le=1000)
     prompts: int = key("Prompts per epoch, over all processes.", ge=1, le=1_000_000)
     group: int = key(
-        "Samples per prompt, which advantages compare with each other. Trainers that compare none take 1; pairs are 2.",
+        "Samples per prompt, which advantages compare. It is 1 for trainers that compare none, and 2 for pairs.",
         default=1,
         ge=1,
     )
     refill: int = key(
-        "How many further rounds of an epoch may replace groups that lack a score, or whose samples score the same.",
+        "Most further rounds of sampling in an epoch, to replace groups without a score or with equal scores.",
         default=0,
         ge=0,
         le=100,
     )
     micro_batch: int = key("Samples that pass the network together.", default=8, ge=1)
-    guidance: float = key("Guidance scale, embedded or classifier-free as the model has it.", default=1.0, ge=0)
+    guidance: float = key("Guidance scale, embedded or classifier-free, depending on the model.", default=1.0, ge=0)
     shared_noise: bool = key("Start all samples of a group from the same noise.", default=False)
-    storage: Precision = key("Number format trajectories are kept in.", default="fp32")
+    storage: Precision = key("Number format in which trajectories are stored.", default="fp32")
     overlap: bool = key("Score finished groups while the next are sampled.", default=True)
     merged: bool = key(
-        "Add LoRA to the weights it adapts while samples are made, also in evaluations. Each pass saves what "
-        "LoRA costs, and samples differ by rounding, so not for trainers that compare probabilities with sampling's.",
+        "Add LoRA to the weights it adapts while samples are made, also in evaluations. Passes are as fast as without "
+        "LoRA. Samples differ by rounding, so trainers that compare probabilities with sampling's cannot use it.",
         default=False,
     )
     first_block_cache: float | None = key(
-        "In training, leave out the other blocks of a network where what the first one adds has changed by less than "
-        "this share since the last step (diffusers' FirstBlockCache), e.g. 0.08. It is decided for a micro-batch.",
+        "In a step of sampling for training, skip all blocks but the first if what that adds has changed by less than "
+        "this share since the last step, e.g. 0.08 (diffusers' FirstBlockCache). Decided for a whole micro-batch.",
         default=None,
         gt=0,
         lt=1,
@@ -112,12 +112,12 @@ class Optimizer:
     betas: tuple[float, float] = key("Decay of the first and second moments.", default=(0.9, 0.999), ge=0, lt=1)
     eps: float = key("Added to the root of the second moment.", default=1e-8, gt=0)
     weight_decay: float = key("Decoupled weight decay.", default=1e-4, ge=0)
-    clip_norm: float = key("Largest norm of the whole gradient; 1e9, say, clips nothing.", default=1.0, gt=0)
-    bits: Literal[8, 32] = key("Of each moment; 8 needs `flowfactory[bitsandbytes]`.", default=32)
+    clip_norm: float = key("Largest norm of the whole gradient; e.g. 1e9 clips nothing.", default=1.0, gt=0)
+    bits: Literal[8, 32] = key("Bits of each moment; 8 needs `flowfactory[bitsandbytes]`.", default=32)
     updates: int = key("Optimizer steps per epoch; the epoch's groups are divided evenly among them.", default=1, ge=1)
     micro_batch: int = key("Samples that pass the network together, with gradients.", default=8, ge=1)
     lr_schedule: Literal["constant", "linear", "cosine"] = key(
-        "How the learning rate falls to zero over the run, after the warm-up.", default="constant"
+        "Learning rate after the warm-up: `constant`, or how it falls to zero over the run.", default="constant"
     )
     warmup: int = key("Optimizer steps over which the learning rate rises from zero.", default=0, ge=0)
     ema: float = key(
@@ -138,22 +138,22 @@ class Memory:
         pattern="[~/].*",
     )
     offload: tuple[Literal["vae", "rewards", "trajectories", "weights", "optimizer"], ...] = key(
-        "What is in main memory while it is not needed: the `vae`, which decodes, unless its pipeline encodes an image "
-        "in every call; the networks of all `rewards`; the stored `trajectories`; the frozen `weights` in the "
-        "networks' blocks, which come to the device one block ahead of what computes; the state of the `optimizer`, "
-        "but for its steps.",
+        "What to keep in main memory while it is not needed: the `vae`, except where the pipeline encodes an image in "
+        "every call; the networks of all `rewards`; the stored `trajectories`; the frozen `weights` of the networks' "
+        "blocks, each copied to the device while the block before it computes; the state of the `optimizer`, between "
+        "its steps.",
         default=(),
     )
     encode: Literal["before", "between"] = key(
-        "When prompts are: `before` training; or an epoch's when it begins, the encoders being kept.", default="before"
+        "When to encode prompts: `before` training, or `between` epochs, which keeps the encoders.", default="before"
     )
     shard: bool = key("Divide weights, gradients and optimizer state among the processes (FSDP2).", default=False)
     ulysses: int = key("How many processes share a sample's tokens (context parallelism by Ulysses).", default=1, ge=1)
-    ring: int = key("Likewise by ring attention, which `attention` has to allow; both multiply.", default=1, ge=1)
+    ring: int = key("The same by ring attention, if `attention` allows it; both multiply.", default=1, ge=1)
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", default=False)
     compile: bool = key("Compile the blocks that the networks repeat, each kind once.", default=False)
     attention: str | None = key(
-        "How attention is computed, by diffusers' name, e.g. `flash` or `_native_cudnn`; else by torch, not cuDNN.",
+        "Attention's backend, by diffusers' name, e.g. `flash` or `_native_cudnn`; torch's without cuDNN when absent.",
         default=None,
         min_length=1,
     )
@@ -166,9 +166,9 @@ class Checkpoint:
     every: int = key("Epochs between checkpoints; the last epoch is always saved. 0: only the last.", default=10, ge=0)
     keep: int = key("How many of the latest checkpoints to keep.", default=2, ge=1)
     best: str = key(
-        "Which evaluation's checkpoint to keep as well: that with the best `score`, the sum of the held-out rewards' "
-        "means, each times its weight; with the best of one reward, e.g. `eval/ocr/mean`; or `none`. A new best is "
-        "saved at once.",
+        "Which checkpoint to keep as well: that of the evaluation with the best `score`, the sum of the held-out "
+        "rewards' means, each times its weight; that with the best mean of one reward, e.g. `eval/ocr/mean`; or "
+        "`none`. A new best one is saved at once.",
         default="score",
         pattern="score|none|eval/.+/mean",
     )
@@ -196,12 +196,12 @@ class RewardEntry:
 
     name: str = key("Which reward plugin.", min_length=1)
     label: str = key("Name in metrics; the plugin's name when absent.", pattern=NAME)
-    weight: float = key("Factor in the aggregation; 0 only watches.", default=1.0, ge=-1e6, le=1e6)
+    weight: float = key("Factor in the sum of rewards; 0: measured, not trained on.", default=1.0, ge=-1e6, le=1e6)
     sources: tuple[str, ...] | None = key(
         "Names of the `[[data.source]]` whose samples it scores; all of them when absent.", default=None, min_length=1
     )
     on_error: Literal["retry", "drop-group", "abort"] = key(
-        "After a failure: ask again `retries` times and then drop the group; drop it at once; or end the run.",
+        "After a failed call: make it again `retries` times, then drop the group; drop it at once; or end the run.",
         default="retry",
     )
     retries: int = key("How often a failed call is made again, where `on_error` is `retry`.", default=2, ge=0, le=100)
@@ -209,7 +209,7 @@ class RewardEntry:
         "Seconds before the first retry; doubled before each further one, up to a minute.", default=1.0, ge=0, le=3600
     )
     max_dropped: float = key(
-        "Largest share of an epoch's groups that may be without its score; past it the run ends, with a checkpoint.",
+        "Largest share of an epoch's groups that may lack its score; above that, the run ends with a checkpoint.",
         default=0.25,
         ge=0,
         le=1,
@@ -218,9 +218,9 @@ class RewardEntry:
     workers: int = key(
         "Calls made at the same time; more than one for rewards that wait for a server.", default=1, ge=1, le=256
     )
-    micro_batch: int = key("Most samples of one call; a group reward gets its whole group.", default=64, ge=1)
+    micro_batch: int = key("Most samples in one call; a group reward gets its whole group.", default=64, ge=1)
     device: str | None = key(
-        "Where its networks compute, e.g. `cpu` or `cuda:1`; where the model does when absent.",
+        "Device of its networks, e.g. `cpu` or `cuda:1`; the model's device when absent.",
         default=None,
         pattern=r"(cpu|cuda|xpu|mps)(:\d+)?",
     )

@@ -16,8 +16,8 @@ class AWMSpec(DecoupledSpec):
     even_calls: ClassVar[bool] = True
 
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = key(
-        "What of the matching error `l` at noise level `t` is the log-probability: `-l`, `-t l`, `-t² l`, "
-        "or about `-t √l` (`huber`), `-t l^p / p` (`ghuber`).",
+        "The log-probability, of the matching error `l` at noise level `t`: `-l` (`uniform`), `-t l` (`t`), `-t² l` "
+        "(`t2`), or about `-t √l` (`huber`), `-t l^p / p` (`ghuber`).",
         default="ghuber",
     )
     power: float = key("The `p` of `ghuber`.", default=0.25, gt=0, le=1)
@@ -26,9 +26,10 @@ class AWMSpec(DecoupledSpec):
     adv_clip: float = key("Advantages are clipped to this size.", default=5.0, gt=0)
     adv_max: float = key("Clipped advantages are scaled so that the largest has this size.", default=1.0, gt=0)
     kl_beta: float = key("Weight of the velocities' squared distance from the reference's; 0: off.", default=1e-3, ge=0)
-    average_beta: float = key("The same from the averaged policy's; 0: off.", default=1.0, ge=0)
+    average_beta: float = key("The same for the distance from the averaged policy's; 0: off.", default=1.0, ge=0)
     kl: Literal["uniform", "elbo"] = key(
-        "Whether squared distances count the same at all noise levels, or divided by `2 g²` of Flow-GRPO's sampler.",
+        "Whether squared distances count equally at all noise levels (`uniform`), or are divided by `2 g²` of "
+        "Flow-GRPO's sampler (`elbo`).",
         default="uniform",
     )
     average: Decay = key("How slowly the averaged policy follows.", default=Decay(rate=0.001, limit=0.3))

@@ -17,15 +17,17 @@ class Pruning:
         "Steps whose branches are left out; none when absent.", default=None, ge=0, le=998, min_length=1
     )
     every: int | None = key(
-        "After so many epochs these move on by one, towards noise, until the first is the step before the last split; "
-        "they stay when absent.",
+        "Epochs after which these steps move by one, towards noise, until the first of them is the step before the "
+        "last split; they stay when absent.",
         default=None,
         ge=1,
     )
-    share: float = key("Which share of the branches after the last split is trained; 1: all.", default=1.0, gt=0, le=1)
+    share: float = key(
+        "The share of the branches after the last split that is trained; 1: all.", default=1.0, gt=0, le=1
+    )
     keep: Literal["best", "extremes"] = key(
-        "Which these are: of what each branch of the last split goes on with, the `best`, and of equal ones the first; "
-        "or of a tree's, half the best and half the worst (`extremes`).",
+        "Which of them are trained: of those that continue one branch of the last split, the `best`, and of equal ones "
+        "the first; or, of those of a tree, half the best and half the worst (`extremes`).",
         default="extremes",
     )
     epochs: int | None = key("For how many epochs branches are left out; always when absent.", default=None, ge=1)
@@ -38,15 +40,15 @@ class BranchGRPOSpec(ClippedSpec):
     clip_low: float = key("The ratio is clipped below 1 - clip_low.", default=1e-3, gt=0, le=1)
     clip_high: float = key("The ratio is clipped above 1 + clip_high.", default=1e-3, gt=0)
     splits: tuple[int, ...] = key(
-        "The stochastic steps at which every branch parts.", default=(0, 3, 6, 9), ge=0, le=998, min_length=1
+        "The stochastic steps at which every branch divides.", default=(0, 3, 6, 9), ge=0, le=998, min_length=1
     )
-    width: int = key("Into how many.", default=2, ge=2)
+    width: int = key("Into how many branches it divides.", default=2, ge=2)
     worth: Literal["mean", "likely"] = key(
-        "What a branch is worth: the `mean` of the samples that it leads to; or of the branches that it parts into, "
-        "the `likely` ones more.",
+        "The value of a branch: the `mean` of the samples that it leads to; or the mean of the branches that it "
+        "divides into, in which more `likely` ones count more.",
         default="mean",
     )
-    pruning: Pruning = key("Branches that are not trained; without, all are.", default=Pruning())
+    pruning: Pruning = key("Branches that are not trained; none when absent.", default=Pruning())
 
     @property
     def needs(self) -> Needs:

@@ -17,7 +17,7 @@ class CRDSpec(DecoupledSpec):
 
     times: Times = key("Noise levels to train at.", default=Times(rule="discrete", fraction=0.99))
     beta: float = key(
-        "How much an implicit reward counts beside a given one: smaller, and weights move further to match it.",
+        "How much an implicit reward counts against a given one: with a smaller one, weights move further to match it.",
         default=1.0,
         gt=0,
     )
@@ -26,29 +26,29 @@ class CRDSpec(DecoupledSpec):
     )
     temperature: float | None = key(
         "Centre on the group's better samples, and then on its worse ones, by a softmax of this temperature; on all "
-        "samples alike when absent.",
+        "samples equally when absent.",
         default=None,
         gt=0,
     )
     adaptive: bool = key(
-        "Divide squared errors by the mean absolute one, so that levels where errors are large count no more.",
+        "Divide squared errors by the mean absolute error, so that levels with large errors do not count more.",
         default=True,
     )
     adv_clip: float = key(
-        "Advantages are clipped to this size, which then means certainly good or bad.", default=5.0, gt=0
+        "Advantages are clipped to this size; one of this size means certainly good or bad.", default=5.0, gt=0
     )
     kl_beta: float = key("Weight of the velocities' squared distance from the reference's; 0: off.", default=0.1, ge=0)
     adaptive_kl: bool = key(
-        "Give that weight to the best samples only, others less, down to 1e-4 for the worst.", default=True
+        "Only the best samples have this weight; others have less, down to 1e-4 for the worst.", default=True
     )
     guidance: float = key(
-        "Guidance scale of the velocities compared. The loss asks for 1, which is none; a distilled model, which is "
-        "told its guidance, for that of [sampling].",
+        "Guidance scale of the compared velocities. The loss needs 1, which is none; for a distilled model, which gets "
+        "its guidance as an input, use that of [sampling].",
         default=1.0,
         ge=0,
     )
     reference_guidance: float = key(
-        "Guidance scale of the reference's velocities: what the model is to stay near is how it is meant to be used.",
+        "Guidance scale of the reference's velocities; use the one with which the model is meant to be used.",
         default=4.5,
         ge=0,
     )
@@ -57,7 +57,8 @@ class CRDSpec(DecoupledSpec):
         default=Decay(rate=0.005, limit=0.999, start=0.25),
     )
     sampler: Decay = key(
-        "How slowly the weights that sample follow the trained ones after each epoch; a limit of 0: they are these.",
+        "How slowly the weights that sample follow the trained ones after each epoch; with a limit of 0, the trained "
+        "ones sample.",
         default=Decay(rate=0.0075, limit=0.999, flat=75),
     )
 

@@ -20,39 +20,40 @@ class DGPOSpec(DecoupledSpec):
         default=Times(rule="discrete", fraction=0.7, count=4),
     )
     beta: float = key(
-        "How soon a group is told apart well enough: a factor of errors that are means over a latent's elements. 10 to "
-        "100 against the reference, 2000 to 5000 against the old weights, which are nearer.",
+        "How soon a group's samples count as distinguished: a factor of errors, which are means over a latent's "
+        "elements. 10 to 100 against the reference, 2000 to 5000 against the old weights, which are nearer.",
         default=100.0,
         gt=0,
     )
     baseline: Literal["reference", "old"] = key(
-        "The weights for which a better sample is to be less likely than for the trained ones.", default="reference"
+        "The weights to compare with, under which a better sample should be less likely.", default="reference"
     )
     clip_low: float = key(
-        "A worse sample whose ratio to the old weights is below 1 - clip_low is pushed no further.", default=0.05, gt=0
+        "A worse sample whose ratio to the old weights is below 1 - clip_low has no gradient.", default=0.05, gt=0
     )
     clip_high: float = key(
-        "A better sample whose ratio to the old weights is above 1 + clip_high is pulled no further.",
+        "A better sample whose ratio to the old weights is above 1 + clip_high has no gradient.",
         default=0.05,
         gt=0,
     )
     adv_clip: float = key("Advantages are clipped to this size.", default=5.0, gt=0)
     kl_beta: float = key("Weight of the velocities' squared distance from the reference's; 0: off.", default=1e-3, ge=0)
     guidance: float = key(
-        "Guidance scale of the velocities compared. The loss asks for 1, which is none; a distilled model, which is "
-        "told its guidance, for that of [sampling].",
+        "Guidance scale of the compared velocities. The loss needs 1, which is none; for a distilled model, which gets "
+        "its guidance as an input, use that of [sampling].",
         default=1.0,
         ge=0,
     )
     reference_guidance: float = key(
-        "Guidance scale of the reference's velocities; above 1 where samples are made without any.", default=1.0, ge=0
+        "Guidance scale of the reference's velocities; above 1 if samples are made without guidance.", default=1.0, ge=0
     )
     old: Decay = key(
-        "How slowly the old weights, which ratios compare with, follow the trained ones after each update.",
+        "How slowly the old weights, with which ratios compare, follow the trained ones after each update.",
         default=Decay(rate=0.001, limit=0.3, flat=1),
     )
     sampler: Decay = key(
-        "How slowly the weights that sample follow the trained ones after each update; a limit of 0: they are these.",
+        "How slowly the weights that sample follow the trained ones after each update; with a limit of 0, the trained "
+        "ones sample.",
         default=Decay(rate=0.001, limit=0.3, flat=201, start=0.2),
     )
 

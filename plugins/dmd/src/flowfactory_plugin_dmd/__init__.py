@@ -18,7 +18,7 @@ class StudentSpec(TrainerSpec):
 
     even_calls: ClassVar[bool] = True
 
-    fake_steps: int = key("Steps of the fake network before each one of the student.", default=5, ge=1)
+    fake_steps: int = key("Steps of the fake network before each step of the student.", default=5, ge=1)
     fake_lr: float = key("Its learning rate, as a multiple of the student's.", default=1.0, gt=0)
     guidance: float = key(
         "Guidance scale of the teacher, the reference. Student and fake network have that of [sampling].",
@@ -45,7 +45,8 @@ class DMDSpec(StudentSpec, DecoupledSpec):
         default=Times(rule="uniform", range=(0.001, 0.999), count=1),
     )
     fake_loss: Literal["data", "velocity"] = key(
-        "What the fake network's error is of: its estimate of the data, which is the velocity's times the level.",
+        "Whether the fake network's error is that of its `velocity`, or of its estimate of the `data`, which is the "
+        "first times the level.",
         default="data",
     )
 
@@ -59,13 +60,17 @@ class TDMSpec(StudentSpec):
     """Trajectory Distribution Matching."""
 
     interval: Literal["step", "above"] = key(
-        "Where the level lies that a step is matched at: within the `step`, or anywhere `above` where it leads.",
+        "From where the level is drawn at which a step is matched: within the `step`, or all levels `above` its end.",
         default="step",
     )
-    levels: Literal["uniform", "logit-normal"] = key("How it is drawn there.", default="uniform")
+    levels: Literal["uniform", "logit-normal"] = key(
+        "The distribution from which it is drawn there.", default="uniform"
+    )
     huber: float = key("Width of the pseudo-Huber loss of the student; 0: squared distances.", default=1e-3, ge=0)
     most: float = key("The largest weight of the fake network's error, `(1 - sigma)² / sigma²`.", default=5.0, gt=0)
-    importance: float = key("By which factor a density ratio weighs at most, up or down.", default=20.0, ge=1)
+    importance: float = key(
+        "The largest factor by which a density ratio raises or lowers a weight.", default=20.0, ge=1
+    )
 
 
 @hookimpl

@@ -21,14 +21,14 @@ class DPOSpec(DecoupledSpec):
 
     times: Times = key("Noise levels to train at; both of a pair have the same ones.", default=PRETRAINING)
     beta: float = key(
-        "How soon a pair is told apart well enough: a factor of errors that are means over a latent's elements, so it "
-        "holds for latents of any size, but not the paper's, whose errors are sums.",
+        "How soon a pair counts as distinguished: a factor of errors. These are means over a latent's elements, so a "
+        "value is good for latents of any size; the paper's values are not, because its errors are sums.",
         default=100.0,
         gt=0,
     )
     guidance: float = key(
-        "Guidance scale of the velocities compared, the policy's and the reference's. The loss asks for 1, which is "
-        "none; a distilled model, which is told its guidance, for that of [sampling].",
+        "Guidance scale of the compared velocities, the policy's and the reference's. The loss needs 1, which is none; "
+        "for a distilled model, which gets its guidance as an input, use that of [sampling].",
         default=1.0,
         ge=0,
     )

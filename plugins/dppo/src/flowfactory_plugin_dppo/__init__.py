@@ -14,8 +14,8 @@ class DPPOSpec(RatioSpec):
     """Flow-DPPO."""
 
     delta: float = key(
-        "Divergence from the policy that sampled, a mean over elements, from which on a sample no longer moves the "
-        "ratio further from 1.",
+        "Divergence from the policy that sampled, a mean over elements. A sample that has reached it no longer moves "
+        "its ratio further from 1.",
         default=1e-5,
         ge=0,
     )

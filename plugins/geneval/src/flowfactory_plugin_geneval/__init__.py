@@ -15,8 +15,8 @@ class GenEvalSpec(EndpointSpec):
     """How much of what a prompt is composed of is there: questions of the row, answered by a vision-language model."""
 
     mean: Literal["geometric", "arithmetic"] = key(
-        "How the probabilities of the right answers become one: `geometric` asks for all of the prompt, `arithmetic` "
-        "for as much of it as can be.",
+        "How the probabilities of the right answers become one: the `geometric` mean needs all of the prompt, the "
+        "`arithmetic` one as much of it as possible.",
         default="geometric",
     )
 

@@ -14,12 +14,13 @@ class GRPOSpec(ClippedSpec):
     """Flow-GRPO."""
 
     noise_weight: float | None = key(
-        "Weight each step's loss by this times its noise's standard deviation; TempFlow-GRPO uses 2.25.",
+        "Multiply each step's loss by this times the standard deviation of its noise; TempFlow-GRPO uses 2.25.",
         default=None,
         gt=0,
     )
     level: bool = key(
-        "Weight each step's loss by Flash-GRPO's lambda over its mean in the update: all move the weights alike then.",
+        "Multiply each step's loss by Flash-GRPO's lambda, divided by its mean in the update: all steps move the "
+        "weights equally then.",
         default=False,
     )
 

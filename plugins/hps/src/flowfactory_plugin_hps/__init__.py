@@ -24,7 +24,8 @@ class HPSSpec(SimilaritySpec):
     )
     processor_revision: str | None = key("Branch, tag or commit of a hub processor.", default=None)
     antialias: bool = key(
-        "Whether images are smoothed as they shrink, as torchvision does since 0.17, and did not before.", default=True
+        "Whether images are smoothed when made smaller; torchvision does so since 0.17, and did not before.",
+        default=True,
     )
     scale: float = key("The cosine is multiplied by this; 1 gives the authors' scores, near 0.3.", default=1.0, gt=0)
 

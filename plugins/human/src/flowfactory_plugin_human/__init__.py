@@ -21,8 +21,8 @@ class HumanGroupSpec:
         le=86400,
     )
     absent: Literal["fail", "skip"] = key(
-        "When nobody has answered by then: the call has failed, and `on_error` says what follows (`fail`); or samples "
-        "without an answer have no score, and the run goes on without (`skip`).",
+        "If nobody has answered by then: the call fails, and `on_error` decides what happens (`fail`); or samples "
+        "without an answer get no score, and the run continues (`skip`).",
         default="fail",
     )
     port: int = key("Where the page is, on this machine only; 0 takes a free port.", default=8400, ge=0, le=65535)

@@ -67,7 +67,7 @@ class IsolatedSpec(ScorerSpec):
         'What it needs, as pip has it, e.g. `["hpsv3==1.0.0"]`; or a requirements file.', default=(), exists=True
     )
     python: str | None = key(
-        "Version of Python, e.g. `3.10`: uv fetches it, without uv it must be installed. The run's own when absent.",
+        "Version of Python, e.g. `3.10`: uv fetches it; without uv it must be installed. The run's own when absent.",
         default=None,
         pattern=r"3\.\d+(\.\d+)?",
     )

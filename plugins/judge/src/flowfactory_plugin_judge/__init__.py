@@ -56,7 +56,7 @@ class JudgeSpec(EndpointSpec):
     """How good a sample is by itself, in the eyes of a vision-language model."""
 
     question: str = key(
-        "What the judge is asked; `{prompt}` stands for the prompt. How it is to answer is added.",
+        "What the judge is asked; `{prompt}` stands for the prompt. The form of the answer is added.",
         default=QUESTION,
         min_length=1,
     )
@@ -66,15 +66,15 @@ class JudgeSpec(EndpointSpec):
         default=(),
     )
     answer: Literal["number", "yes"] = key(
-        "What it answers: a `number` from `lowest` to `highest`, after thinking; or yes or no, and the score is the "
-        "probability of `yes`, which takes one token and a server that tells log-probabilities.",
+        "What it answers: a `number` from `lowest` to `highest`, after thinking; or yes or no, where the score is the "
+        "probability of `yes`. That takes one token, and a server that returns log-probabilities.",
         default="number",
     )
     lowest: float = key("The number that scores 0.", default=0.0, ge=-1e6, le=1e6)
     highest: float = key("The number that scores 1.", default=10.0, ge=-1e6, le=1e6)
     unclear: float = key(
-        "Largest share of a call's samples whose replies may hold no answer; these have no score. Beyond it the call "
-        "has failed.",
+        "Largest share of a call's samples whose replies may contain no answer; these get no score. Above it the call "
+        "fails.",
         default=0.25,
         ge=0,
         le=1,

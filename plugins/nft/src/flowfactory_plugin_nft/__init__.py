@@ -18,7 +18,7 @@ class NFTSpec(DecoupledSpec):
     times: Times = key("Noise levels to train at.", default=Times(rule="subset"))
     beta: float = key("How far the implicit policies lie from the old one; smaller learns faster.", default=1.0, gt=0)
     adv_clip: float = key(
-        "Advantages are clipped to this size, which then means certainly good or bad.", default=5.0, gt=0
+        "Advantages are clipped to this size; one of this size means certainly good or bad.", default=5.0, gt=0
     )
     mode: Literal["all", "positive", "negative", "one", "binary"] = key(
         "Which advantages count: `all`, only `positive` or `negative` ones, or their sign (`one`: positive ones as 1, "

@@ -16,7 +16,7 @@ class OCRSpec:
     confidence: float = key("Lines the engine is less sure of are not read.", default=0.5, ge=0, le=1)
     frames: int = key("Frames of a video that are read, spread evenly over it.", default=8, ge=1)
     pool: Literal["mean", "min", "max"] = key("How the scores of a video's frames become one.", default="mean")
-    detect: bool = key("Lines are looked for; false: the whole image is one line, such as one word.", default=True)
+    detect: bool = key("Whether to look for lines; false: the whole image is one line, such as one word.", default=True)
     threads: int = key("CPU threads of the engine; 0 leaves it to onnxruntime.", default=0, ge=0, le=1024)
 
 

@@ -16,8 +16,8 @@ COLUMN = "teacher"
 class Teacher:
     """Weights that say where the student's steps should lead."""
 
-    from_: Location = key("Its weights: whatever `from` of [lora] takes, or whole ones.")
-    name: str = key("What it is called, in the rows' column `teacher` and in metrics.", default="teacher")
+    from_: Location = key("Its weights: what `from` of [lora] takes, or whole weights.")
+    name: str = key("Its name in the rows' column `teacher` and in metrics.", default="teacher")
     guidance: float | None = key(
         "Guidance scale of its velocities; that of [sampling] when absent.", default=None, ge=0
     )
@@ -30,18 +30,18 @@ class OPDSpec(TrainerSpec):
     even_calls: ClassVar[bool] = True
 
     teachers: tuple[Teacher, ...] = key(
-        "Whom to learn from. Of several, each row names its own in the column `teacher`: one, or a list, whose losses "
-        "add up. Without that column it is the one that is called as the row's [[data.source]].",
+        "The teachers. If there are several, each row names its own in the column `teacher`: one, or a list, whose "
+        "losses are added. Without that column it is the teacher with the name of the row's [[data.source]].",
         min_length=1,
     )
     distance: Literal["step", "velocity"] = key(
-        "From a teacher: of where a step leads (`step`), divided by its noise, which is the KL divergence; without "
-        "noise, half the squared distance. Or of the velocities, squared, whatever the step is (`velocity`).",
+        "The distance from a teacher: of where a step leads (`step`), squared and divided by its noise, which is the "
+        "KL divergence; without noise, half the squared distance. Or the squared one of the velocities (`velocity`).",
         default="step",
     )
     fraction: float = key(
-        "Of deterministic sampling, which share of the steps to learn at, beginning at noise. Of stochastic sampling "
-        "those of the window are learned at.",
+        "In deterministic sampling: the share of the steps to train, counted from noise. In stochastic sampling, the "
+        "steps of the window are trained.",
         default=0.9,
         gt=0,
         le=1,

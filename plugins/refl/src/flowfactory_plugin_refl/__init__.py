@@ -17,7 +17,7 @@ class DraftSpec(TrainerSpec):
     even_calls: ClassVar[bool] = True
 
     steps: int = key(
-        "How many of the last steps the gradient goes back through; as many as are sampled, or more: all.",
+        "Through how many of the last steps the gradient goes back; the number of all steps, or more, means all.",
         default=1,
         ge=1,
     )
@@ -37,10 +37,11 @@ class ReFLSpec(TrainerSpec):
     even_calls: ClassVar[bool] = True
 
     fraction: float = key(
-        "Which share of the steps, at the end, the one with a gradient is drawn from.", default=0.25, gt=0, le=1
+        "The last share of the steps, from which the step with a gradient is drawn.", default=0.25, gt=0, le=1
     )
     threshold: float = key(
-        "Reward from which on a sample teaches nothing; 2 is meant for ImageReward's standardised scores.", default=2.0
+        "A sample with this reward or more has no gradient; 2 is meant for ImageReward's standardised scores.",
+        default=2.0,
     )
     scale: float = key("The loss is multiplied by this.", default=1e-3, gt=0)
 

@@ -24,7 +24,7 @@ class RemoteSpec:
         pattern="[A-Za-z_][A-Za-z0-9_]*",
     )
     encoding: Literal["png", "float32"] = key(
-        "How media travel: as PNG, rounded to 8 bits, or exactly, in about ten times as many bytes.", default="png"
+        "How media are sent: as PNG, rounded to 8 bits, or exactly, in about ten times as many bytes.", default="png"
     )
     request_timeout: float = key("Seconds one request may take.", default=120.0, gt=0, le=3600)
     attempts: int = key("How often a request is made before it counts as failed.", default=4, ge=1, le=100)

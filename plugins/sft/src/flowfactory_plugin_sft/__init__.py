@@ -22,16 +22,16 @@ class SFTSpec(DecoupledSpec):
         "Noise levels to train at; `shift` should be that of the model's sampling schedule.", default=PRETRAINING
     )
     weighting: Literal["none", "sigma_sqrt", "cosmap"] = key(
-        "How a level's error counts: all alike (`none`), by `1 / sigma²` (`sigma_sqrt`), or by "
+        "The factor of a level's error: 1 (`none`), `1 / sigma²` (`sigma_sqrt`), or "
         "`2 / (pi (1 - 2 sigma + 2 sigma²))` (`cosmap`).",
         default="none",
     )
     precondition: bool = key(
-        "Compare estimates of the data, not velocities: errors count by `sigma²` then.", default=False
+        "Compare estimates of the data, not velocities: this multiplies errors by `sigma²`.", default=False
     )
     guidance: float = key(
-        "Guidance scale of the velocities compared. The loss asks for 1, which is none; a distilled model, which is "
-        "told its guidance, for whichever it is to be sampled with.",
+        "Guidance scale of the compared velocities. The loss needs 1, which is none; for a distilled model, which gets "
+        "its guidance as an input, use the one that it will be sampled with.",
         default=1.0,
         ge=0,
     )

@@ -14,22 +14,23 @@ class Turning:
     """Where a trajectory turns, and what that is worth."""
 
     points: Literal["none", "towards", "consistent", "every"] = key(
-        "Which steps are turns: `none`; those that lead to where the whole leads, after one that did not (`towards`); "
-        "of them those after which the rest does, too (`consistent`); `every` one whose gain has another sign than "
-        "the one before.",
+        "Which steps are turns: `none`; those whose gain has the sign of the whole gain, after a step without it "
+        "(`towards`); of these, those after which the rest has that sign, too (`consistent`); `every` step whose gain "
+        "has another sign than the one before.",
         default="none",
     )
     main: Literal["gain", "whole"] = key(
-        "What every step is worth: its own `gain`, and turns more by the bonus; or the `whole` (the bonus), and turns "
-        "more by their gain, which is the authors' setting.",
+        "The value of a step: its own `gain`, plus the bonus at a turn; or the bonus (`whole`), plus its gain at a "
+        "turn, which is the authors' setting.",
         default="gain",
     )
     bonus: Literal["whole", "rest"] = key(
-        "The gain of the `whole` trajectory, or of the `rest` of it from before the step.", default="whole"
+        "The bonus: the gain of the `whole` trajectory, or of the `rest`, from before the step to the end.",
+        default="whole",
     )
     scale: float = key("What is added at a turn is multiplied by this.", default=1.0, gt=0)
-    replace: bool = key("At a turn what is added is all that counts.", default=False)
-    first: bool = key("The first step is one if it leads to where the whole leads.", default=True)
+    replace: bool = key("At a turn only the added value counts.", default=False)
+    first: bool = key("The first step is a turn if its gain has the sign of the whole gain.", default=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +42,7 @@ class StepGRPOSpec(ClippedSpec):
         "estimate of the data, `x - sigma v`, which takes no further passes.",
         default="completed",
     )
-    turning: Turning = key("TP-GRPO's turning points; without, a step is worth its gain.", default=Turning())
+    turning: Turning = key("TP-GRPO's turning points; when absent, the value of a step is its gain.", default=Turning())
 
     @property
     def needs(self) -> Needs:

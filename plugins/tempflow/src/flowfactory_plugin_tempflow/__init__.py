@@ -14,7 +14,7 @@ class TempFlowSpec(ClippedSpec):
 
     width: int = key("Branches that leave each start's trajectory at every stochastic step.", default=6, ge=2)
     noise_weight: float | None = key(
-        "Each step's loss is weighted by this times its noise's standard deviation; absent: all alike.",
+        "Each step's loss is multiplied by this times the standard deviation of its noise.",
         default=2.25,
         gt=0,
     )

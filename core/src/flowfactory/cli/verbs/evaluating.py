@@ -44,9 +44,13 @@ from flowfactory.streams import prints_to_stderr
 )
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps; as many as in evaluations when absent.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @of_trained_weights
-@click.option("--to", type=AnyPath(), help="The folder to write; a new one beside the rest if absent.")
+@click.option(
+    "--to",
+    type=AnyPath(),
+    help="The folder to write; when absent, a new one in the run's folder, or beside an export that has none.",
+)
 @as_json
 @click.pass_obj
 def evaluate(
@@ -65,7 +69,7 @@ def evaluate(
 ) -> int:
     """Score prompts by the weights of the run in folder RUN, or of an export, and by the base from the same noise.
 
-    Prints a table to paste: means of both, their difference, and how sure it is.
+    Prints a table to paste: means of both, their difference, and its uncertainty.
     """
     run, to = run.absolute(), to.absolute() if to else None
     home = _home(run)

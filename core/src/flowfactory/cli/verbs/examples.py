@@ -53,7 +53,7 @@ class Example:
 @as_json
 @click.pass_context
 def examples(context: click.Context, as_json: bool) -> None:
-    """List the specs that installed plugins bring along; `examples copy NAME` makes one yours."""
+    """List the specs that come with installed plugins; `examples copy NAME` copies one."""
     if context.invoked_subcommand is not None:
         return
     ui: Ui = context.obj
@@ -70,7 +70,7 @@ def examples(context: click.Context, as_json: bool) -> None:
 
 @examples.command()
 @click.argument("name")
-@click.option("--to", type=AnyPath(), default=".", help="The folder to write into; here when absent.")
+@click.option("--to", type=AnyPath(), default=".", help="The folder to write into; the current one when absent.")
 @click.pass_obj
 def copy(ui: Ui, name: str, to: Path) -> int:
     """Write example NAME, what it extends, and the data beside it into a folder."""

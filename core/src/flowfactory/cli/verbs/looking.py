@@ -40,7 +40,7 @@ from flowfactory.spec.tables import Spec
 @as_json
 @click.pass_obj
 def check(ui: Ui, specs: Sequence[Path], sets: Sequence[str], unsets: Sequence[str], as_json: bool) -> int:
-    """Find every mistake in each SPEC, without loading anything heavy."""
+    """Find every mistake in each SPEC, without loading a model."""
     entries, code, found = installed_entries(), DONE, []
     for spec in specs:
         registry = new_registry(ui, entries)
@@ -77,10 +77,10 @@ class Bandwidth(click.ParamType[float]):
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes to plan for.")
+@click.option("--exact", is_flag=True, help="Measure activations, on networks of the real sizes; needs no weights.")
 @click.option(
-    "--exact", is_flag=True, help="Measure activations, on networks of the real sizes; weights need not be here."
+    "--bandwidth", type=Bandwidth(), default="50GB/s", show_default=True, help="Rate at which a process can send."
 )
-@click.option("--bandwidth", type=Bandwidth(), default="50GB/s", show_default=True, help="What a process can send.")
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
@@ -157,7 +157,7 @@ def schema(ui: Ui) -> None:
 @as_json
 @click.pass_obj
 def env(ui: Ui, devices: bool, as_json: bool) -> None:
-    """Show versions and the machine: what a report of a mistake should contain."""
+    """Show versions and the machine: what a bug report should contain."""
     facts = environment.metadata(installed_entries())
     if devices:
         facts |= environment.devices()

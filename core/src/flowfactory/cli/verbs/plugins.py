@@ -31,9 +31,9 @@ def plugins() -> None:
 @as_json
 @click.pass_obj
 def list_plugins(ui: Ui, as_json: bool) -> int:
-    """List every name plugins provide, and what is in the way of using one. No plugin code runs.
+    """List every name that plugins provide, and why it cannot be used, if so. No plugin code runs.
 
-    The exit code is 3 where two distributions share a name, or one wants another version of flowfactory.
+    The exit code is 3 where two distributions share a name, or one needs another version of flowfactory.
     """
     registry = new_registry(ui)
     entries = registry.entries()
@@ -113,12 +113,14 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
 @click.option("--summary", help="What it is, in one line.")
 @click.option("--author", help="Name of its author.")
 @click.option("--license", "licence", help="SPDX name of its licence.")
-@click.option("--into", type=AnyPath(), default=".", help="Where its folder is made; here when absent.")
+@click.option(
+    "--into", type=AnyPath(), default=".", help="The folder in which to make its own; the current one when absent."
+)
 @click.pass_obj
 def new(
     ui: Ui, kind: str, name: str, summary: str | None, author: str | None, licence: str | None, into: Path
 ) -> int | None:
-    """Make a plugin from a template, complete and tested. On a terminal, asks for what is not said."""
+    """Make a plugin from a template, complete and tested. On a terminal, asks for options that are not given."""
     from flowfactory.cli import baking
 
     said = {"summary": summary, "author": author, "license": licence}

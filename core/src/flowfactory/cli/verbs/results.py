@@ -48,7 +48,7 @@ TRAINED = (
         "--weights",
         help="Which set of weights, e.g. `current`; the averaged one (`ema`), if there is one, when absent.",
     ),
-    click.option("--base", metavar="PATH", help="Where the base model is, if no longer where the run had it."),
+    click.option("--base", metavar="PATH", help="Path of the base model, if it was moved since the run."),
 )
 
 
@@ -75,7 +75,7 @@ def spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
     help="LoRA for diffusers, LoRA in kohya's key layout for ComfyUI too, or the whole pipeline.",
 )
 @of_trained_weights
-@click.option("--to", type=AnyPath(), help="The folder to write; in the run's own when absent.")
+@click.option("--to", type=AnyPath(), help="The folder to write; when absent, one in the run's folder.")
 @click.option(
     "--dtype",
     type=click.Choice(("fp32", "bf16", "fp16")),
@@ -117,10 +117,10 @@ def export(
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option("--prompts", "file", type=click.Path(), help="A file of prompts, as [data] prompts names.")
 @click.option("--negative", metavar="TEXT", help="The negative prompt of each PROMPT.")
-@click.option("--image", "images", multiple=True, type=AnyPath(), help="What each PROMPT edits; repeatable.")
+@click.option("--image", "images", multiple=True, type=AnyPath(), help="An image that each PROMPT edits; repeatable.")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps; as many as in evaluations when absent.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @of_trained_weights
 @click.option("--to", type=AnyPath(), help="The folder to write; a new one in RUN when absent.")
 @click.pass_obj

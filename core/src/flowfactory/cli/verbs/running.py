@@ -61,7 +61,9 @@ LOADING = "600"
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.option("--runs", type=AnyPath(), default="runs", show_default=True, help="Where runs are kept.")
 @click.option("--folder", type=AnyPath(), help="The run's own folder, instead of one in --runs.")
-@click.option("--watch", "watched", is_flag=True, help="Show it in a browser meanwhile, as `flowfactory watch` does.")
+@click.option(
+    "--watch", "watched", is_flag=True, help="Show it in a browser as it trains, as `flowfactory watch` does."
+)
 @click.pass_obj
 def run(
     ui: Ui,
@@ -107,10 +109,10 @@ def run(
 @click.command()
 @click.argument("run", type=AnyPath(), shell_complete=completion.runs)
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
-@click.option("--epochs", type=click.IntRange(1), help="With which epoch to end, to train a finished run further.")
+@click.option("--epochs", type=click.IntRange(1), help="The last epoch to train, to make a run longer.")
 @click.pass_obj
 def resume(ui: Ui, run: Path, processes: int, epochs: int | None) -> int:
-    """Go on with the run in folder RUN from its last checkpoint."""
+    """Continue the run in folder RUN from its last checkpoint."""
     with listening():
         run, world = run.absolute(), launch.count(processes)
         folders.see(run)
@@ -136,8 +138,8 @@ def resume(ui: Ui, run: Path, processes: int, epochs: int | None) -> int:
 @click.command("bench")
 @click.argument("spec", type=SpecFile(), shell_complete=completion.specs)
 @with_changes
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before those that count.")
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs that count.")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Epochs before the measured ones.")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs to measure.")
 @click.option("--baseline", is_flag=True, help="Encode prompts in every epoch and keep the encoders, to compare with.")
 @as_json
 @click.pass_obj
@@ -151,7 +153,7 @@ def bench_spec(
     baseline: bool,
     as_json: bool,
 ) -> int:
-    """Measure where the time of SPEC goes: seconds per phase, passes through the network, memory."""
+    """Measure how a run of SPEC spends its time: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
     plan = make_plan(load_spec(spec, registry, sets, unsets, disk.RULES), registry.versions())
     with ui.phase("loading torch"):
