@@ -80,7 +80,7 @@ for editors, with every installed plugin in it, and `flowfactory plugins show NA
 
 | key | meaning |
 |---|---|
-| `extends` | Another spec, relative to this file. Tables merge, unless the plugin is another; other keys are replaced. |
+| `extends` | Another spec, relative to this file. Tables merge, unless the plugin is another; the rest is replaced. |
 | `requires` | Distributions that must be installed, e.g. `["flowfactory-plugin-x>=1.0"]`. |
 | `plugins` | Further plugins to load: observers by name, and local files, e.g. `["./my_rewards.py"]`. |
 

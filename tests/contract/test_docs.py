@@ -137,6 +137,14 @@ def test_sentences_are_short(page: Path) -> None:
     assert [words for words in sentences if len(words.split()) > MOST_WORDS] == []
 
 
+@pytest.mark.parametrize(
+    "page", [*DOCS.rglob("*.md"), *DOCS.parent.glob("plugins/*/README.md")], ids=lambda page: "/".join(page.parts[-2:])
+)
+def test_tables_and_blocks_keep_their_lines(page: Path) -> None:
+    """Wrapped as prose, a table or a block of code is shown as a line of signs."""
+    assert re.findall(r"^.*\S.*```.*$|^.*\|\|?---.*\|[ \w].*$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
 def test_the_readme_names_every_plugin() -> None:
     table = (
         (DOCS.parent / "README.md").read_text(encoding="utf-8").partition("## What is in it")[2].partition("\n- ")[0]
