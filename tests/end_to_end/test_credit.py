@@ -45,7 +45,7 @@ def test_one_spread_for_prompts_with_other_steps_is_refused(spec: Path, capsys: 
     changes = ("trainer.name=stepgrpo", "trainer.std=global", "scheduler.window={rule='random', size=1, per='prompt'}")
     assert main(["check", str(spec), *(f"--set={change}" for change in changes)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "with one spread for all prompts they are others" in said
+    assert "each prompt has its own, so one std for all has no meaning" in said
 
 
 def refused(spec: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
@@ -59,13 +59,16 @@ def refused(spec: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> st
     [
         ((*FAN, "scheduler={name='ode'}"), "scheduler `ode` is deterministic"),
         ((*FAN, "sampling.shared_noise=true"), "the branches of trainer `tempflow` share their start"),
-        ((*FAN, "memory.shard=true"), "how often the branches of trainer `tempflow` do differs"),
+        ((*FAN, "memory.shard=true"), "but the branches of trainer `tempflow` do not"),
         (
             (*TREE, "trainer.splits=[0, 3]"),
-            "part at the steps [0, 3], and [scheduler] window makes stochastic [0, 1, 2]",
+            "divide at the steps [0, 3], but those of [scheduler] window are [0, 1, 2]",
         ),
-        ((*TREE, "scheduler.window={rule='random', size=2}"), "makes stochastic drawn ones, or others later"),
-        ((*TREE, "trainer.splits=[0, 2, 0]"), "part at the steps [0, 2, 0], one of them twice"),
+        (
+            (*TREE, "scheduler.window={rule='random', size=2}"),
+            "those of [scheduler] window are drawn, or move with the epochs",
+        ),
+        ((*TREE, "trainer.splits=[0, 2, 0]"), "divide at the steps [0, 2, 0], one of them twice"),
         ((*TREE, "trainer.width=99"), "would end in 9801 samples of each start; branch into fewer: at most 4096"),
         ((*FAN, "trainer.width=9999"), "would end in 19998 samples of each start"),
         (

@@ -70,7 +70,7 @@ def test_every_teacher_has_prompts() -> None:
     [
         ("[]", "`teachers`: "),
         ("[{from='a/b'}, {from='a/c'}]", "several teachers are called `teacher`; give each a `name` of its own"),
-        ("[{from='a/b', name='current'}]", "weights `current`: the name is not a word, or is another set's"),
+        ("[{from='a/b', name='current'}]", "weights `current`: the name is no word or already taken"),
         ("[{from='./nothing'}]", "there is no "),
         ("[{from='a/b'}, {from='a/c', name='ocr'}]", "reads the column `teacher`: one of `ocr`, `teacher`, or a list"),
     ],

@@ -102,10 +102,8 @@ def test_of_few_steps_the_advice_is_what_to_change_first() -> None:
 
 
 def test_of_an_embedded_guidance_the_advice_is_which() -> None:
-    assert "guidance to the one it is to be used with, 3.5 for one, instead of 1" in said(
-        DEV, DecoupledSpec(), ODESpec()
-    )
-    assert "use the result with that of the training, 3" in said(DEV, TrainerSpec(), FlowSDESpec(), guidance=3.0)
+    assert "guidance to the one it will be used with, e.g. 3.5, instead of 1" in said(DEV, DecoupledSpec(), ODESpec())
+    assert "use the trained model with the same scale, 3" in said(DEV, TrainerSpec(), FlowSDESpec(), guidance=3.0)
 
 
 def notes(path: Path, *sets: str) -> list[Problem]:

@@ -66,11 +66,11 @@ def advice(
 ) -> tuple[str, str]:
     """What a distilled checkpoint is, and what to do about it; `name` is the trainer's."""
     if found.kind == "guidance":
-        what = f"{found.title} was distilled to be told its guidance scale"
+        what = f"{found.title} was distilled to get its guidance scale as an input"
         if sampling.guidance == 1:
-            scale = f", {found.guidance:g} for one," if found.guidance > 1 else ""
-            return what, f"set [sampling] guidance to the one it is to be used with{scale} instead of 1"
-        return what, f"use the result with that of the training, {sampling.guidance:g}"
+            scale = f", e.g. {found.guidance:g}," if found.guidance > 1 else ""
+            return what, f"set [sampling] guidance to the one it will be used with{scale} instead of 1"
+        return what, f"use the trained model with the same scale, {sampling.guidance:g}"
     what = f"{found.title} was distilled to sample in few steps, without guidance"
     other = f"start from {found.instead}"
     if isinstance(trainer, DecoupledSpec) or trainer.needs.source != "rollouts":

@@ -204,7 +204,7 @@ def _cache(where: Where, cache: str | None) -> Iterator[Problem]:
 
 def _lr(where: Where, lr: float) -> Iterator[Problem]:
     if lr > UNUSUAL_LR:
-        what = f"a learning rate of {lr:g} is far above what trains; LoRA takes about 1e-4"
+        what = f"a learning rate of {lr:g} is far above what works; about 1e-4 is usual for LoRA"
         yield Problem("unusual-lr", what, where("optimizer", "lr"), code=DONE)
 
 

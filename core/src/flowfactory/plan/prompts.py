@@ -48,7 +48,7 @@ def _images(where: Where, name: str, wanted: int | None, data: Data) -> Iterator
     for file, address in _files(data):
         wrong = [row for row in _rows(file) if wanted is not None and len(row.images) != wanted]
         if wrong:
-            what = f"adapter `{name}` wants {wanted} image of each row; {len(wrong)} rows have another number"
+            what = f"adapter `{name}` needs {wanted} image in each row; {len(wrong)} rows have another number"
             hint = f"the first is {wrong[0].prompt[:60]!r}; name it in the column `image`"
             yield Problem("images", what, where(*address), hint)
 
@@ -74,7 +74,7 @@ def _columns(where: Where, trainer: str, needs: Needs, data: Data) -> Iterator[P
                 first = _rows(file)[wrong[0]]
                 has = "nothing" if cells[wrong[0]] is None else shown_value(cells[wrong[0]])
                 reads = f"trainer `{trainer}` reads the column `{column}`: one of {listed(sorted(known))}, or a list"
-                hint = f"the first has {has} there: {first.prompt[:60]!r}"
+                hint = f"the first is {first.prompt[:60]!r}, which has {has}"
                 yield Problem("rows", f"{reads}; {len(wrong)} rows have no such thing", where(*address), hint)
 
 

@@ -232,8 +232,8 @@ def starved(plan: Plan) -> Iterator[Problem]:
     ):
         if (full := _filled(own, size)) < ENOUGH and full < _filled(whole, size):
             what = f"each of {plan.world} processes has {own} samples, which fill its micro-batches of {size} to"
-            other = "[sampling] prompts or group raised gives it more"
-            hint = f"set [{table}] micro_batch to {_fitting(own, size)}; {other}; fewer processes are used better"
+            other = "raise [sampling] prompts or group, or use fewer processes"
+            hint = f"set [{table}] micro_batch to {_fitting(own, size)}, {other}"
             yield Problem("starved", f"[{table}] {what} {100 * full:.0f} %", None, hint, DONE)
 
 

@@ -120,7 +120,7 @@ def lora_problems(where: Callable[..., Place], tuning: Lora) -> Iterator[Problem
     if found is None:
         return
     if found.kind != "lora":
-        what = "[lora] from: there are whole weights, not LoRA"
+        what = "[lora] from: these are whole weights, not LoRA"
         yield Problem("from", what, where("lora", "from"), "make them the model's, or train [full]")
     elif tuning.rank is not None and tuning.rank not in found.ranks:
         ranks = " and ".join(map(str, sorted(found.ranks)))
@@ -149,7 +149,7 @@ def loaded_problems(where: Callable[..., Place], trainer: Component, needs: Need
     taken = {"current", "reference", "ema", "default", *needs.sets, *needs.roles}
     for name, location in needs.loaded.items():
         if not name.isidentifier() or name in taken:
-            what, hint = "the name is not a word, or is another set's", "its author could call them otherwise"
+            what, hint = "the name is no word or already taken", "only its author can change that"
             yield _loaded(where, trainer, name, location, what, hint)
         try:
             find(location)
@@ -166,8 +166,8 @@ def loaded_whole(
         with suppress(ValueError):
             found = find(location)
             if found is not None and found.kind != "lora":
-                what = "whole weights cannot take the place of [model] quantize"
-                yield _loaded(where, trainer, name, location, what, "leave that out, or take a LoRA")
+                what = "whole weights cannot replace those of [model] quantize"
+                yield _loaded(where, trainer, name, location, what, "leave that out, or use a LoRA")
 
 
 def _loaded(where: Callable[..., Place], trainer: Component, name: str, location: str, what: str, hint: str) -> Problem:

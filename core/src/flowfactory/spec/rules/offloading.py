@@ -13,7 +13,7 @@ from flowfactory.spec.tables import Component, Full
 
 def _full(where: Where, offload: Sequence[str], _: Full) -> Iterator[Problem]:
     if "weights" in offload:
-        why = "it trains every weight, and only frozen ones can wait elsewhere"
+        why = "it trains every weight, and only frozen ones can be streamed"
         yield _apart(where, "weights", "[full]", why, "leave it out, train [lora], or divide weights by [memory] shard")
 
 
@@ -25,20 +25,20 @@ def _bits(where: Where, offload: Sequence[str], model: AdapterSpec) -> Iterator[
 
 def _compiled(where: Where, offload: Sequence[str], compiled: bool) -> Iterator[Problem]:
     if "weights" in offload and compiled:
-        why = "compiled blocks look for their weights where these were when they were compiled"
+        why = "compiled blocks expect their weights where they were at compilation"
         yield _apart(where, "weights", "[memory] compile", why, "leave out one of them")
 
 
 def _merged(where: Where, offload: Sequence[str], merged: bool) -> Iterator[Problem]:
     if "weights" in offload and merged:
-        why = "it makes every adapted weight anew, and only those that were read are streamed"
+        why = "it computes each adapted weight again, and only weights as read are streamed"
         yield _apart(where, "weights", "[sampling] merged", why, "leave out one of them")
 
 
 def _shard(where: Where, offload: Sequence[str], shard: bool) -> Iterator[Problem]:
     whys = {
-        "weights": "FSDP2 has all that it divides in main memory or nothing of it, what is trained and its steps, too",
-        "optimizer": "its state is divided as the weights are, and lies where they do",
+        "weights": "FSDP2 keeps all that it divides in main memory, trained weights and their steps too, or none",
+        "optimizer": "its state is divided with the weights, and is where they are",
     }
     for name, why in whys.items():
         if name in offload and shard:

@@ -83,7 +83,7 @@ def _no_data(where: Where, sources: Sources, prompts: str | None) -> Iterator[Pr
 def _both_ways(where: Where, sources: Sources) -> Iterator[Problem]:
     for name in ("prompts", "eval_prompts"):
         if sources is not None and where.root.at("data", name) is not None:
-            what = f"[data] has [[data.source]], which have `{name}` of their own, and `{name}` besides"
+            what = f"[data] has [[data.source]] with their own `{name}`, and also `{name}`"
             yield Problem("sources", what, where("data", name), "make it one of the sources, or `--unset` it")
 
 
@@ -94,7 +94,7 @@ def _source_names(where: Where, sources: Sources) -> Iterator[Problem]:
 
 def _source_name(where: Where, source: DataSource, number: int, seen: set[str]) -> Iterator[Problem]:
     if source.name in seen:
-        what = f"two sources are called `{source.name}`, which rewards and metrics know them by"
+        what = f"two sources have the name `{source.name}`, which rewards and metrics use"
         yield Problem("sources", what, where("data", "source", number, "name"), "give one of them another name")
     seen.add(source.name)
 
@@ -151,7 +151,7 @@ def _unscored(where: Where, needs: Needs, sources: Sources, rewards: Rewards) ->
 
 def _not_scored(where: Where, counting: Sequence[RewardEntry], source: DataSource, number: int) -> Iterator[Problem]:
     if not any(entry.applies_to(source.name) for entry in counting):
-        what = f"no [[reward]] that counts scores the samples of source `{source.name}`"
+        what = f"no [[reward]] whose weight is not 0 scores the samples of source `{source.name}`"
         hint = "name it in the `sources` of one, or leave the source out"
         at = where("data", "source", number, "name")
         yield Problem("unscored-source", f"{what}: nothing is learned from them", at, hint)

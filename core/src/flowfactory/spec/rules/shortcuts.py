@@ -13,8 +13,8 @@ from flowfactory.spec.tables import Full
 
 def _merged_probabilities(where: Where, trainer: str, needs: Needs, merged: bool) -> Iterator[Problem]:
     if merged and needs.trajectory == "steps" and needs.density != "none" and needs.old != "replayed":
-        what = f"trainer `{trainer}` compares probabilities with those of sampling, and merged LoRA rounds otherwise"
-        hint = 'set [sampling] merged to false, or [trainer] old to "replayed" where it knows that'
+        what = f"trainer `{trainer}` compares probabilities with those of sampling, and merged LoRA rounds differently"
+        hint = 'set [sampling] merged to false, or [trainer] old to "replayed" if it has that key'
         yield Problem("merged", what, where("sampling", "merged"), hint)
 
 
@@ -32,7 +32,7 @@ def _merged_bits(where: Where, merged: bool, model: AdapterSpec) -> Iterator[Pro
 
 def _cached_probabilities(where: Where, trainer: str, needs: Needs, cache: float | None) -> Iterator[Problem]:
     if cache is not None and needs.trajectory == "steps" and needs.density != "none":
-        what = f"trainer `{trainer}` needs the probabilities of its steps, and skipped blocks take steps of other ones"
+        what = f"trainer `{trainer}` needs the probabilities of its steps, and skipped blocks change them"
         yield Problem("first-block-cache", what, where("sampling", "first_block_cache"), "leave it out")
 
 

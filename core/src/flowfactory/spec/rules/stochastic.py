@@ -57,7 +57,9 @@ def _shared_noise(where: Where, shared: bool, scheduler: Component) -> Iterator[
 
 def _looks(where: Where, trainer: str, needs: Needs, std: str, scheduler: SchedulerSpec) -> Iterator[Problem]:
     if needs.looks != "none" and std == "global" and window.drawn_for_prompts(scheduler):
-        what = f"trainer `{trainer}` compares single steps, and with one spread for all prompts they are others"
+        what = (
+            f"trainer `{trainer}` compares single steps, but each prompt has its own, so one std for all has no meaning"
+        )
         yield Problem("looks", what, where("trainer", "std"), 'set it to "group", or [scheduler] window per to "epoch"')
 
 
@@ -67,14 +69,16 @@ def _branches_of_one_start(where: Where, trainer: str, needs: Needs, shared: boo
             f"{_branches(trainer)} share their start, and [sampling] shared_noise would make all starts of a prompt "
             "equal"
         )
-        yield Problem("branches", what, where("sampling", "shared_noise"), "set it to false; branch into more")
+        yield Problem(
+            "branches", what, where("sampling", "shared_noise"), "set it to false; more branches give more samples"
+        )
 
 
 def _branches_and_shards(where: Where, trainer: str, needs: Needs, shard: bool) -> Iterator[Problem]:
     if needs.branches is not None and shard:
         what = (
-            f"[memory] shard: every process has to call the network as often, and how often {_branches(trainer)} do "
-            "differs"
+            f"[memory] shard: all processes have to make equally many calls of the network, but {_branches(trainer)} "
+            "do not"
         )
         yield Problem("branches", what, where("memory", "shard"), "set it to false")
 
@@ -85,16 +89,18 @@ def _branches_in_window(
     at = set(branches.at or ()) if branches else set[int]()
     open_steps = set(window.earliest(scheduler, steps))
     if at and open_steps and not (window.fixed(scheduler, steps) and at <= open_steps):
-        only = sorted(open_steps) if window.fixed(scheduler, steps) else "drawn ones, or others later"
-        what = f"{_branches(trainer)} part at the steps {sorted(at)}, and [scheduler] window makes stochastic {only}"
-        yield Problem("branches", what, where("scheduler", "window"), "let it hold them in every epoch")
+        only = sorted(open_steps) if window.fixed(scheduler, steps) else "drawn, or move with the epochs"
+        what = f"{_branches(trainer)} divide at the steps {sorted(at)}, but those of [scheduler] window are {only}"
+        yield Problem("branches", what, where("scheduler", "window"), "choose one that holds them in every epoch")
 
 
 def _branches_at(where: Where, trainer: str, branches: Branches | None) -> Iterator[Problem]:
     at = branches.at or () if branches else ()
     if len(set(at)) < len(at):
-        what = f"{_branches(trainer)} part at the steps {list(at)}, one of them twice"
-        yield Problem("branches", what, where("trainer", "name"), "say each once; `width` says into how many they part")
+        what = f"{_branches(trainer)} divide at the steps {list(at)}, one of them twice"
+        yield Problem(
+            "branches", what, where("trainer", "name"), "name each once; `width` says into how many they divide"
+        )
 
 
 def _branches_in_all(

@@ -79,11 +79,11 @@ def _cached(where: Where, memory: Memory, cache: float | None) -> Iterator[Probl
 def _attention(where: Where, memory: Memory) -> Iterator[Problem]:
     own = (memory.attention or "native").lower()
     if together(memory) > 1 and own not in BACKWARD:
-        what = f"{told(memory)}: of attention by `{own}` no gradient is known when a team computes it"
+        what = f"{told(memory)}: attention by `{own}` has no gradient when a team computes it"
         hint = f"leave it out, or set it to one of {listed(BACKWARD)}"
         yield Problem("teams", what, where("memory", "attention"), hint)
     elif memory.ring > 1 and own == "native":
-        what = f"{told(memory)}: torch's own attention does not say how the sums of a ring are weighted"
+        what = f"{told(memory)}: torch's own attention does not return the log-sum-exp that a ring needs"
         hint = f"set [memory] attention to one of {listed(BACKWARD[1:])}, or ring to 1"
         yield Problem("teams", what, where("memory", "ring"), hint)
 

@@ -33,8 +33,8 @@ def _warmup(where: Where, epochs: int, updates: int, warmup: int) -> Iterator[Pr
 
 def _decay(where: Where, lr: float, decay: float) -> Iterator[Problem]:
     if lr * decay >= 1:
-        what = f"each step takes lr x weight_decay = {lr * decay:g} of every weight from it, so that nothing is left"
-        yield Problem("weight-decay", what, where("optimizer", "weight_decay"), "1e-4 is usual; 0 takes nothing")
+        what = f"each step removes lr x weight_decay = {lr * decay:g} times every weight, so nothing is left of it"
+        yield Problem("weight-decay", what, where("optimizer", "weight_decay"), "1e-4 is usual; 0 turns it off")
 
 
 def _group(where: Where, trainer: str, needs: Needs, group: int) -> Iterator[Problem]:
@@ -72,13 +72,13 @@ def _role_names(where: Where, trainer: str, needs: Needs) -> Iterator[Problem]:
     taken = {"current", "reference", "ema", "default", "optimizer", "trainer", *needs.sets}
     for name, role in needs.roles.items():
         if not name.isidentifier() or name in taken or role.steps < 1:
-            what = f"trainer `{trainer}`, role `{name}`: it has no step, or its name is no word, or another set's"
-            yield Problem("role", what, where("trainer", "name"), "its author could say it otherwise")
+            what = f"trainer `{trainer}`, role `{name}`: it has no steps, or its name is no word or already taken"
+            yield Problem("role", what, where("trainer", "name"), "only its author can change that")
 
 
 def _role_precision(where: Where, trainer: str, needs: Needs, precision: str) -> Iterator[Problem]:
     if needs.roles and precision == "fp16":
-        what = f"trainer `{trainer}` trains {listed(needs.roles)} too, and fp16 scales the losses of one optimizer"
+        what = f"trainer `{trainer}` trains {listed(needs.roles)} too, and fp16 scales the losses of one optimizer only"
         yield Problem("role", what, where("run", "precision"), 'set it to "bf16" or "fp32"')
 
 
@@ -100,13 +100,13 @@ def _divided(where: Where, key: str) -> Problem:
     return Problem("shard", what, where("memory", "shard"), "leave out one of them")
 
 
-EVENLY = "with [memory] shard every process has to call the network as often"
-"""Processes call a divided network together, so each has to call it as often, whatever its samples are."""
+EVENLY = "with [memory] shard all processes have to make equally many calls of the network"
+"""Processes call a divided network together, so each has to make as many calls, whatever its samples are."""
 
 
 def _shard_adapter(where: Where, shard: bool, model: Component) -> Iterator[Problem]:
     if shard and model.spec.calls == "unknown":
-        what = f"{EVENLY}, and adapter `{model.name}` does not say when it does"
+        what = f"{EVENLY}, but adapter `{model.name}` does not say when it does"
         yield Problem("shard-calls", what, where("memory", "shard"), "set it to false; its author could set `calls`")
 
 
@@ -115,14 +115,14 @@ def _shard_batches(
 ) -> Iterator[Problem]:
     batches = {"sampling": sampling, "optimizer": optimizer, "eval": evaluation or 1}
     if shard and model.spec.calls == "sample" and (large := [name for name, size in batches.items() if size > 1]):
-        what = f"{EVENLY}, and how often adapter `{model.name}` does depends on the samples of a micro-batch"
+        what = f"{EVENLY}, but those of adapter `{model.name}` depend on the samples of a micro-batch"
         hint = f"set micro_batch = 1 in {' and '.join(f'[{name}]' for name in large)}"
         yield Problem("shard-calls", what, where("memory", "shard"), hint)
 
 
 def _shard_trainer(where: Where, shard: bool, trainer: Component) -> Iterator[Problem]:
     if shard and not trainer.spec.even_calls:
-        what = f"{EVENLY}, and trainer `{trainer.name}` does not say that it does"
+        what = f"{EVENLY}, but trainer `{trainer.name}` does not say that it does"
         hint = "set it to false; its author could set `even_calls`"
         yield Problem("shard-calls", what, where("memory", "shard"), hint)
 
