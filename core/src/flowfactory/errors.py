@@ -136,8 +136,8 @@ class SpecError(Exception):
 class RunError(Exception):
     """A run cannot go on; the message tells a person why, so no traceback is shown.
 
-    code: what to exit with. repeats: whether going on from the last checkpoint would end in the same way.
-    everywhere: whether each process of the run ends here, so that they can still do something together.
+    code: the exit code. repeats: whether a run resumed from the last checkpoint would end in the same way.
+    everywhere: whether every process of the run ends here, so that they can still do something together.
     """
 
     code: int = FAILED

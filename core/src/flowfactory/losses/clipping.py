@@ -30,10 +30,10 @@ class Old:
 
 
 def replayed(policy: Policy, batch: Batch, at: Transition, spec: RatioSpec) -> Old | None:
-    """A step asked about again, in the shape in which it is trained on.
+    """A step computed again, in the batch shape in which it is trained.
 
-    `None` where nobody has to ask: what was sampled counts, or else the first update is next, whose own numbers they
-    are.
+    `None` where this is not needed: the numbers of sampling are used, or the first update is next, which computes the
+    same ones.
     """
     if spec.old == "sampled" or batch.on_policy:
         return None
@@ -52,7 +52,7 @@ def old_mean(batch: Batch, at: Transition, mean: Tensor, old: Old | None) -> Ten
     """The mean `(B, …)` that the new one is compared with; in the first update it is the new one, detached.
 
     Raises:
-        ValueError: none was kept: the trainer has to ask, by `Needs.old`.
+        ValueError: none was kept: the trainer has to set `Needs.old`.
     """
     if old is not None:
         return old.mean
@@ -65,8 +65,8 @@ def old_mean(batch: Batch, at: Transition, mean: Tensor, old: Old | None) -> Ten
 
 @attrs.frozen(eq=False)
 class ClippedTerm:
-    """One stochastic step, the reference's velocity `(B, …)` on it if the divergence has a weight, and what it was
-    like when it was replayed, if it was."""
+    """One stochastic step, the reference's velocity `(B, …)` on it if the divergence has a weight, and its replayed
+    numbers, if it was replayed."""
 
     step: int
     reference: Tensor | None
@@ -126,8 +126,8 @@ def ratio_metrics(log_ratio: Tensor, spec: ClippedSpec, first: bool = False) -> 
     """How far the policy has moved from the one that sampled.
 
     Args:
-        first: no update has been made yet, so that whatever it has moved is rounding; this is said apart, as a share
-            of the narrower clip width.
+        first: no update has been made yet, so any difference is rounding; a separate metric has it, as a share of
+            the narrower clip width.
     """
     ratio = log_ratio.exp()
     outside = (ratio > 1 + spec.clip_high) | (ratio < 1 - spec.clip_low)

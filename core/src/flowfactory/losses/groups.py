@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def averaging(groups: Tensor, logits: Tensor | None = None) -> Tensor:
-    """What makes of numbers `(B,)` the mean over each sample's group: a matrix `(B, B)`, float64.
+    """The matrix `(B, B)`, float64, that turns numbers `(B,)` into the mean over each sample's group.
 
     Args:
-        groups: which group each sample is in, `(B,)`. logits: `(B,)`; their softmax over a group weighs its mean.
+        groups: which group each sample is in, `(B,)`. logits: `(B,)`; their softmax over a group weights its mean.
     """
     same = groups[:, None] == groups
     logits = torch.zeros(len(groups), device=groups.device) if logits is None else logits
@@ -18,6 +18,6 @@ def averaging(groups: Tensor, logits: Tensor | None = None) -> Tensor:
 
 
 def over_groups(values: Tensor, groups: Tensor) -> Tensor:
-    """The mean over groups of the means of their samples' values `(B,)`: a group counts as one, whatever its size."""
+    """The mean over groups of the means of their samples' values `(B,)`: groups of any size count equally."""
     share = averaging(groups).diagonal()
     return (share * values).sum() / share.sum()

@@ -46,15 +46,15 @@ class Transition:
         return cls(x, x_next, sigma, sigma_next, rollout.ceiling, logprob, scheduler, mean)
 
     def velocity(self, policy: Policy, batch: Batch) -> Tensor:
-        """The policy's velocity `(B, …)` that this step is taken by."""
+        """The policy's velocity `(B, …)` of this step."""
         return self.scheduler.look(field_of(policy, batch.conditions), self.x, self.sigma, self.sigma_next)
 
     def score(self, v: Tensor) -> Tensor:
-        """Log-probability `(B,)` of this step under velocity `v`."""
+        """Log-probability `(B,)` of this step with velocity `v`."""
         return self.scheduler.logprob(v, self.x, self.x_next, self.sigma, self.sigma_next, self.ceiling)
 
     def moments(self, v: Tensor) -> Moments:
-        """The Gaussian this step is drawn from under velocity `v`."""
+        """The Gaussian from which this step is drawn, with velocity `v`."""
         return self.scheduler.moments_of(v, self.x, self.sigma, self.sigma_next, self.ceiling)
 
     def std(self) -> Tensor:

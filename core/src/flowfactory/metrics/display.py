@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Phase(Protocol):
-    """A stretch of work, as it goes on."""
+    """A phase of the work that is going on."""
 
     def advance(self, n: int = 1) -> None:
         """`n` more items are done."""
@@ -18,7 +18,7 @@ class Phase(Protocol):
 
 
 class Display(Protocol):
-    """Whoever shows a person what is going on; commands of plugins are handed one by `click.pass_obj`."""
+    """Shows a person what is going on; commands of plugins get one by `click.pass_obj`."""
 
     def say(self, text: str) -> None:
         """A line for people."""

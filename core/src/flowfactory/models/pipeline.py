@@ -40,7 +40,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
     network is distilled to embed guidance: there `true_cfg_scale` is the spec's `true_cfg`. A row without a negative
     prompt has the pipeline's own default, or else the empty one.
 
-    pipeline: what the checkpoint has to be; none: any that can be trained.
+    pipeline: which pipeline the checkpoint must be; none: any that can be trained.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset({"quantize", "single_file"})
@@ -90,7 +90,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
     @torch.no_grad()
     def encode(self, rows: Sequence[Row]) -> Conditions:
-        """Each row by itself, so that what becomes of it does not depend on which others it is encoded with."""
+        """Each row by itself, so that the result does not depend on the other rows."""
         with self._in_words():
             encoded = [self._of_row(row) for row in rows]
             if self._sample is None:
@@ -121,7 +121,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         return super().collate(of_one_kind(parts))
 
     def cut(self, prompts: Sequence[str]) -> Sequence[Cut]:
-        """By what each tokenizer is asked to leave of a prompt, less what the pipeline itself adds to that."""
+        """From how many tokens each tokenizer is told to keep, minus those that the pipeline itself adds."""
         images = [Image.new("RGB", (64, 64))] * (self._pictures or int(self.edits))
 
         @torch.no_grad()
@@ -194,14 +194,14 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
     @torch.no_grad()
     def encode_media(self, media: Tensor, size: Size) -> Tensor:
-        """By the pipeline's VAE, and back through whatever the pipeline does between latents and decoding."""
+        """By the pipeline's VAE, and by the inverse of what the pipeline does between latents and decoding."""
         if size not in self._inverses:
             shape, device = self.latent_shape(size), next(self.pipe.vae.parameters()).device
             self._inverses[size] = targets.inverse(self.pipe.vae, lambda x: self.decode(x, size), shape, device)
         return targets.encoded(self.pipe.vae, media, self._inverses[size])
 
     def place(self, device: torch.device) -> None:
-        """What every call uses stays: networks that are not trained, the autoencoder of what encodes images there."""
+        """Parts that every call uses stay: networks that are not trained, an autoencoder that encodes images there."""
         for name, module in self._others().items():
             if not self._in_every_call(name, self._encodes):
                 module.to(device)

@@ -95,7 +95,7 @@ def flatten(calls: Sequence[Call], suffix: Mapping[str, str]) -> dict[str, Tenso
 
 
 def lengths(conditions: Conditions, name: str) -> Tensor:
-    """What the axes of the recorded tensor `name`, but the first, were before padding: `(B, axes)`.
+    """The lengths before padding of all axes but the first of the recorded tensor `name`: `(B, axes)`.
 
     Raises:
         KeyError: nothing of that name was recorded.
@@ -196,10 +196,10 @@ class Replay:
 
 
 def together(keys: Sequence[Hashable], ask: Callable[[list[int]], Tensor]) -> Tensor:
-    """Ask once for all rows of equal keys; the answers `(rows, …)`, joined in the order of the rows.
+    """Call `ask` once for all rows of equal keys; the results `(rows, …)`, joined in the order of the rows.
 
     Args:
-        keys: one of each row. ask: is given the numbers of some rows, rising.
+        keys: one for each row. ask: gets the numbers of some rows, rising.
     """
     alike: dict[Hashable, list[int]] = {}
     for row, key in enumerate(keys):

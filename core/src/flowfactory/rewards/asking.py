@@ -47,9 +47,9 @@ class Untrusted(RewardError):
 
 
 class Composite(float):
-    """`Composite(0.7, {"colour": 0.9, "count": 0.5})` counts as 0.7; what it is made of is shown with it.
+    """`Composite(0.7, {"colour": 0.9, "count": 0.5})` counts as 0.7; its parts are shown with it.
 
-    words: by name, in whose words; kept with samples.
+    words: texts by name, such as a judge's reply; kept with samples.
     """
 
     parts: Mapping[str, float | None]
@@ -85,7 +85,7 @@ class Answer:
 class Asked:
     """A reward as a run asks it; safe to use from several threads.
 
-    Every call has copies of the samples, and what it changes of what everybody shares is put back (see `calling`).
+    Every call gets copies of the samples, and changes that it makes to shared state are undone (see `calling`).
     A call that times out cannot be stopped. It keeps its place among the `workers` until it returns, so a reward never
     has more calls than that at a time.
     """
@@ -116,18 +116,18 @@ class Asked:
         self.follow()
 
     def follow(self) -> None:
-        """Let calls to come see what was computed so far, and wait for nothing later.
+        """Let later calls see what was computed so far, without waiting for anything later.
 
-        On a GPU rewards have a stream of their own, or else who reads an answer back would wait for sampling's queue.
+        On a GPU rewards have a stream of their own; otherwise reading a result back would wait for sampling.
         """
         if (beside := _stream(self.device)) is not None:
             beside.wait_stream(torch.cuda.current_stream(self.device))
 
     def ask(self, samples: Sequence[Sample], over: Callable[[], bool] = never) -> Answer:
-        """Its scores, asked for again as `on_error` says; samples of one group must be neighbours.
+        """Its scores, with retries as `on_error` says; samples of one group must be adjacent.
 
         Args:
-            over: whether nobody waits any more; asked a few times each second. There is no answer then.
+            over: whether the scores are no longer needed; called a few times a second. Then there is no result.
         """
         entry, failures, scores = self.entry, list[str](), list[float]()
         retries = entry.retries if entry.on_error == "retry" else 0
@@ -148,7 +148,7 @@ class Asked:
         return Answer(scores, failures, failed=False)
 
     def parts(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-        """What is asked about in one call each: at most `micro_batch` samples, or one group."""
+        """The samples of each call: at most `micro_batch`, or one group."""
         if self.is_group:
             for _, group in groupby(samples, key=lambda sample: sample.slot):
                 yield list(group)

@@ -20,11 +20,11 @@ def retried(
     failed: Callable[[Exception], object] = lambda error: None,
     wait: Callable[[float], object] | None = None,
 ) -> T:
-    """What `call` returns, asked again up to `retries` times when it raises something `transient`.
+    """What `call` returns; it is called again up to `retries` times when it raises something `transient`.
 
     Args:
         pause: seconds before the second attempt; doubled before each further one, up to a minute.
-        failed: told of every failed attempt. wait: lets seconds go by; sleeps when absent.
+        failed: called after every failed attempt. wait: waits some seconds; sleeps when absent.
 
     Raises:
         Exception: of the last attempt, or the first that is not `transient`.

@@ -17,17 +17,17 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class SecretError(ValueError):
-    """A secret cannot be used, or may not go where a spec sends it. The message never holds it."""
+    """A secret cannot be used, or may not be sent where a spec sends it. The message never contains it."""
 
 
 def secret(variable: str | None, url: str | None = None) -> str | None:
-    """The secret in an environment variable; none where it is not set, or there is no variable.
+    """The secret in an environment variable; none if it is not set, or no variable is given.
 
     Args:
         url: the server that a spec sends it to; absent where it stays in this process.
 
     Raises:
-        SecretError: whoever set it has not allowed that address, it holds what no token may, or the address is none.
+        SecretError: that address was not allowed for it, it is not a possible token, or the address is not valid.
     """
     address = origin(url) if url is not None else None
     found = os.environ.get(variable) if variable else None

@@ -23,25 +23,25 @@ SHOWN = 200
 
 
 class ServerError(RuntimeError):
-    """A server cannot be reached, refuses, fails, or answers something else than was asked for."""
+    """A server cannot be reached, refuses, fails, or gives an unexpected answer."""
 
 
 class Unavailable(ServerError):
-    """It may well answer the next time."""
+    """The next attempt may succeed."""
 
 
 class Server:
-    """A server, and the secret it is sent as a bearer token; safe to use from several threads.
+    """A server, and the secret that is sent to it as a bearer token; safe to use from several threads.
 
     Args:
         url: its address, before the path of a request. variable: see `secret`.
-        seconds: how long one request may take, from its begin to the end of the answer.
-        attempts: how often it is made where no whole answer comes, or a status of `busy`.
+        seconds: how long one request may take, from its start to the end of the answer.
+        attempts: how often it is made if no complete answer comes, or a status of `busy`.
         pause: seconds before the second attempt; doubled before each further one, up to a minute.
-        token: of a server that this process has started, instead of the variable's; no proxy is asked then.
+        token: of a server that this process has started, instead of the variable's; then no proxy is used.
 
     Raises:
-        SecretError: the secret may not go there, or is none.
+        SecretError: the secret may not be sent there, or is not a possible token.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Server:
     def ask(
         self, method: str, path: str, body: bytes | Mapping[str, Any] | None = None, also: Container[int] = ()
     ) -> bytes:
-        """What is answered to a request, with status 200 or one of `also`; a mapping is sent as JSON.
+        """The answer to a request, with status 200 or one of `also`; a mapping is sent as JSON.
 
         Raises:
             ServerError: after the last attempt.
@@ -73,7 +73,7 @@ class Server:
         return retried(once, self._attempts - 1, self._pause, (Unavailable,))
 
     def safe(self, said: object, most: int = SHOWN) -> str:
-        """The beginning of what a server said, without the secret it may have repeated."""
+        """The beginning of a server's reply, without the secret if it repeats that."""
         text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
         return (text.replace(self._secret, "(the secret)") if self._secret else text)[:most]
 

@@ -19,10 +19,10 @@ from flowfactory.spec.structure import load_rewards
 def open_rewards(spec: Path, device: str = "cpu", dtype: Precision = "fp32") -> Sequence[Asked]:
     """The rewards of a spec's `[[reward]]` tables, loaded; the rest of the spec is not read.
 
-    Whatever source samples are from, all of the rewards score them.
+    All of the rewards score all samples, from any source.
 
     Args:
-        device, dtype: where and how those compute whose tables do not say.
+        device, dtype: for the rewards whose tables do not set them.
 
     Raises:
         SpecError: a table is wrong. PluginError: a plugin is missing or broken. RewardError: one cannot be loaded.

@@ -27,7 +27,7 @@ _NOT_AS_THEY_ARE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `path` whole: under a temporary name, flushed to the disk, renamed."""
+    """Write `path` completely or not at all: under a temporary name, flushed to the disk, then renamed."""
     partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     try:
         partial.write_bytes(data)
@@ -115,7 +115,7 @@ def _locked(folder: Path, kind: int = 0) -> Iterator[bool]:
 
 
 def see_writable(path: Path) -> None:
-    """See that a file or folder could be written at `path`: the folder above it, or above that, is written to.
+    """Check that a file or folder could be written at `path`, by writing to the nearest folder above it that exists.
 
     Raises:
         OSError: it cannot.

@@ -44,7 +44,7 @@ PLAN = {
 class Shot:
     """One sample that was kept: its picture, frames side by side, and its scores, `None` where there is none.
 
-    words: what rewards said beside scores, by `label/name`.
+    words: texts that rewards gave with scores, by `label/name`.
     """
 
     file: Path
@@ -67,8 +67,8 @@ class Shot:
 class History:
     """One run.
 
-    title: tells it from the other runs that are looked at. plan: the content of `plan.json`.
-    packages: versions of the libraries underneath. metrics: by epoch, in order.
+    title: distinguishes it from the other runs that were read. plan: the content of `plan.json`.
+    packages: versions of the libraries that were used. metrics: by epoch, in order.
     """
 
     folder: Path
@@ -87,7 +87,7 @@ class History:
         return [(epoch, line[name]) for epoch, line in self.metrics.items() if name in line]
 
     def spec_text(self) -> str:
-        """The spec that it was made by, as TOML."""
+        """Its spec, as TOML."""
         return toml.dumps(self.plan["spec"])
 
     def going_on(self) -> bool:
@@ -95,7 +95,7 @@ class History:
         return _owned(self.folder)
 
     def kept(self, kind: str) -> Mapping[int, Path]:
-        """The folders of kept samples by epoch: of "eval", or of "epoch", which is training. Looked for once."""
+        """The folders of kept samples by epoch, of "eval" or of "epoch" (training). Looked for only once."""
         if kind not in self._kept:
             self._kept[kind] = self._look_for(kind)
         return self._kept[kind]
@@ -128,7 +128,7 @@ class History:
 
 
 def read_runs(folders: Sequence[Path]) -> list[History]:
-    """The runs in these folders, titled by the shortest ends of their paths that tell them apart.
+    """The runs in these folders, titled by the shortest ends of their paths that are different.
 
     Raises:
         RunError: a folder is not that of a run, or a file in it cannot be read.
