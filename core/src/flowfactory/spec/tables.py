@@ -43,7 +43,7 @@ class Tuning:
 
 @attrs.frozen(kw_only=True)
 class Lora(Tuning):
-    """`[lora]`: train LoRA (peft). The reference policy costs no memory, unless it is that of a `from`."""
+    """`[lora]`: train LoRA (peft). The reference policy needs no memory, unless `from` is part of it."""
 
     rank: int | None = key(
         "Rank of each LoRA layer; 32, or as in `from`, when absent.",
