@@ -20,6 +20,7 @@ import pytest
 from flowfactory.cli import launcher
 from flowfactory.cli.main import main
 from flowfactory.cli.verbs import evaluating, looking, plugins, results, running
+from flowfactory.plan import disk
 from flowfactory.processes import launch
 from specs import DISTRIBUTIONS, SPEC, TOY, edited
 
@@ -31,6 +32,12 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher around the tests."""
     for name in (*launch._SIZES, *launch._RANKS):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model of these specs is nowhere, which a run would ask the hub about."""
+    monkeypatch.setattr(disk, "BEFORE_A_RUN", disk.RULES)
 
 
 @pytest.fixture
