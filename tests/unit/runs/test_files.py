@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,4 +73,19 @@ def test_what_another_one_is_writing_is_not_taken_away(tmp_path: Path) -> None:
             (second / "of").write_text("second")
         assert (folder / "of").read_text() == "second"
     assert (folder / "of").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_several_may_take_one_place_at_the_same_time(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def take(number: int) -> None:
+        for _ in range(40):
+            with replacing(folder) as partial:
+                for name in "ab":
+                    (partial / name).write_text(str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(take, range(4)))
+    assert (folder / "a").read_text() == (folder / "b").read_text()
     assert list(tmp_path.iterdir()) == [folder]

@@ -60,16 +60,19 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     made = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
     with ExitStack() as stack:
-        partial = _partial(folder, stack)
+        with _locked(folder.parent):  # here and below, other processes may be about to do the same
+            _clear(folder)
+            partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
+            stack.enter_context(_locked(partial))
         try:
             yield partial
             settle(partial)
             old = partial.with_name(f"{partial.name}{OLD}")
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
+            with _locked(folder.parent):
+                if folder.exists():
+                    folder.rename(old)
+                partial.rename(folder)
             flush(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
@@ -77,15 +80,6 @@ def replacing(folder: Path) -> Iterator[Path]:
             for above in made:
                 with suppress(OSError):  # something is in it
                     above.rmdir()
-
-
-def _partial(folder: Path, stack: ExitStack) -> Path:
-    """A new folder beside another, that is known to be in use until `stack` ends."""
-    while True:
-        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
-        stack.enter_context(_locked(partial))
-        if partial.exists():  # nobody took it away before it was locked
-            return partial
 
 
 def _clear(folder: Path) -> None:
