@@ -25,12 +25,13 @@ class Trouble:
     """What becomes of an answer.
 
     status: another one, with the hub's own code for it. after: the connection ends with so many bytes of the body sent,
-    with -1 before a word.
+    with -1 before a word. page: what is sent for any answer, as where a network asks who one is.
     """
 
     status: int = 0
     code: str = ""
     after: int | None = None
+    page: bytes = b""
 
 
 class Hub:
@@ -66,6 +67,8 @@ class Hub:
         self.asked.append(path)
         if status := (trouble := self.trouble(path)).status:
             return status, {"X-Error-Code": trouble.code} if trouble.code else {}, b"{}"
+        if trouble.page:
+            return 200, {"Content-Type": "text/html"}, trouble.page
         parts = unquote(urlsplit(path).path).strip("/").removeprefix("api/").split("/")
         parts = parts[1:] if parts[0] in ("datasets", "models") else parts
         if parts[:2] == ["owner", "closed"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from flowfactory.cli.main import main
+from flowfactory.conditions.identity import fingerprint
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
 from flowfactory.models.tiny import stable_diffusion_3
@@ -328,6 +330,7 @@ REFUSED = {
 LOST = {
     "busy": (Trouble(429), "the hub was asked too often (429)"),
     "broken": (Trouble(503), "the hub fails (503)"),
+    "portal": (Trouble(page=b"<html>log in</html>"), "what answers at {} is not the hub: it sends a page where"),
     "reset": (Trouble(after=-1), "the connection to the hub at {} failed (RemoteProtocolError: Server disconnected"),
     "cut": (Trouble(after=9), "the connection to the hub at {} failed (RemoteProtocolError: peer closed connection"),
 }
@@ -352,7 +355,7 @@ def test_what_the_hub_refuses_is_said_at_plan_and_run(
 ) -> None:
     part, trouble, words = REFUSED[name]
     hub.troubles = {part: trouble}
-    for verb in ("plan", "run"):
+    for verb in ("plan", "run", "bench"):
         code, said = told(verb, spec, capsys, "model.revision=x" if "revision" in name else "model.revision=main")
         assert (code, "Traceback" in said) == (2, False)
         assert f"command line: [model] path owner/name {words.format(f'{hub.url}/owner/name')}" in said
@@ -371,7 +374,7 @@ def test_without_a_connection_the_rest_is_planned_and_nothing_is_run(
     code, said = told("run", spec, capsys)
     assert (code, "Traceback" in said) == (2, False)
     assert f"[model] path owner/name is not on this disk, and {words.format(hub.url)}" in said
-    assert "name a folder that holds it" in said or "try again later" in said
+    assert "name a folder" in said or "try again later" in said
     assert not any(Path("runs").glob("*"))
 
 
@@ -384,6 +387,31 @@ def test_what_is_lost_half_way_is_said_at_plan(
     code, said = told("plan", spec, capsys)
     assert (code, "Traceback" in said) == (expected, False)
     assert words.format(f"{hub.url}/owner/name") in said
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and nobody reads them
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ValueError, match="owner/name is not on this disk, and the connection to the hub"):
+            fingerprint("owner/name", None, lambda _: True)
+
+
+def test_nothing_is_measured_by_configs_that_the_hub_cannot_be_asked_for(
+    spec: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.troubles = {"owner/name": Trouble(503)}
+    assert main(["plan", "--exact", str(spec), *(f"--set={text}" for text in THERE)]) == 0
+    assert "and the hub fails (503); activations are estimated" in capsys.readouterr().err
+    assert [path for path in hub.asked if "/resolve/" in path] == []  # where a library asks again and again
+
+
+def test_a_model_that_is_gone_is_asked_for_once_before_a_run_goes_on(spec: Path, hub: Hub) -> None:
+    hub.troubles = {"owner/name": Trouble(503)}
+    loaded = load_spec(spec, Registry(), THERE)
+    for refuse in (faults.refuse, faults.refuse_absent):
+        with pytest.raises(SpecError, match="owner/name is not on this disk, and the hub fails"):
+            refuse(loaded)
 
 
 def test_a_hub_that_may_not_be_asked(

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
-from flowfactory.data.refusals import refusal
+from flowfactory.data.refusals import end_waiting, refusal
 from flowfactory.data.store import user_folder
 from flowfactory.runs import files
 from flowfactory.spec.kinds import attributes, plain
@@ -76,6 +76,7 @@ def _visible(path: PurePath) -> bool:
 
 def _commit(path: str, revision: str | None) -> str:
     """Where the hub's `revision` points to; without a connection, where it pointed last."""
+    end_waiting()
     try:
         folder = snapshot_download(path, revision=revision, allow_patterns="model_index.json")
     except Exception as error:  # of whatever library the connection is made with

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import attrs
 
-from flowfactory.data.refusals import refusal
+from flowfactory.data.refusals import end_waiting, refusal
 from flowfactory.errors import did_you_mean, listed
 
 PREFIX = "hf://"
@@ -107,6 +107,7 @@ def _fetched(remote: Remote) -> tuple[Path, list[Path]]:
 def _snapshot(remote: Remote, pattern: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    end_waiting()
     return Path(
         snapshot_download(remote.dataset, repo_type="dataset", revision=remote.revision, allow_patterns=pattern)
     )

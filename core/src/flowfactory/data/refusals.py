@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +21,22 @@ _NETWORK = ("httpx", "httpcore", "requests", "urllib3")
 """How the names of the modules begin that connections are made with."""
 
 _AGAIN = "try again, what has come is kept; or name a folder that holds it"
+_NOT_THE_HUB = "log in to the network if it asks for that, and see HF_ENDPOINT and HTTPS_PROXY; or name a folder"
+
+
+@functools.cache
+def end_waiting() -> None:
+    """Let the hub's library, and those that ask by it, wait for no answer longer than it waits for a file's head.
+
+    It waits for ever for what a repository has, as where a firewall lets nothing through and says nothing.
+    """
+    from huggingface_hub import constants, get_session
+
+    def limit(request: Any) -> None:
+        limits = request.extensions.get("timeout", {})
+        limits |= {step: constants.HF_HUB_ETAG_TIMEOUT for step, most in limits.items() if most is None}
+
+    get_session().event_hooks["request"].append(limit)
 
 
 @attrs.frozen
@@ -61,6 +80,9 @@ def refusal(error: BaseException, name: str, revision: str | None = None, alone:
             told = " ".join(f"{type(each).__name__}: {each}".split())
             why = f"the connection to the hub at {constants.ENDPOINT} failed ({told[:200]})"
             return Refusal(name, why, _AGAIN, final=False)
+        if isinstance(each, json.JSONDecodeError) and alone and _through_the_network(each):
+            why = f"what answers at {constants.ENDPOINT} is not the hub: it sends a page where the hub sends JSON"
+            return Refusal(name, why, _NOT_THE_HUB, final=False)
     if any(isinstance(each, errors.LocalEntryNotFoundError) for each in _causes(error)):
         return Refusal(name, "the hub cannot be asked", _AGAIN, final=False)
     return None
@@ -79,6 +101,12 @@ def _at(error: Any) -> str:
         return str(error.request.url)
     except (AttributeError, RuntimeError):
         return ""
+
+
+def _through_the_network(error: BaseException) -> bool:
+    """Whether it was raised while an answer was read, not a file."""
+    modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith(_NETWORK) for module in modules)
 
 
 def _answered(error: Any, name: str, revision: str | None) -> Refusal:

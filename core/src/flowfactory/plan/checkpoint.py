@@ -17,7 +17,7 @@ import attrs
 
 from flowfactory.builtin import PipelineSpec
 from flowfactory.contracts.specs import AdapterSpec
-from flowfactory.data.refusals import Refusal, refusal
+from flowfactory.data.refusals import Refusal, end_waiting, refusal
 from flowfactory.plan import headers
 from flowfactory.plan.headers import QUANT_STATE, Shape, Weights
 from flowfactory.spec.holdings import INDEX
@@ -213,6 +213,7 @@ class Hub(Place):
     def __init__(self, own: AdapterSpec) -> None:
         from huggingface_hub import HfApi
 
+        end_waiting()
         self._hub, self._own = HfApi(), own
         facts = self._hub.model_info(own.path, revision=own.revision, timeout=10)
         self.names = [file.rfilename for file in facts.siblings or ()]

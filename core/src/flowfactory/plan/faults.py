@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flowfactory.builtin import PipelineSpec
-from flowfactory.data.refusals import refusal
+from flowfactory.data.refusals import end_waiting, refusal
 from flowfactory.errors import Problem, SpecError
 from flowfactory.plan import checkpoint, headers
 from flowfactory.plan.checkpoint import FILE, OTHERS, Folder, Part, on_disk
@@ -88,6 +88,7 @@ def in_weights_of_the_hub(location: str) -> Iterator[Fault]:
         return
     from huggingface_hub import HfApi
 
+    end_waiting()
     try:
         HfApi().auth_check(location)
     except Exception as error:  # of whatever library the connection is made with
@@ -129,10 +130,24 @@ def refuse(spec: Spec) -> None:
     own = spec.model.spec
     if not isinstance(own, PipelineSpec):
         return
-    wrong = [*in_files(own), *in_precision(own)]
+    wrong = [*in_files(own), *in_precision(own), *on_the_hub(own, needed=True)]
     if isinstance(spec.tuning, Full):
         wrong += in_fewer_bits(own, EVERY_WEIGHT)
     wrong += in_pieces(own, spec.memory)
+    _raise(wrong)
+
+
+def refuse_absent(spec: Spec) -> None:
+    """See that a model is here or the hub gives it, before a library asks for each of its files again and again.
+
+    Raises:
+        SpecError: it is not here, and the hub does not give it.
+    """
+    if isinstance(spec.model.spec, PipelineSpec):
+        _raise([*on_the_hub(spec.model.spec, needed=True)])
+
+
+def _raise(wrong: Sequence[Fault]) -> None:
     if wrong:
         raise SpecError([Problem("checkpoint", f"[model] {what}", None, hint) for what, hint in wrong])
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from flowfactory.builtin import PipelineSpec
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.options import SpecFile, as_json, new_registry, report, with_changes
 from flowfactory.discovery.entries import installed_entries
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, Problem, RunError, SpecError, shown
-from flowfactory.plan import disk
+from flowfactory.plan import disk, faults
 from flowfactory.plan.checkpoint import Part
 from flowfactory.plan.estimate import estimate
 from flowfactory.plan.plan import make_plan
@@ -129,9 +130,13 @@ def plan(
 
 def _exactly(ui: Ui, spec: Spec, registry: Registry) -> tuple[Mapping[str, Part], Measured | None]:
     """The model's parts as its configs have them, and what was measured; if that cannot be, that is said."""
+    known: Mapping[str, Part] = {}
+    own = spec.model.spec
+    for what, _ in faults.on_the_hub(own, needed=True) if isinstance(own, PipelineSpec) else ():
+        ui.say(f"{what}; activations are estimated")  # a library would ask for each file again and again
+        return known, None
     from flowfactory.training import exact  # torch takes seconds
 
-    known: Mapping[str, Part] = {}
     try:
         with ui.phase("measuring"):
             model = exact.model(spec, registry.target("adapters", spec.model.name))

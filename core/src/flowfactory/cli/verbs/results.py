@@ -22,6 +22,7 @@ from flowfactory.discovery.registry import Registry
 from flowfactory.errors import DONE, shown
 from flowfactory.export import choosing
 from flowfactory.metrics import overview
+from flowfactory.plan import faults
 from flowfactory.plan.plan import SPEC_FILE
 from flowfactory.runs import folder as folders
 from flowfactory.spec.structure import load_spec
@@ -60,9 +61,15 @@ def of_trained_weights(command: Any) -> Any:
 
 
 def spec_of(run: Path, registry: Registry, base: str | None) -> Spec:
-    """A run's own spec, which is sound although its data may be gone; and its model, where that was moved."""
+    """A run's own spec, which is sound although its data may be gone; and its model, where that was moved.
+
+    Raises:
+        SpecError: there is no such model, or the hub does not give it.
+    """
     sets = [] if base is None else [f"model.path={json.dumps(base)}"]
-    return load_spec(run / SPEC_FILE, registry, sets, moved=True)
+    spec = load_spec(run / SPEC_FILE, registry, sets, moved=True)
+    faults.refuse_absent(spec)
+    return spec
 
 
 @click.command()

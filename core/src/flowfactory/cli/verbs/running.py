@@ -155,7 +155,7 @@ def bench_spec(
 ) -> int:
     """Measure how a run of SPEC spends its time: seconds per phase, passes through the network, memory."""
     registry = new_registry(ui)
-    plan = make_plan(load_spec(spec, registry, sets, unsets, disk.RULES), registry.versions())
+    plan = make_plan(load_spec(spec, registry, sets, unsets, disk.BEFORE_A_RUN), registry.versions())
     with ui.phase("loading torch"):
         load_libraries()
         from flowfactory.training.bench import bench, encode_always
