@@ -20,7 +20,7 @@ import pytest
 from flowfactory.cli import launcher
 from flowfactory.cli.main import main
 from flowfactory.cli.verbs import evaluating, looking, plugins, results, running
-from flowfactory.plan import disk
+from flowfactory.plan import faults
 from flowfactory.processes import launch
 from specs import DISTRIBUTIONS, SPEC, TOY, edited
 
@@ -37,7 +37,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model of these specs is nowhere, which a run would ask the hub about."""
-    monkeypatch.setattr(disk, "BEFORE_A_RUN", disk.RULES)
+    monkeypatch.setattr(faults, "on_the_hub", lambda own, needed: iter(()))
 
 
 @pytest.fixture
