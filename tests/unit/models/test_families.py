@@ -226,11 +226,12 @@ def test_decode(case: Case) -> None:
 
 
 def test_a_batch_is_its_rows(case: Case) -> None:
-    """Prompts of different lengths and noise levels of different rows, in one batch."""
-    conditions = case.adapter.collate([case.adapter.encode([row]) for row in case.rows])
-    x = torch.cat([reference.latents[i] for i, reference in enumerate(case.runs)])
-    sigma = torch.stack([reference.sigmas[i] for i, reference in enumerate(case.runs)])
-    v = torch.cat([reference.velocities[i] for i, reference in enumerate(case.runs)])
+    """Prompts of different lengths and noise levels of different rows, in one batch, with the first row once more."""
+    encoded, runs = [case.adapter.encode([row]) for row in case.rows], [*enumerate(case.runs), (0, case.runs[0])]
+    conditions = case.adapter.collate([*encoded, encoded[0]])
+    x = torch.cat([reference.latents[i] for i, reference in runs])
+    sigma = torch.stack([reference.sigmas[i] for i, reference in runs])
+    v = torch.cat([reference.velocities[i] for i, reference in runs])
     case.expect("batch", velocity(case, x, sigma, conditions), v, rounding=3e-6)
 
 

@@ -167,7 +167,14 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
         def ask(rows: list[int]) -> Tensor:
             own = conditions if len(rows) == len(x) else {name: tensor[rows] for name, tensor in conditions.items()}
-            return self._reach(x[rows], levels[rows[0]], own, guidance, size).model_output
+            try:
+                return self._reach(x[rows], levels[rows[0]], own, guidance, size).model_output
+            except tap.Refused:  # some pipelines fail with more than one row
+                if len(rows) == 1:
+                    raise
+                answers = torch.cat([ask([row]) for row in rows])
+                self._singly = True
+                return answers
 
         places = range(len(x)) if self._one_by_one(conditions) else [0] * len(x)
         return together(list(zip(levels, shapes, places, strict=True)), ask)

@@ -3,7 +3,8 @@
 A name says where a tensor belongs: `encode_prompt.1.0` is the first item of what the second call of `encode_prompt`
 returned. A suffix says how it meets the batch. None: its first axis is the batch. `:each`: the method returned a list
 with one tensor per sample. `:shared`: it has no batch axis and is repeated for each row. `:none`: it was `None`.
-`:row`: it is of one row, whichever of its axes the batch is, so every row is a call of its own.
+`:row`: it is of one row, whichever of its axes the batch is, so every row is a call of its own. `:listed`: likewise,
+and the method returned a list of nothing else.
 Rows of unequal length are padded by `Adapter.collate`; `shapes` `(B, …)` keeps what their lengths were.
 """
 
@@ -23,7 +24,7 @@ SHAPES = "shapes"
 SEEN = "seen"
 """Among recorded calls: not a method, but the sizes of the images that methods were handed, where these matter."""
 
-EACH, SHARED, NONE, ROW = ":each", ":shared", ":none", ":row"
+EACH, SHARED, NONE, ROW, LISTED = ":each", ":shared", ":none", ":row", ":listed"
 
 Call = tuple[str, Any]
 """A method's name and what it returned."""
@@ -84,7 +85,7 @@ def as_one_row(calls: Sequence[Call]) -> dict[str, str]:
 
 def one_row_a_call(conditions: Conditions) -> bool:
     """Whether they can be used by calls of one row only."""
-    return any(name.endswith(ROW) for name in conditions)
+    return any(name.endswith((ROW, LISTED)) for name in conditions)
 
 
 def flatten(calls: Sequence[Call], suffix: Mapping[str, str]) -> dict[str, Tensor]:
@@ -166,7 +167,8 @@ class Replay:
             node = node.setdefault(part, {})
         empty = tensor.dim() > 1 and not any(tensor.shape[1:])  # it is `None` here, and something in other rows
         suffix = NONE if empty else colon + kind
-        node[last] = {"": tensor, EACH: list(tensor), SHARED: tensor[0], ROW: tensor[0], NONE: None}[suffix]
+        listed, one = [*tensor], tensor[0]
+        node[last] = {"": tensor, EACH: listed, SHARED: one, ROW: one, LISTED: listed, NONE: None}[suffix]
 
     def method(self, name: str) -> Callable[..., Any]:
         """A function that returns what the next call of method `name` returned."""
@@ -253,7 +255,7 @@ def _as_it_is(name: str, value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, Tensor):
         yield name, ROW
     elif isinstance(value, list) and len(value) == 1 and isinstance(value[0], Tensor):
-        yield name, EACH
+        yield name, LISTED
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _as_it_is(f"{name}.{i}", item)
@@ -265,7 +267,7 @@ def _leaves(name: str, value: Any, suffix: Mapping[str, str]) -> Iterator[tuple[
     match suffix.get(name):
         case ":none":
             yield name, torch.empty(1, 0)
-        case ":each":
+        case ":each" | ":listed":
             yield name, value[0][None]
         case ":shared" | ":row":
             yield name, value[None]
