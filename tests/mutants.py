@@ -383,11 +383,11 @@ FAULTS = (
         "microbatch_invariance", "differs",
     ),
     Fault(
-        "noise of one's own", "dgpo", "return Term(sigma, noise,", "return Term(sigma, noise.cumsum(0),",
+        "noise of one's own", "dgpo", "Term(*at,", "Term(at[0], at[1].cumsum(0),",
         "groups_share_their_draws", "of its samples have a noise or a level of their own",
     ),
     Fault(
-        "a level of one's own", "dgpo", "return Term(sigma,", "return Term(sigma.cumsum(0) / 9,",
+        "a level of one's own", "dgpo", "Term(*at,", "Term(at[0].cumsum(0) / 9, at[1],",
         "groups_share_their_draws", "of its samples have a noise or a level of their own",
     ),
     Fault(
