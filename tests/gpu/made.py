@@ -166,6 +166,7 @@ def loading(cached: bool) -> Callable[..., Any]:
         display: Any,
         clock: Any,
         asking: Any = None,
+        first: Any = None,
     ) -> Kept | Encoding:
         dtype = DTYPES[spec.run.precision]
         with clock("load"):
