@@ -137,9 +137,7 @@ class Place(ABC):
         """The folders with weights in them, as `model_index.json` has them, or else as they lie there."""
         if INDEX not in self.names:
             return sorted({name.split("/")[0] for name in self.names if name.endswith("/config.json")})
-        parts = self.table(INDEX).items()
-        pairs = {name: what for name, what in parts if isinstance(what, list) and len(what) == 2 and what[1]}
-        return [name for name, what in pairs.items() if not _WITHOUT_WEIGHTS.fullmatch(str(what[1]))]
+        return [name for name, kind in parts_of(self.table(INDEX)).items() if not _WITHOUT_WEIGHTS.fullmatch(kind)]
 
     def files(self, folder: str, variant: str | None) -> list[str]:
         """The files of a model's weights that are read: those of the variant, or else those without one."""
@@ -161,6 +159,12 @@ class Place(ABC):
         if not files or f"{folder}/config.json" not in self.names:
             return None
         return part([said(name, self.weights, name) for name in files], said(f"{folder}/config.json", self.table))
+
+
+def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
+    """The class of each part that a pipeline has by its `model_index.json`, which has plain values and lists, too."""
+    pairs = {name: what for name, what in index.items() if isinstance(what, list) and len(what) == 2}
+    return {name: kind for name, (_, kind) in pairs.items() if isinstance(kind, str)}
 
 
 def said(name: str, read: Any, *arguments: str) -> Any:

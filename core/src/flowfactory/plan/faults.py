@@ -204,8 +204,8 @@ def _folder_faults(own: PipelineSpec, folder: Folder, configs: bool) -> Iterator
     except (ValueError, OSError) as error:
         yield f"path {path}: {INDEX} {error}", ""
         return
-    for name, what in table.items():
-        if isinstance(what, list) and any(what) and not any(file.startswith(f"{name}/") for file in folder.names):
+    for name in checkpoint.parts_of(table):
+        if not any(file.startswith(f"{name}/") for file in folder.names):
             yield (
                 f"path {path} lacks its part `{name}`: {INDEX} names it, and there is no such folder, or nothing in it",
                 "",
