@@ -58,7 +58,7 @@ class CalledPipeline(Adapter[SpecT]):
         self._sample: Conditions | None = None
         self._pictures = 0
         self._alone: set[int] = set()
-        self._singly = False  # whether a call with several rows has failed that succeeded with each of them
+        self._singly = set[str]()  # what has failed with several rows, and succeeded with each of them
         self._encodes = False  # whether its calls use the autoencoder before the network; known once it was called
 
     def guidance_scales(self, guidance: float) -> dict[str, float]:
@@ -185,7 +185,7 @@ class CalledPipeline(Adapter[SpecT]):
         return calls
 
     def _one_by_one(self, conditions: Conditions) -> bool:
-        return self.alone or self._singly or one_row_a_call(conditions)
+        return self.alone or one_row_a_call(conditions)
 
     def _stand_in(self) -> Conditions:
         """Conditions of any one row, whose prompt is not its negative prompt."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, TypeVar
 
@@ -167,25 +167,38 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
 
         def ask(rows: list[int]) -> Tensor:
             own = conditions if len(rows) == len(x) else {name: tensor[rows] for name, tensor in conditions.items()}
+            return self._reach(x[rows], levels[rows[0]], own, guidance, size).model_output
+
+        def asked(rows: list[int]) -> Tensor:
+            return self._perhaps_singly("velocity", rows, ask, conditions)
+
+        return together(list(zip(levels, shapes, strict=True)), asked)
+
+    def _perhaps_singly(
+        self, what: str, rows: list[int], ask: Callable[[list[int]], Tensor], conditions: Conditions
+    ) -> Tensor:
+        """Ask for all rows at once, or for one after another if the pipeline takes no more, or fails with more."""
+        if len(rows) == 1 or not (self._one_by_one(conditions) or what in self._singly):
             try:
-                return self._reach(x[rows], levels[rows[0]], own, guidance, size).model_output
-            except tap.Refused:  # some pipelines fail with more than one row
+                return ask(rows)
+            except tap.Refused:
                 if len(rows) == 1:
                     raise
-                answers = torch.cat([ask([row]) for row in rows])
-                self._singly = True
-                return answers
-
-        places = range(len(x)) if self._one_by_one(conditions) else [0] * len(x)
-        return together(list(zip(levels, shapes, places, strict=True)), ask)
+        answers = torch.cat([ask([row]) for row in rows])
+        self._singly.add(what)
+        return answers
 
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """By the pipeline, which is given a schedule without steps, or else one step that changes nothing."""
         return self._decoded(x, size, self._stand_in())
 
     def _decoded(self, x: Tensor, size: Size, conditions: Conditions) -> Tensor:
-        if self._one_by_one(conditions) and len(x) > 1:
-            return torch.cat([self._decoded(one, size, conditions) for one in x.split(1)])  # type: ignore[no-untyped-call]
+        def ask(rows: list[int]) -> Tensor:
+            return self._decoded_at_once(x[rows], size, conditions)
+
+        return self._perhaps_singly("decode", [*range(len(x))], ask, conditions)
+
+    def _decoded_at_once(self, x: Tensor, size: Size, conditions: Conditions) -> Tensor:
         conditions = {name: t.expand(len(x), *t.shape[1:]) for name, t in conditions.items()}
         x = self._as_stepped(x, size)
         finished = stepping.scheduler(self.pipe.scheduler, [0.0], [])
