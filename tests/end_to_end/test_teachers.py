@@ -53,7 +53,7 @@ def test_each_row_learns_from_the_teacher_it_names(
     passed = watched(monkeypatch)
     student = (*STUDENT, teachers, f"data.prompts={spec.parent / 'rows.jsonl'}", "optimizer.updates=1", "run.epochs=1")
     line = metrics(run("student", *student))[-1]
-    assert line["loss/same"] == 0
+    assert line["loss/same"] < 1e-12 * line["loss/far"]  # CPUs round a single row by where weights lie in memory
     assert line["loss/far"] > 1e-6
     sampled, taught, learned = 4 * 4, 4 * 3, 4 * 3
     assert passed == {False: sampled + taught, True: learned}
@@ -72,7 +72,7 @@ def test_a_row_without_a_teacher_is_told_before_anything_runs(
     assert (
         "trainer `opd` reads the column `teacher`: one of `far`, `same`, or a list; 2 rows have no such thing" in said
     )
-    assert "the first has a list" in said or "the first has ['far', 'fra'] there: 'b'" in said
+    assert "the first is 'b', which has a list" in said or "the first is 'b', which has ['far', 'fra']" in said
 
 
 @pytest.mark.parametrize("scheduler", ["flow-sde", "cps", "unipc"])

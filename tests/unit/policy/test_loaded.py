@@ -36,7 +36,6 @@ def test_the_reference_is_the_start_or_the_base(
     with weights.using("ema"):
         assert torch.equal(velocity(pipe.transformer), start)
     assert torch.equal(velocity(pipe.transformer), moved)
-    assert all(p.data_ptr() % 64 == 0 for p in weights.parameters.values()), "they are mapped from their file"
     copied = tuning is Full or reference == "start"
     assert set(weights.sets) == ({"ema", "reference"} if copied else {"ema"})
 

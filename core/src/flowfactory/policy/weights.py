@@ -28,13 +28,10 @@ LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def masters(module: nn.Module) -> None:
-    """Make trainable parameters float32, in memory of their own, as other sets are.
-
-    Where a file is mapped they may begin anywhere, and products on CPUs round otherwise by where that is.
-    """
+    """Make trainable parameters float32."""
     for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32, copy=True)
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
 
 
 class Weights:
