@@ -15,6 +15,7 @@ from flowfactory.models.recording import (
     flatten,
     nothing,
     of_one_kind,
+    one_row_a_call,
     suffixes,
 )
 from PIL import Image
@@ -114,6 +115,15 @@ def test_images_have_the_size_in_which_they_were_encoded():
     assert Replay(conditions).method("encode_prompt")(images=[seen]).shape == (1, 2)
     with pytest.raises(ValueError, match="4x4 now, and 4x6 when the prompt was encoded"):
         Replay(conditions).method("encode_prompt")(images=[Image.new("RGB", (4, 4))])
+
+
+def test_lists_of_lists_are_kept_as_those_of_one_row():
+    """As Z-Image-Omni encodes prompts."""
+    calls = [("encode_prompt", ([[torch.ones(3, 2)]], [[torch.zeros(4, 2)]]))]
+    conditions = flatten(calls, as_one_row(calls))
+    assert one_row_a_call(conditions)
+    prompt, negative = Replay(conditions).method("encode_prompt")()
+    assert ([tuple(t.shape) for t in prompt[0]], [tuple(t.shape) for t in negative[0]]) == ([(3, 2)], [(4, 2)])
 
 
 def test_what_is_nothing_in_some_rows_joins_what_it_is_in_others():

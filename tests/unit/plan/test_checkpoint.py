@@ -124,6 +124,16 @@ def test_check_says_it_and_imports_no_torch(
     assert "torch" not in sys.modules
 
 
+def test_parts_are_told_from_plain_values_of_a_pipeline(spec: Path, model: Path) -> None:
+    """As Krea 2 has lists of layers there; a part that is left out has neither library nor class."""
+    index = json.loads((model / "model_index.json").read_text())
+    more = {"layers": [1, 2], "sizes": [1, 2, 3], "absent": [None, None], "shift": 3.0}
+    (model / "model_index.json").write_text(json.dumps(index | more))
+    assert checkpoint.parts_of(index | more) == checkpoint.parts_of(index)
+    assert checkpoint.parts_of(index)["transformer"] == "SD3Transformer2DModel"
+    assert list(faults.in_files(load_spec(spec, Registry()).model.spec)) == []
+
+
 def test_variants(spec: Path, model: Path) -> None:
     as_variant(model, "transformer", "vae")
     assert what_is_wrong(spec, model, "model.variant=fp16") == ""
