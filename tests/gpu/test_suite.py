@@ -12,6 +12,7 @@ import made
 import parts
 import pytest
 import suite
+from accelerate.state import AcceleratorState
 from flowfactory.discovery.registry import Registry
 from flowfactory.models.pipeline import PipelineAdapter
 from flowfactory.spec.structure import load_spec
@@ -27,6 +28,7 @@ def test_every_part_is_named() -> None:
 @pytest.mark.parametrize("name", suite.NAMES)
 def test_a_dry_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every figure is a finite number, and every row of the table has its card, its command and its versions."""
+    AcceleratorState._reset_state(True)  # a test before it may have left a precision of its own in this process
     assert suite.main(["--here", "--tiny", "--to", str(tmp_path), name]) == 0
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["rows"]
