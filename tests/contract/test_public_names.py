@@ -93,6 +93,7 @@ PUBLIC = [
     "hookimpl",
     "key",
     "lengths",
+    "levels_and_noise",
     "like_latents",
     "main",
     "noise_levels",
@@ -116,6 +117,7 @@ PUBLIC = [
     "to_image",
     "together",
     "user_folder",
+    "velocities",
     "write_whole",
 ]
 

@@ -62,7 +62,12 @@ from .losses.clipping import (
 )
 from .losses.specs import ClippedSpec as ClippedSpec, RatioSpec as RatioSpec
 from .losses.groups import averaging as averaging, over_groups as over_groups
-from .losses.times import noise_levels as noise_levels, noised as noised
+from .losses.times import (
+    levels_and_noise as levels_and_noise,
+    noise_levels as noise_levels,
+    noised as noised,
+    velocities as velocities,
+)
 from .losses.transition import Transition as Transition, field_of as field_of
 
 # Rewards: a number for a sample.

@@ -15,6 +15,7 @@ can be drawn, the last one too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from torch import Tensor
 from flowfactory.contracts.scheduler import like_latents
 from flowfactory.contracts.seeds import Draws
 from flowfactory.contracts.specs import Times
+from flowfactory.contracts.trainer import Policy
+from flowfactory.contracts.types import Batch, Rollout
 
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -40,6 +43,21 @@ def noise_levels(times: Times, sigmas: Tensor, draws: Draws) -> Tensor:
         return schedule[_steps(times, int(len(schedule) * (times.fraction or 1)), count, draws)].T
     u = draws.uniform(count).double() + 2**-25  # the middle of a float32's cell, so that none is at an end of the range
     return continuous(times, strata(u)).float().T
+
+
+def levels_and_noise(times: Times, rollout: Rollout, draws: Draws) -> list[tuple[Tensor, Tensor]]:
+    """Noise levels `(B,)` to train the samples of a rollout at, each with noise `(B, …)`; float32, where these are."""
+    x0 = rollout.final
+    levels = noise_levels(times, rollout.sigmas, draws)
+    return [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
+
+
+def velocities(
+    policy: Policy, batch: Batch, at: Sequence[tuple[Tensor, Tensor]], guidance: float | None = None
+) -> list[Tensor]:
+    """A policy's velocities `(B, …)` at a batch's samples under some `levels_and_noise`, with the weights in use."""
+    x0 = batch.rollout.final
+    return [policy.velocity(noised(x0, noise, sigma), sigma, batch.conditions, guidance) for sigma, noise in at]
 
 
 def possible(times: Times, sigmas: Tensor) -> Tensor:

@@ -17,7 +17,18 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Update, noise_levels, noised, per_sample_mean
+from flowfactory import (
+    Batch,
+    Draws,
+    Loss,
+    Policy,
+    Trainer,
+    Update,
+    levels_and_noise,
+    noised,
+    per_sample_mean,
+    velocities,
+)
 from torch import Tensor
 
 from flowfactory_plugin_awm import AWMSpec
@@ -42,22 +53,18 @@ class AWM(Trainer[AWMSpec]):
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
         x0, spec = batch.rollout.final.float(), self.spec
-        levels = noise_levels(spec.times, batch.rollout.sigmas, draws)
-        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
-
-        def seen() -> list[Tensor]:
-            return [policy.velocity(noised(x0, noise, sigma), sigma, batch.conditions) for sigma, noise in drawn]
-
+        drawn = levels_and_noise(spec.times, batch.rollout, draws)
         logprobs: Sequence[Tensor | None] = [None] * len(drawn)
         if not batch.on_policy:
-            logprobs = [surrogate(v, noise - x0, sigma, spec) for v, (sigma, noise) in zip(seen(), drawn, strict=True)]
+            found = zip(velocities(policy, batch, drawn), drawn, strict=True)
+            logprobs = [surrogate(v, noise - x0, sigma, spec) for v, (sigma, noise) in found]
         anchors = [dict[str, tuple[Tensor, float]]() for _ in drawn]
         for part, weights, beta in (("kl", "reference", spec.kl_beta), ("average", "average", spec.average_beta)):
             if beta:
                 with policy.using(weights):
-                    for own, v in zip(anchors, seen(), strict=True):
+                    for own, v in zip(anchors, velocities(policy, batch, drawn), strict=True):
                         own[part] = v, beta
-        return [Term(*at, *found) for at, *found in zip(drawn, logprobs, anchors, strict=True)]
+        return [Term(*at, *kept) for at, *kept in zip(drawn, logprobs, anchors, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0, spec = batch.rollout.final.float(), self.spec

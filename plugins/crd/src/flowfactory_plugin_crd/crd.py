@@ -24,10 +24,11 @@ from flowfactory import (
     Trainer,
     Update,
     averaging,
-    noise_levels,
+    levels_and_noise,
     noised,
     over_groups,
     per_sample_mean,
+    velocities,
 )
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -52,17 +53,13 @@ class CRD(Trainer[CRDSpec]):
     """Centered Reward Distillation, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        x0, spec = batch.rollout.final.float(), self.spec
-        levels = noise_levels(spec.times, batch.rollout.sigmas, draws)
-        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
-
-        def seen(weights: str, guidance: float) -> list[Tensor]:
-            with policy.using(weights):
-                points = [(noised(x0, noise, sigma), sigma) for sigma, noise in drawn]
-                return [policy.velocity(*point, batch.conditions, guidance) for point in points]
-
-        old = seen("old", spec.guidance)
-        reference = seen("reference", spec.reference_guidance) if spec.kl_beta else [None] * len(drawn)
+        spec, drawn = self.spec, levels_and_noise(self.spec.times, batch.rollout, draws)
+        reference: Sequence[Tensor | None] = [None] * len(drawn)
+        with policy.using("old"):
+            old = velocities(policy, batch, drawn, spec.guidance)
+        if spec.kl_beta:
+            with policy.using("reference"):
+                reference = velocities(policy, batch, drawn, spec.reference_guidance)
         return [Term(*at, v, v_ref) for at, v, v_ref in zip(drawn, old, reference, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:

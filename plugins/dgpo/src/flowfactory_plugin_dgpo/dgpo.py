@@ -25,10 +25,11 @@ from flowfactory import (
     Trainer,
     Update,
     averaging,
-    noise_levels,
+    levels_and_noise,
     noised,
     over_groups,
     per_sample_mean,
+    velocities,
 )
 from torch import Tensor
 
@@ -54,23 +55,19 @@ class DGPO(Trainer[DGPOSpec]):
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
         x0, spec = batch.rollout.final.float(), self.spec
-        levels = noise_levels(spec.times, batch.rollout.sigmas, draws)
-        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
+        drawn = levels_and_noise(spec.times, batch.rollout, draws)
 
-        def seen(weights: str, guidance: float) -> list[Tensor]:
-            with policy.using(weights):
-                points = [(noised(x0, noise, sigma), sigma) for sigma, noise in drawn]
-                return [policy.velocity(*point, batch.conditions, guidance) for point in points]
+        def errors(found: Sequence[Tensor]) -> list[Tensor]:
+            return [error(v, noise - x0) for v, (_, noise) in zip(found, drawn, strict=True)]
 
-        def errors(velocities: Sequence[Tensor]) -> list[Tensor]:
-            return [error(v, noise - x0) for v, (_, noise) in zip(velocities, drawn, strict=True)]
-
-        old = base = errors(seen("old", spec.guidance))
         reference: Sequence[Tensor | None] = [None] * len(drawn)
+        with policy.using("old"):
+            old = base = errors(velocities(policy, batch, drawn, spec.guidance))
         if self.needs.reference:
-            velocities = seen("reference", spec.reference_guidance)
-            base = old if spec.baseline == "old" else errors(velocities)
-            reference = velocities if spec.kl_beta else reference
+            with policy.using("reference"):
+                found = velocities(policy, batch, drawn, spec.reference_guidance)
+            base = old if spec.baseline == "old" else errors(found)
+            reference = found if spec.kl_beta else reference
         return [Term(*at, *found) for at, *found in zip(drawn, old, base, reference, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, noise_levels, noised, per_sample_mean
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, levels_and_noise, noised, per_sample_mean
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -67,14 +67,10 @@ class DPO(Trainer[DPOSpec]):
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
         pairs = Pairs.of(batch.groups, batch.advantages)
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
+        drawn = levels_and_noise(self.spec.times, batch.rollout, draws)
+        chosen = [(sigma[pairs.chosen], noise[pairs.chosen]) for sigma, noise in drawn]
         with policy.using("reference"):
-            return [self._term(policy, batch, pairs, sigma, draws) for sigma in levels]
-
-    def _term(self, policy: Policy, batch: Batch, pairs: Pairs, sigma: Tensor, draws: Draws) -> Term:
-        x0 = batch.rollout.final
-        sigma, noise = (drawn.to(x0.device)[pairs.chosen] for drawn in (sigma, draws.normal(*x0.shape[1:])))
-        return Term(pairs, sigma, noise, errors(policy, batch, pairs, sigma, noise, self.spec.guidance))
+            return [Term(pairs, *at, errors(policy, batch, pairs, *at, self.spec.guidance)) for at in chosen]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         found = errors(policy, batch, term.pairs, term.sigma, term.noise, self.spec.guidance)

@@ -15,7 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, Update, like_latents, noise_levels, noised, per_sample_mean
+from flowfactory import (
+    Batch,
+    Draws,
+    Loss,
+    Policy,
+    Trainer,
+    Update,
+    levels_and_noise,
+    like_latents,
+    noised,
+    per_sample_mean,
+    velocities,
+)
 from torch import Tensor
 
 from flowfactory_plugin_nft import NFTSpec
@@ -35,15 +47,13 @@ class NFT(Trainer[NFTSpec]):
     """DiffusionNFT, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        x0 = batch.rollout.final.float()
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        drawn = [(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
-
-        def seen(weights: str) -> list[Tensor]:
-            with policy.using(weights):
-                return [policy.velocity(noised(x0, noise, sigma), sigma, batch.conditions) for sigma, noise in drawn]
-
-        old, reference = seen("old"), seen("reference") if self.spec.kl_beta else [None] * len(drawn)
+        drawn = levels_and_noise(self.spec.times, batch.rollout, draws)
+        reference: Sequence[Tensor | None] = [None] * len(drawn)
+        with policy.using("old"):
+            old = velocities(policy, batch, drawn)
+        if self.spec.kl_beta:
+            with policy.using("reference"):
+                reference = velocities(policy, batch, drawn)
         return [Term(*at, v, v_ref) for at, v, v_ref in zip(drawn, old, reference, strict=True)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:

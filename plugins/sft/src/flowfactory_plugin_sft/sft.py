@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 
 import attrs
-from flowfactory import Batch, Draws, Loss, Policy, Trainer, noise_levels, noised, per_sample_mean
+from flowfactory import Batch, Draws, Loss, Policy, Trainer, levels_and_noise, noised, per_sample_mean
 from torch import Tensor
 
 from flowfactory_plugin_sft import SFTSpec
@@ -32,9 +32,7 @@ class SFT(Trainer[SFTSpec]):
     """Flow matching on what the rows of the data show, one term per noise level."""
 
     def terms(self, policy: Policy, batch: Batch, draws: Draws) -> Sequence[Term]:
-        x0 = batch.rollout.final
-        levels = noise_levels(self.spec.times, batch.rollout.sigmas, draws)
-        return [Term(sigma.to(x0.device), draws.normal(*x0.shape[1:]).to(x0.device)) for sigma in levels]
+        return [Term(*at) for at in levels_and_noise(self.spec.times, batch.rollout, draws)]
 
     def loss(self, policy: Policy, batch: Batch, term: Term) -> Loss:
         x0 = batch.rollout.final.float()
