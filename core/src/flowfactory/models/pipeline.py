@@ -178,15 +178,16 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
         self, what: str, rows: list[int], ask: Callable[[list[int]], Tensor], conditions: Conditions
     ) -> Tensor:
         """Ask for all rows at once, or for one after another if the pipeline takes no more, or fails with more."""
-        if len(rows) == 1 or not (self._one_by_one(conditions) or what in self._singly):
-            try:
-                return ask(rows)
-            except tap.Refused:
-                if len(rows) == 1:
-                    raise
-        answers = torch.cat([ask([row]) for row in rows])
-        self._singly.add(what)
-        return answers
+        if len(rows) == 1:
+            return ask(rows)
+        if self._one_by_one(conditions) or what in self._singly:
+            return torch.cat([ask([row]) for row in rows])
+        try:
+            return ask(rows)
+        except tap.Refused:
+            answers = torch.cat([ask([row]) for row in rows])
+            self._singly.add(what)
+            return answers
 
     def decode(self, x: Tensor, size: Size) -> Tensor:
         """By the pipeline, which is given a schedule without steps, or else one step that changes nothing."""

@@ -208,11 +208,10 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
         if (made := Size(height, width, frames)) != size:
             raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; asked for it, it makes {_words(made)}")
-        if (
-            changed
-            and not _gap(*(self._decoded(x, size, own) for own in (changed, conditions))) <= ROUNDING + 4 * noise
-        ):
-            raise self._refusal(AMONG)
+        if changed:
+            with_image, with_another = (self._decoded(x, size, own) for own in (conditions, changed))
+            if not _gap(with_another, with_image) <= ROUNDING + 4 * noise:
+                raise self._refusal(AMONG)
 
     def _prepared(self, conditions: Conditions, size: Size) -> tuple[Reached, Tensor | None]:
         """The first step of the pipeline's own run, and what its `prepare_latents` returned, if it has that."""
