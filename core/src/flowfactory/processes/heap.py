@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Mapping
 
 KEPT = 256 * 1024 * 1024
@@ -19,7 +20,8 @@ _MAPPED = 32 * 1024 * 1024
 
 def keep(environment: Mapping[str, str] = os.environ) -> None:
     """Keep up to `KEPT` freed bytes, unless the environment says how glibc allocates; elsewhere do nothing."""
-    said = [name for name in environment if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]
-    if not said and hasattr(library := ctypes.CDLL(None), "mallopt"):
+    said = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environment)
+    if platform.libc_ver()[0] == "glibc" and not said:
+        library = ctypes.CDLL(None)
         library.mallopt(_MAP, _MAPPED)
         library.mallopt(_TRIM, KEPT)
