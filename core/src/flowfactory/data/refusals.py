@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import traceback
@@ -24,19 +23,24 @@ _AGAIN = "try again, what has come is kept; or name a folder that holds it"
 _NOT_THE_HUB = "log in to the network if it asks for that, and see HF_ENDPOINT and HTTPS_PROXY; or name a folder"
 
 
-@functools.cache
 def end_waiting() -> None:
     """Let the hub's library, and those that ask by it, wait for no answer longer than it waits for a file's head.
 
-    It waits for ever for what a repository has, as where a firewall lets nothing through and says nothing.
+    It waits for ever for what a repository has, as where a firewall lets nothing through and says nothing. To be called
+    before each question: its session is another one after a fork, or when it was closed.
     """
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import get_session
 
-    def limit(request: Any) -> None:
-        limits = request.extensions.get("timeout", {})
-        limits |= {step: constants.HF_HUB_ETAG_TIMEOUT for step, most in limits.items() if most is None}
+    asked = get_session().event_hooks["request"]
+    if _limit not in asked:
+        asked.append(_limit)
 
-    get_session().event_hooks["request"].append(limit)
+
+def _limit(request: Any) -> None:
+    from huggingface_hub import constants
+
+    limits = request.extensions.get("timeout", {})
+    limits |= {step: constants.HF_HUB_ETAG_TIMEOUT for step, most in limits.items() if most is None}
 
 
 @attrs.frozen
