@@ -108,10 +108,8 @@ def assemble(
         see_attention(spec.memory)
     last = max(spec.run.epochs, 1)
     begins = min(done + 1, last)
-    used = _used(spec, rows, range(begins, last + 1))
-    first = None
-    if spec.memory.encode == "between":
-        first = [*_used(spec, rows, range(begins, begins + 1)), *held_out_rows]
+    used, soon = (_used(spec, rows, range(begins, end)) for end in (last + 1, begins + 1))
+    first = None if spec.memory.encode == "before" else [*soon, *held_out_rows]
     streaming(spec, adapter)
     with _refusals(processes):
         every, asking = [*used, *held_out_rows], stoppable(stop, processes)
@@ -180,14 +178,16 @@ def _encoding(
     stop: StopRequest | None,
 ) -> Callable[[int], None]:
     """What encodes when an epoch begins, where not all was encoded before."""
+    if spec.memory.encode == "before" or not isinstance(source, ConditionCache):
+        return lambda epoch: None
+    left = bool(source.missing())
 
     def encode(epoch: int) -> None:
-        if spec.memory.encode == "before" or not isinstance(source, ConditionCache):
-            return
+        nonlocal left
         drawn, device = _used(spec, rows, range(epoch, epoch + 1)), processes.device
         display, clock, asking = instruments.display, instruments.clock, stoppable(stop, processes)
         with _refusals(processes):
-            encode_more(spec, adapter, source, drawn, device, display, clock, asking)
+            left = left and encode_more(spec, adapter, source, drawn, device, display, clock, asking)
         if stop is not None:
             stop.check(processes)
 

@@ -63,18 +63,22 @@ def encode_more(
     display: Display,
     clock: Clock,
     asking: AbstractContextManager[Callable[[], bool]],
-) -> None:
-    """Encode what the cache lacks of some rows, by the encoders that `load_model` left; after the last they go."""
-    if not cache.missing(rows):
-        return
-    rests = "vae" in spec.memory.offload
-    if rests:
-        adapter.place(device)
-    _encode(adapter, cache, rows, display, clock, asking)
-    if not cache.missing():
+) -> bool:
+    """Encode what the cache lacks of some rows, by the encoders that `load_model` left; whether it still lacks others.
+
+    After the last row, whoever has encoded it, the encoders go.
+    """
+    if cache.missing(rows):
+        rests = "vae" in spec.memory.offload
+        if rests:
+            adapter.place(device)
+        _encode(adapter, cache, rows, display, clock, asking)
+        if rests:
+            adapter.place(torch.device("cpu"))
+    left = bool(cache.missing())
+    if not left:
         adapter.drop_encoders()
-    if rests:
-        adapter.place(torch.device("cpu"))
+    return left
 
 
 def _encode(
