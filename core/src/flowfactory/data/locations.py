@@ -45,6 +45,16 @@ def locate(written: str, folder: Path, exists: bool) -> str:
     return written
 
 
+def file_of(written: str) -> Path:
+    """The file that `package:examples/x.toml` stands for, if there is none of that name here; others as they are.
+
+    Raises:
+        ValueError: there is no such package, or the package has no such file.
+    """
+    path = Path(written)
+    return path if ":" not in written or is_there(path) else Path(locate(written, Path(), exists=True))
+
+
 def _meant(written: str, exists: bool) -> str:
     """What to write instead of what other programs take as a path."""
     if found := _ADDRESS.fullmatch(written):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from flowfactory.data.locations import locate
+from flowfactory.data.locations import file_of
 from flowfactory.data.sources import Data
-from flowfactory.data.text import exists
 from flowfactory.discovery.registry import Registry
-from flowfactory.errors import Problem, SpecError
+from flowfactory.errors import Problem, SpecError, shown
 from flowfactory.spec import layers
 from flowfactory.spec.kinds import FAILED, UNSOUND, keys
 from flowfactory.spec.named import Named
@@ -93,11 +91,10 @@ def read_spec(path: Path, sets: Sequence[str] = (), unsets: Sequence[str] = ()) 
 
 
 def _found(path: Path) -> Path:
-    """The file of a spec that an installed package has in it; another path as it is."""
-    if ":" in str(path) and not exists(path):
-        with suppress(ValueError):
-            return Path(locate(str(path), Path(), exists=True))
-    return path
+    try:
+        return file_of(str(path))
+    except ValueError as error:
+        raise SpecError([Problem("unreadable-file", f"cannot read {shown(path)}: {error}")]) from None
 
 
 def load_rewards(path: Path, registry: Registry, sets: Sequence[str] = ()) -> tuple[RewardEntry, ...]:

@@ -12,8 +12,8 @@ import click
 
 from flowfactory.cli import completion
 from flowfactory.cli.ui import Ui
-from flowfactory.data.locations import locate
-from flowfactory.data.text import exists, fits
+from flowfactory.data.locations import file_of
+from flowfactory.data.text import fits
 from flowfactory.discovery.entries import Entry
 from flowfactory.discovery.registry import Registry
 from flowfactory.errors import SpecError
@@ -40,12 +40,10 @@ class SpecFile(AnyPath):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, which need not be there unless it is in a package."""
-        if isinstance(value, str) and ":" in value and not exists(Path(value)):
-            try:
-                return Path(locate(value, Path(), exists=True))
-            except ValueError as error:
-                self.fail(str(error), param, ctx)
-        return super().convert(value, param, ctx)
+        try:
+            return super().convert(file_of(os.fsdecode(value)), param, ctx)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 changes = (
