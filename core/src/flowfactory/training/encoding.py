@@ -68,16 +68,17 @@ def encode_more(
 
     After the last row, whoever has encoded it, the encoders go.
     """
-    if cache.missing(rows):
-        rests = "vae" in spec.memory.offload
-        if rests:
-            adapter.place(device)
+    lacking = bool(cache.missing(rows))
+    moves = lacking and "vae" in spec.memory.offload
+    if moves:
+        adapter.place(device)
+    if lacking:
         _encode(adapter, cache, rows, display, clock, asking)
-        if rests:
-            adapter.place(torch.device("cpu"))
     left = bool(cache.missing())
     if not left:
         adapter.drop_encoders()
+    if moves:
+        adapter.place(torch.device("cpu"))
     return left
 
 
