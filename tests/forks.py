@@ -5,6 +5,7 @@ Those that `--processes` asks for, too: they are started as ever, but what is ta
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import multiprocessing
@@ -130,11 +131,15 @@ def _run(
 
 
 def _torchrun(arguments: Sequence[str], said: Path, pipe: Connection) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     _begin(said)
     _let_torchrun_fork(said)
-    main(["--standalone", "--nproc-per-node", "2", *arguments])
+    try:
+        main(["--standalone", "--nproc-per-node", "2", *arguments])
+    except ChildFailedError as error:  # only what they said tells why
+        sys.exit(" and ".join(f"process {rank} with {failure.exitcode}" for rank, failure in error.failures.items()))
 
 
 def _accelerate(arguments: Sequence[str], said: Path, pipe: Connection) -> None:
@@ -188,6 +193,7 @@ def _become(arguments: Sequence[str], environment: Mapping[str, str], said: Path
     os.environ.clear()
     os.environ.update(environment)
     _begin(said)
+    faulthandler.enable()
     if arguments[0] == "-m":
         sys.argv = list(arguments[1:])
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
