@@ -160,7 +160,8 @@ def inputs_stay(subject: RewardSubject) -> None:
 
 def no_side_effects(subject: RewardSubject) -> None:
     """Scoring leaves everybody's random numbers, and torch's settings, as they were."""
-    samples, before = subject.samples(), _settings()
+    samples, _ = subject.samples(), (torch.rand(()), np.random.random(), random.random())  # so that any seeding shows
+    before = _settings()
     with torch.no_grad():
         subject.asked.reward.score(samples)
     changed = [name for name, value in _settings().items() if value != before[name]]

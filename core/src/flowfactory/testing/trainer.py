@@ -103,7 +103,7 @@ def missing_scores_take_no_part(subject: TrainerSubject) -> None:
 def terms_leave_no_trace(subject: TrainerSubject) -> None:
     """Choosing terms and computing losses changes no weight, leaves the current ones active and draws from nobody."""
     problem = subject.problem()
-    before, random = _weights(problem), torch.get_rng_state()
+    before, _, random = _weights(problem), torch.rand(()), torch.get_rng_state()  # drawn, so that any seeding shows
     batch = problem.batch(problem.sample(SAMPLES), problem.judged(SAMPLES))
     terms = problem.terms(batch, SAMPLES)
     expect(len(terms), "it has no terms: there is nothing to train on")
