@@ -206,8 +206,8 @@ def noted(parts: Any, send: Callable[[Any], object], name: str, number: int = 0)
         going[0] = epoch == 2
         return collect(self, epoch, stop)
 
-    def decoding(self: Any, x: Any) -> Any:
-        media = decode(self, x)
+    def decoding(self: Any, x: Any, stay: bool = False) -> Any:
+        media = decode(self, x, stay)
         if media.requires_grad:
             media.register_hook(lambda gradient: note("backward"))
         return media

@@ -152,9 +152,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     asked: list[int] = []
     decode = ModelPolicy.decode
 
-    def counted(policy: ModelPolicy, x: Tensor) -> Tensor:
+    def counted(policy: ModelPolicy, x: Tensor, stay: bool = False) -> Tensor:
         asked.append(len(x))
-        return decode(policy, x)
+        return decode(policy, x, stay)
 
     monkeypatch.setattr(ModelPolicy, "decode", counted)
     return asked

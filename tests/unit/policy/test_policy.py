@@ -82,6 +82,16 @@ def test_media_have_a_gradient_where_latents_have_one(at: Maker, conditions: Map
     assert (slopes[0].flatten(1).norm(dim=1) > 0).all()
 
 
+def test_media_stay_on_the_device_where_they_are_to(at: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = at(1.0)
+    x = torch.randn(2, *policy.latent_shape())
+    assert torch.equal(policy.decode(x, stay=True), policy.decode(x))
+    monkeypatch.setattr(policy, "_decoded", lambda x: x.to("meta"))
+    assert policy.decode(x, stay=True).device.type == "meta"
+    with pytest.raises(NotImplementedError, match="meta"):
+        policy.decode(x)  # on its way to main memory
+
+
 def test_the_gradient_of_media_is_what_a_small_step_changes(at: Maker, conditions: Mapping[str, Tensor]) -> None:
     policy = at(1.0)
     x = torch.randn(1, *policy.latent_shape())

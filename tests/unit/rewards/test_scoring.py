@@ -187,6 +187,38 @@ def test_scores_are_values_unless_it_says_otherwise() -> None:
     assert Channel(None).score([]) == []
 
 
+class Blind(Reward):
+    reads = frozenset({"prompt"})
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        return [0.0 for _ in samples]
+
+
+class Own(Channel):
+    """With a `score` of its own, which may read pixels as bytes."""
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        return [float(sample.media.numpy().mean()) for sample in samples]
+
+
+def test_media_stay_where_all_who_read_them_take_them_from() -> None:
+    device = torch.device("cuda", 0)
+    assert not judge(brightness=brightness).takes_there(torch.device("cpu"))
+    for rewards, places, offload, stay in (
+        ([Channel, Other], [device, device], False, True),
+        ([Channel, Other], [device, device], True, False),
+        ([Channel, Other], [device, torch.device("cuda", 1)], False, False),
+        ([Channel, Own], [device, device], False, False),
+        ([Channel, Blind], [device, torch.device("cpu")], False, True),
+        ([Blind], [device], False, False),
+    ):
+        entries = [RewardEntry(name=f"{i}", label=f"{i}", spec=None, offload=offload) for i in range(len(rewards))]
+        made = Judge(entries, dict(zip("01", rewards, strict=False)), {})
+        for asked, place in zip(made.rewards, places, strict=True):
+            asked.device = place
+        assert made.takes_there(device) == stay
+
+
 def test_what_has_no_gradient_is_named() -> None:
     with pytest.raises(RewardError, match="reward 'plain' has no gradient: it is no `DifferentiableReward`"):
         weighted(one=1.0, plain=1.0).value(torch.rand(5, 3, 2, 2, requires_grad=True), ROWS)

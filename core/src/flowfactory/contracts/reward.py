@@ -84,7 +84,7 @@ class DifferentiableReward(Reward):
         """
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score]:
-        """The scores that `value` gives."""
+        """The scores that `value` gives, of media that may lie on the reward's device."""
         if not samples:
             return []
         media, rows = torch.stack([sample.media for sample in samples]), [sample.row for sample in samples]

@@ -44,8 +44,8 @@ class Row:
 class Sample:
     """One generated sample, as rewards see it.
 
-    media: an image `(3, H, W)` or frames `(F, 3, H, W)`, float32 in [0, 1], on the CPU; empty where no reward of the
-        run reads "media".
+    media: an image `(3, H, W)` or frames `(F, 3, H, W)`, float32 in [0, 1], on the CPU unless all rewards score by
+        `value`; empty where no reward of the run reads "media".
     slot: which of the epoch's groups it belongs to. replica: its place in the group.
     latents: what the media were decoded from `(…)`. conditions: what they were made from, with a batch axis of 1. Both
         are on the model's device, for rewards that read them; `None` for observers.

@@ -99,8 +99,8 @@ class ModelPolicy:
         """Shape of one latent."""
         return self._adapter.latent_shape(self._size)
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU.
+    def decode(self, x: Tensor, stay: bool = False) -> Tensor:
+        """Images `(B, 3, H, W)` or frames `(B, F, 3, H, W)`, float32 in [0, 1], on the CPU unless they are to `stay`.
 
         Where `x` has a gradient they have one, on the device, and what decodes stays there for the backward pass.
         """
@@ -111,7 +111,7 @@ class ModelPolicy:
             return self._differentiably(x)
         try:
             with torch.no_grad():
-                return self._decoded(x).cpu()
+                return self._decoded(x) if stay else self._decoded(x).cpu()
         finally:
             if self._offload:
                 self._adapter.place(torch.device("cpu"))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flowfactory.calling import Meddled, calling
 from flowfactory.contracts.key import NAME
-from flowfactory.contracts.reward import GroupReward, Reward
+from flowfactory.contracts.reward import DifferentiableReward, GroupReward, Reward
 from flowfactory.contracts.types import Sample
 from flowfactory.errors import RunError, harmless, said
 from flowfactory.rewards.places import GLANCE, Place, Places, Unwanted, never
@@ -109,6 +109,11 @@ class Asked:
     def alone(self) -> bool:
         """Whether it has a score for a sample that is not part of a group."""
         return not isinstance(self.reward, GroupReward) or self.reward.alone
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether media may lie on its device: it scores as it gives values, which are asked for there, too."""
+        return type(self.reward).score is DifferentiableReward.score
 
     def begin(self) -> None:
         """A round of scoring begins."""

@@ -154,5 +154,5 @@ def report_samples(studio: Studio, epoch: int, made: Round) -> None:
     if not studio.processes.main:
         return
     save_samples(studio.run.folder / "samples" / f"epoch-{epoch:04d}", made.gallery, made.listed, made.words)
-    shown = [attrs.evolve(sample, latents=None, conditions=None) for sample in made.gallery]
+    shown = [attrs.evolve(s, media=s.media.cpu(), latents=None, conditions=None) for s in made.gallery]
     studio.events.samples_scored(run=studio.run, epoch=epoch, samples=shown, scores=made.listed)
