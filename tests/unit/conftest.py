@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hub import Hub, serving
+from hub import Hub, Trouble, serving
 from huggingface_hub import constants, hf_api
+from huggingface_hub.utils import _http
 from specs import DISTRIBUTIONS, install, lay
 
 
@@ -26,11 +30,31 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        _ask_at(server.url, monkeypatch)
         yield server
+
+
+@pytest.fixture(params=["a page", "nothing"])
+def mute(request: pytest.FixtureRequest, online: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Let a page of somebody else answer instead of the hub, or nobody; fast, that is."""
+
+    def begin() -> None:
+        monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
+        online.troubles = {"": Trouble(page=b"<html>Who are you?</html>")}
+        if request.param == "nothing":
+            _ask_at(f"http://127.0.0.1:{nobody.getsockname()[1]}", monkeypatch)
+            for limit in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+                monkeypatch.setattr(constants, limit, 0.2)
+
+    with socket.create_server(("127.0.0.1", 0)) as nobody:  # takes connections, and reads nothing of them
+        yield begin
+
+
+def _ask_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture(scope="session")

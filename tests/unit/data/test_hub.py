@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,6 +78,15 @@ def test_what_was_fetched_is_found_without_the_hub(online: Hub, monkeypatch: pyt
     assert len(online.asked) == asked
     with pytest.raises(ValueError, match=r"\*\.parquet cannot be fetched|has no data/\*\.parquet"):
         pinned(f"{AT}/data/*.parquet")
+
+
+@pytest.mark.parametrize("mute", ["nothing"], indirect=True)
+def test_what_was_fetched_is_found_where_nobody_answers(online: Hub, mute: Callable[[], None]) -> None:
+    online.commit(FILES)
+    location = pinned(f"{AT}/train.jsonl")
+    mute()
+    assert pinned(f"{AT}/train.jsonl") == location
+    assert [row.prompt for row in load(location)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

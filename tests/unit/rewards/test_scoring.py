@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flowfactory.rewards.scoring import Judge
 from flowfactory.spec.tables import RewardEntry
 from flowfactory_plugin_clip import CLIPSpec
 from flowfactory_plugin_clip.clip import CLIP
+from flowfactory_plugin_clip.tiny import tiny_clip
 from flowfactory_plugin_hps import HPSSpec
 from flowfactory_plugin_hps.hps import HPS
 from hub import Hub
@@ -251,3 +253,19 @@ def test_what_the_hub_does_not_give_a_reward_is_said(reward: Any, spec: Any, onl
     words = f"reward 'fine' cannot be loaded: owner/closed is gated; accept its terms at {page} and log in"
     with pytest.raises(RewardError, match=words):
         Judge([entry], {"fine": reward}, {}).load(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("mute", ["a page"], indirect=True)
+def test_what_is_here_of_a_reward_is_loaded_whatever_the_hub_says(
+    online: Hub, mute: Callable[[], None], tmp_path: Path
+) -> None:
+    online.commit_folder(tiny_clip(tmp_path))
+    entry = RewardEntry(name="clip", label="clip", spec=CLIPSpec(path=Location("owner/name")))
+    sample = Sample(Row("a cat"), torch.zeros(3, 32, 32), 0, 0)
+    scores = []
+    for _ in range(2):
+        made = Judge([entry], {"clip": CLIP}, {})
+        made.load(torch.device("cpu"), torch.float32)
+        scores.append(made.score([sample])["clip"])
+        mute()
+    assert torch.equal(*scores)

@@ -7,13 +7,14 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from flowfactory.contracts.adapter import Adapter
-from flowfactory.data.refusals import end_waiting, refusal
+from flowfactory.data.refusals import fetched, refusal
 from flowfactory.data.store import user_folder
 from flowfactory.runs import files
 from flowfactory.spec.kinds import attributes, plain
@@ -76,9 +77,9 @@ def _visible(path: PurePath) -> bool:
 
 def _commit(path: str, revision: str | None) -> str:
     """Where the hub's `revision` points to; without a connection, where it pointed last."""
-    end_waiting()
     try:
-        folder = snapshot_download(path, revision=revision, allow_patterns="model_index.json")
+        ask = partial(snapshot_download, path, revision=revision, allow_patterns="model_index.json")
+        folder = fetched(ask, path)
     except Exception as error:  # of whatever library the connection is made with
         refused = refusal(error, path, revision)
         raise ValueError(refused or f"{path} is neither a folder here nor to be had from the hub: {error}") from error

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import traceback
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import attrs
+
+log = logging.getLogger("flowfactory")
+
+T = TypeVar("T")
 
 _ASKED = re.compile(
     r"/(api/)?((?P<kind>datasets|models)/)?(?P<name>.+?)(/(?P<what>resolve|revision|tree|auth-check)\b/?(?P<rest>.*))?"
@@ -41,6 +47,40 @@ def _limit(request: Any) -> None:
 
     limits = request.extensions.get("timeout", {})
     limits |= {step: constants.HF_HUB_ETAG_TIMEOUT for step, most in limits.items() if most is None}
+
+
+def fetched(load: Callable[[], T], name: str, alone: bool = True) -> T:
+    """What is loaded with the hub's help; where the hub cannot be asked, by what is on this disk, and that is said.
+
+    Args:
+        load: fails where a file is missing, as a download of whatever a repository has does not.
+        name, alone: see `refusal`.
+
+    Raises:
+        Exception: what was raised at first, where this disk does not have all of it.
+    """
+    end_waiting()
+    try:
+        return load()
+    except Exception as error:  # of whatever library the connection is made with
+        if (refused := refusal(error, name, alone=alone)) is None or refused.final:
+            raise
+        with suppress(Exception), _offline():
+            made = load()
+            log.warning("%s: %s; what is on this disk is used", name, refused.why)
+            return made
+        raise
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @attrs.frozen
@@ -84,7 +124,7 @@ def refusal(error: BaseException, name: str, revision: str | None = None, alone:
             told = " ".join(f"{type(each).__name__}: {each}".split())
             why = f"the connection to the hub at {constants.ENDPOINT} failed ({told[:200]})"
             return Refusal(name, why, _AGAIN, final=False)
-        if isinstance(each, json.JSONDecodeError) and alone and _through_the_network(each):
+        if isinstance(each, json.JSONDecodeError) and _through_the_network(each, alone):
             why = f"what answers at {constants.ENDPOINT} is not the hub: it sends a page where the hub sends JSON"
             return Refusal(name, why, _NOT_THE_HUB, final=False)
     if any(isinstance(each, errors.LocalEntryNotFoundError) for each in _causes(error)):
@@ -107,10 +147,11 @@ def _at(error: Any) -> str:
         return ""
 
 
-def _through_the_network(error: BaseException) -> bool:
-    """Whether it was raised while an answer was read, not a file."""
-    modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(module.startswith(_NETWORK) for module in modules)
+def _through_the_network(error: BaseException, alone: bool) -> bool:
+    """Whether it was raised while an answer of the hub was read, not a file."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    of_the_hub = alone or any(module.startswith("huggingface_hub") for module in modules)
+    return of_the_hub and any(module.startswith(_NETWORK) for module in modules)
 
 
 def _answered(error: Any, name: str, revision: str | None) -> Refusal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from flowfactory.builtin import PipelineSpec
-from flowfactory.data.refusals import end_waiting, refusal
+from flowfactory.data.refusals import fetched, refusal
 from flowfactory.models import tap
 from flowfactory.plan import checkpoint
 
@@ -41,29 +41,20 @@ def read(
         ValueError: there is no pipeline there, or it cannot be read, or it is another one.
     """
     with reading(spec.path):
-        where: dict[str, Any] = {"revision": spec.revision}
-        end_waiting()
-        try:
-            return _read(spec, dtype, encoders, expected, where)
-        except Exception as error:  # of whatever library the connection is made with
-            if Path(spec.path).is_absolute() or (refused := refusal(error, spec.path)) is None or refused.final:
-                raise
-            with suppress(OSError, ValueError):  # not all of it is here
-                return _read(spec, dtype, encoders, expected, {**where, "local_files_only": True})
-            raise
+        if Path(spec.path).is_absolute():
+            return _read(spec, dtype, encoders, expected)
+        return fetched(lambda: _read(spec, dtype, encoders, expected), spec.path)
 
 
-def _read(
-    spec: PipelineSpec, dtype: torch.dtype, encoders: bool, expected: type[Any] | None, where: Mapping[str, Any]
-) -> DiffusionPipeline:
-    path = spec.path
+def _read(spec: PipelineSpec, dtype: torch.dtype, encoders: bool, expected: type[Any] | None) -> DiffusionPipeline:
+    path, where = spec.path, {"revision": spec.revision}
     parts = DiffusionPipeline.load_config(path, **where)
     _refuse_by_class(path, str(parts["_class_name"]), expected)
     given: dict[str, Any] = {}
     if not encoders:
         given = {name: None for name in parts if re.fullmatch(tap.ENCODER, name)}
     if spec.single_file is not None:
-        given |= _network_from(spec, parts, dtype, where)
+        given |= _network_from(spec, parts, dtype)
     pipe = DiffusionPipeline.from_pretrained(path, variant=spec.variant, dtype=dtype, **where, **given)
     for name in [name for name, part in given.items() if part is None]:
         setattr(pipe, name, None)  # diffusers reads those all the same that a class has a default for
@@ -87,9 +78,7 @@ def _refuse_lacking(spec: PipelineSpec, name: str, model: nn.Module) -> None:
         raise Unreadable(f"{spec.path} cannot be read as a diffusers pipeline: its part `{name}` lacks {some}")
 
 
-def _network_from(
-    spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dtype, where: Mapping[str, Any]
-) -> dict[str, Any]:
+def _network_from(spec: PipelineSpec, parts: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The one network of a pipeline, from `single_file`."""
     file = str(spec.single_file)
     names = [name for name, what in parts.items() if name.startswith("transformer") and what[0] is not None]
@@ -97,7 +86,7 @@ def _network_from(
         raise ValueError(f"`single_file` holds one network, and the pipeline has {len(names)}: {', '.join(names)}")
     (name,) = names
     network: Any = getattr(diffusers, parts[name][1])
-    options: dict[str, Any] = {"config": spec.path, "subfolder": name, "dtype": dtype, **where}
+    options: dict[str, Any] = {"config": spec.path, "subfolder": name, "revision": spec.revision, "dtype": dtype}
     if file.endswith(".gguf"):
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
     with reading(file, parts[name][1]):

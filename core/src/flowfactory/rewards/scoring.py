@@ -15,7 +15,7 @@ from flowfactory.calling import calling
 from flowfactory.components.resolved import Target
 from flowfactory.contracts.reward import DifferentiableReward, Reward, Score, Shared
 from flowfactory.contracts.types import Conditions, Row, Sample
-from flowfactory.data.refusals import refusal
+from flowfactory.data.refusals import fetched, refusal
 from flowfactory.errors import listed, said
 from flowfactory.processes.distributed import DTYPES, numbered
 from flowfactory.rewards.asking import Asked, RewardError
@@ -24,6 +24,8 @@ from flowfactory.rewards.session import Session
 from flowfactory.spec.tables import RewardEntry
 
 CPU = torch.device("cpu")
+SOMETHING = "what it loads"
+"""From the hub, of a name that is not known here."""
 
 
 class Judge:
@@ -107,7 +109,8 @@ class Judge:
             asked.device = numbered(entry.device or device)
             own = DTYPES[entry.dtype] if entry.dtype else dtype
             with _told(entry, "loaded"):
-                asked.reward.load(asked.device, own, self._shared(asked.device, own))
+                load = partial(asked.reward.load, asked.device, own, self._shared(asked.device, own))
+                fetched(load, SOMETHING, alone=False)
         self._rest()
 
     @contextmanager
@@ -276,5 +279,5 @@ def _told(entry: RewardEntry, what: str) -> Iterator[None]:
     except RewardError:
         raise
     except Exception as error:
-        refused = refusal(error, "what it loads", alone=False)
+        refused = refusal(error, SOMETHING, alone=False)
         raise RewardError(f"{title} cannot be {what}: {refused or said(error)}") from error

@@ -65,10 +65,8 @@ class Studio:
         media = latents.new_empty((len(latents), 0))
         if decoded:
             with self.instruments.clock("decode"):
-                stay, some = (
-                    self.judge.takes_there(latents.device),
-                    torch.split(latents, self.spec.sampling.micro_batch),
-                )
+                stay = self.judge.takes_there(latents.device)
+                some = torch.split(latents, self.spec.sampling.micro_batch)
                 media = torch.cat([self.policy.decode(x, stay) for x in some])
         rows = [self.conditions.rows[m.group.row] for m in members]
         at = [(m.group.slot, place) for m, place in zip(members, places, strict=True)]
