@@ -61,7 +61,11 @@ def run(pipe: DiffusionPipeline, **arguments: Any) -> Run:
 
     _, *noted_tensors = zip(*steps, strict=True)
     velocities, samples, made = map(whole if count > 1 else list, noted_tensors)
-    return Run(pipe.scheduler.sigmas, [samples[0], *made], velocities, media.float())
+    media = media.float()
+    if media.shape[-3] == 4:  # Qwen-Image 2.1 says how opaque a pixel is, and has it seen on white
+        opaque = media[..., 3:, :, :]
+        media = media[..., :3, :, :] * opaque + (1 - opaque)
+    return Run(pipe.scheduler.sigmas, [samples[0], *made], velocities, media)
 
 
 def conditions_of(adapter: Adapter[Any], rows: Sequence[Row]) -> Conditions:

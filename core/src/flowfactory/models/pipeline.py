@@ -211,7 +211,7 @@ class PipelineAdapter(SurveyedPipeline[SpecT]):
                 self.pipe.scheduler, [level, 0.0], [self._timestep(level, size)], wanted=(1,), still=True
             )
             media = self._run(conditions, 1.0, size, still, x)[0].float()
-        return media[:, 0] if media.dim() == 5 and size.frames == media.shape[1] == 1 else media
+        return targets.over_white(media[:, 0] if media.dim() == 5 and size.frames == media.shape[1] == 1 else media)
 
     @torch.no_grad()
     def encode_media(self, media: Tensor, size: Size) -> Tensor:

@@ -205,7 +205,9 @@ class SurveyedPipeline(CalledPipeline[SpecT]):
         if changed and not _gap(self._reach(x, level, changed, 1.0, size).model_output, one.model_output):
             raise self._refusal("it does not look at its condition image where it is handed latents to begin with")
         self._surveys[size] = attrs.evolve(self._surveys[size], noise=noise)
-        frames, _, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
+        frames, channels, height, width = (1, *self.decode(x, size).shape[1:])[-4:]
+        if channels != 3:
+            raise self._refusal(f"it makes media of {channels} channels, and those here have red, green and blue")
         if (made := Size(height, width, frames)) != size:
             raise tap.Refused(f"{self.spec.path} cannot make {_words(size)}; asked for it, it makes {_words(made)}")
         if changed:

@@ -90,10 +90,23 @@ def inverse(vae: Any, decode: Callable[[Tensor], Any], shape: tuple[int, ...], d
     return Inverse(shape, place.flatten(), scale, shift)
 
 
+def over_white(media: Tensor) -> Tensor:
+    """Media of three channels; on white where a fourth says how opaque a pixel is.
+
+    The encoder of Qwen-Image 2.1 has such images on white, too.
+    """
+    if media.shape[-3] != 4:
+        return media
+    colours, opaque = media[..., :3, :, :], media[..., 3:, :, :]
+    return colours * opaque + (1 - opaque)
+
+
 @torch.no_grad()
 def encoded(vae: Any, media: Tensor, back: Inverse) -> Tensor:
     """Latents `(B, …)` float32 of media in [0, 1]: the mode of what the VAE says, so that it can be cached."""
     device, dtype = next(vae.parameters()).device, next(vae.parameters()).dtype
+    if getattr(vae.config, "in_channels", 3) == 4:
+        media = torch.cat([media, torch.ones_like(media[..., :1, :, :])], -3)  # opaque
     pixels = (2 * media - 1).to(device, dtype)
     if back.shift.dim() == 5:  # a VAE of videos takes (B, 3, F, H, W)
         pixels = pixels[:, :, None] if pixels.dim() == 4 else pixels.transpose(1, 2)
