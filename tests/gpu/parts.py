@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from flowfactory.cli.main import main
 from flowfactory.cli.ui import Ui
 from flowfactory.cli.verbs.running import resolved
+from flowfactory.contracts.reward import DifferentiableReward
 from flowfactory.contracts.types import Row as Prompt
 from flowfactory.contracts.types import Sample
 from flowfactory.discovery.registry import Registry
@@ -26,7 +27,7 @@ from flowfactory.policy.weights import masters
 from flowfactory.processes import sharding
 from flowfactory.processes.distributed import numbered
 from flowfactory.rewards.asking import Asked
-from flowfactory.rewards.scoring import FunctionReward
+from flowfactory.rewards.scoring import FunctionReward, Judge
 from flowfactory.spec.structure import load_spec
 from flowfactory.spec.tables import RewardEntry
 from flowfactory.training import exact
@@ -306,7 +307,7 @@ def kinds(folder: Path, tiny: bool) -> list[Row]:
         found = bench(make_plan(spec, registry.versions()), resolved(spec, registry), Ui(quiet=True), 0, 1, load_model)
         rows.append({"what": name, "gradient": found.training["train/gradient_norm"], "seconds": found.seconds})
         AcceleratorState._reset_state(True)
-    return [*rows, divided(), scored_meanwhile()]
+    return [*rows, divided(), scored_meanwhile(), scored_where_they_are()]
 
 
 def scored_meanwhile() -> Row:
@@ -335,6 +336,31 @@ def scored_meanwhile() -> Row:
     difference = max(abs(a - b) for a, b in zip(alone.scores, meanwhile.scores, strict=True))
     done = time.perf_counter() - start
     return {"what": "scored while products compute", "difference": difference, "seconds": answered, "products": done}
+
+
+class Brightness(DifferentiableReward):
+    """The mean of an image, and where images lay."""
+
+    seen: str = ""
+
+    def value(self, media: torch.Tensor, rows: Sequence[Prompt]) -> torch.Tensor:
+        self.seen = str(media.device)
+        return media.float().mean((1, 2, 3))
+
+
+def scored_where_they_are() -> Row:
+    """A reward that scores by `value`: where media lie that stay, and how far its scores are from main memory's."""
+    device = numbered("cuda" if torch.cuda.is_available() else "cpu")
+    judge = Judge([RewardEntry(name="mean", label="mean", spec=None)], {"mean": Brightness}, {})
+    judge.load(device, torch.float32)
+    media = torch.rand(4, 3, 64, 64, device=device)
+    scores, places = [], []
+    for shown in (media if judge.takes_there(device) else media.cpu(), media.cpu()):
+        samples = [Sample(Prompt("a"), one, number, 0) for number, one in enumerate(shown)]
+        scores.append(judge.score(samples)["mean"])
+        places.append(judge.rewards[0].reward.seen)  # type: ignore[attr-defined]
+    difference = float((scores[0] - scores[1]).abs().max())
+    return {"what": f"scored where media are, on {' and '.join(places)}", "difference": difference}
 
 
 def divided() -> Row:
