@@ -175,6 +175,18 @@ def test_a_reward_of_latents_needs_no_media(spec: Path, run: Runner, decoded: li
     assert [len(list(folder.glob("*.png"))) for folder in (saved / "samples").iterdir()] == [3, 3, 3]
 
 
+@pytest.mark.parametrize(("reward", "stay"), [("blueness", True), ("redness", False)])
+def test_media_stay_for_rewards_that_score_by_value(
+    reward: str, stay: bool, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and for held-out prompts alike."""
+    asked, decode = list[bool](), ModelPolicy.decode
+    monkeypatch.setattr(ModelPolicy, "decode", lambda *given: asked.append(given[2]) or decode(*given))
+    run("run", f"reward=[{{name='{reward}'}}]", "run.epochs=1")
+    assert len(asked) > 2
+    assert set(asked) == {stay}
+
+
 def test_what_was_not_decoded_fails_without_a_picture(spec: Path, run: Runner) -> None:
     fails = "for sample in samples:\n            assert sample.row.prompt != 'a cat', 'no cats'"
     (spec.parent / "rewards.py").write_text(UNSEEN.replace("for sample in samples:", fails))

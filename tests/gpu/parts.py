@@ -355,7 +355,7 @@ def scored_where_they_are() -> Row:
     judge.load(device, torch.float32)
     media = torch.rand(4, 3, 64, 64, device=device)
     scores, places = [], []
-    for shown in (media if judge.takes_there(device) else media.cpu(), media.cpu()):
+    for shown in (media if judge.scores_on(device) else media.cpu(), media.cpu()):
         samples = [Sample(Prompt("a"), one, number, 0) for number, one in enumerate(shown)]
         scores.append(judge.score(samples)["mean"])
         places.append(judge.rewards[0].reward.seen)  # type: ignore[attr-defined]

@@ -465,3 +465,23 @@ def test_a_pipeline_whose_prompt_is_read_elsewhere_is_refused(folder):
     adapter.pipe = Deaf(**adapter.pipe.components)
     with pytest.raises(tap.Refused, match="what it encodes does not depend on the prompt: see whether"):
         adapter.encode([Row("a cat")])
+
+
+def of_channels(folder, channels):
+    adapter = load(folder)
+    last = adapter.pipe.vae.decoder.conv_out
+    adapter.pipe.vae.decoder.conv_out = torch.nn.Conv2d(last.in_channels, channels, 3, padding=1)
+    adapter.encode(ROWS[:1])
+    return adapter
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_media_that_are_not_red_green_and_blue_are_refused(folder, channels):
+    with pytest.raises(tap.Refused, match=f"it makes media of {channels} channels"):
+        of_channels(folder, channels).latent_shape(SIZE)
+
+
+def test_media_with_opacity_have_three_channels(folder):
+    adapter = of_channels(folder, 4)
+    x = torch.randn(1, *adapter.latent_shape(SIZE))
+    assert adapter.decode(x, SIZE).shape == (1, 3, SIZE.height, SIZE.width)

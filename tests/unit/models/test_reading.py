@@ -19,6 +19,7 @@ from flowfactory.spec.tables import Lora
 from flowfactory_plugin_wan.checkpoint import tiny_wan_i2v
 from ggufs import gguf_file
 from hub import Hub, Trouble
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
@@ -181,3 +182,4 @@ def test_what_is_here_is_read_whatever_the_hub_says(
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     assert "; what is on this disk is used" in caplog.text
+    assert not constants.HF_HUB_OFFLINE

@@ -19,8 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 CPU = torch.device("cpu")
-FLAT = ("qwen-image-2.1",)
-"""Those whose VAE takes an image for a video of one frame."""
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux-2", "wan", "sana", "qwen-image-2.1"])
@@ -38,11 +36,11 @@ def test_what_is_encoded_decodes_from_what_the_vae_said(name: str, dtype: torch.
     x = adapter.encode_media(media, size)
     assert x.shape == (2, *adapter.latent_shape(size))
     vae: Any = adapter.pipe.vae
-    if name == "qwen-image-2.1":
-        media = torch.cat([media, torch.ones(2, 1, size.height, size.width)], 1)  # as the image processor opens RGB
+    if name == "qwen-image-2.1":  # its VAE takes a video of one frame, and is told that all of it is opaque
+        media = torch.cat([media, torch.ones(2, 1, size.height, size.width)], 1)[:, None]
     pixels = (2 * media - 1).to(next(vae.parameters()).dtype)
     with torch.no_grad():
-        said = vae.encode(pixels.transpose(1, 2) if frames else pixels[:, :, None] if name in FLAT else pixels)
+        said = vae.encode(pixels.transpose(1, 2) if pixels.dim() == 5 else pixels)
     expected = (said.latent_dist.mode() if "latent_dist" in said else said.latent).float()
     one = torch.cat([handed(vae, lambda latents: adapter.decode(latents, size), row) for row in x.split(1)])
     largest = max(1.0, float(expected.abs().max()))  # pipelines shift latents by numbers of about this size

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from flowfactory.contracts.key import Location
@@ -18,7 +19,7 @@ from flowfactory_plugin_clip.clip import CLIP
 from flowfactory_plugin_clip.tiny import tiny_clip
 from flowfactory_plugin_hps import HPSSpec
 from flowfactory_plugin_hps.hps import HPS
-from hub import Hub
+from hub import Hub, Trouble
 from torch import Tensor
 
 
@@ -205,7 +206,7 @@ class Own(Channel):
 
 def test_media_stay_where_all_who_read_them_take_them_from() -> None:
     device = torch.device("cuda", 0)
-    assert not judge(brightness=brightness).takes_there(torch.device("cpu"))
+    assert not judge(brightness=brightness).scores_on(torch.device("cpu"))
     for rewards, places, offload, stay in (
         ([Channel, Other], [device, device], False, True),
         ([Channel, Other], [device, device], True, False),
@@ -218,7 +219,7 @@ def test_media_stay_where_all_who_read_them_take_them_from() -> None:
         made = Judge(entries, dict(zip("01", rewards, strict=False)), {})
         for asked, place in zip(made.rewards, places, strict=True):
             asked.device = place
-        assert made.takes_there(device) == stay
+        assert made.scores_on(device) == stay
 
 
 def test_what_has_no_gradient_is_named() -> None:
@@ -253,6 +254,19 @@ def test_what_the_hub_does_not_give_a_reward_is_said(reward: Any, spec: Any, onl
     words = f"reward 'fine' cannot be loaded: owner/closed is gated; accept its terms at {page} and log in"
     with pytest.raises(RewardError, match=words):
         Judge([entry], {"fine": reward}, {}).load(torch.device("cpu"), torch.float32)
+
+
+def test_what_another_server_answers_a_reward_is_not_the_hub_s(online: Hub) -> None:
+    online.troubles = {"": Trouble(page=b"<html>Who are you?</html>")}
+
+    class Asks(Channel):
+        def load(self, device: torch.device, dtype: torch.dtype, shared: Shared) -> None:
+            httpx.get(f"{online.url}/rates").json()
+
+    with pytest.raises(RewardError, match="reward 'fine' cannot be loaded: JSONDecodeError"):
+        Judge([RewardEntry(name="fine", label="fine", spec=None)], {"fine": Asks}, {}).load(
+            torch.device("cpu"), torch.float32
+        )
 
 
 @pytest.mark.parametrize("mute", ["a page"], indirect=True)

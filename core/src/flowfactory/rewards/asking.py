@@ -111,8 +111,8 @@ class Asked:
         return not isinstance(self.reward, GroupReward) or self.reward.alone
 
     @property
-    def takes_any(self) -> bool:
-        """Whether media may lie on its device: it scores as it gives values, which are asked for there, too."""
+    def scores_by_value(self) -> bool:
+        """Whether it has no `score` of its own; then media may lie on its device."""
         return type(self.reward).score is DifferentiableReward.score
 
     def begin(self) -> None:

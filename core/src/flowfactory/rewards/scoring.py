@@ -51,10 +51,10 @@ class Judge:
         """Whether any of the rewards reads a part of samples, e.g. "media"."""
         return any(what in asked.reward.reads for asked in self.rewards)
 
-    def takes_there(self, device: torch.device) -> bool:
-        """Whether media may stay on a device: rewards read them, and all who do stay there and take them from there."""
+    def scores_on(self, device: torch.device) -> bool:
+        """Whether media can stay on a device: rewards read them, all who do score by value, and there they stay."""
         readers = [one for one in self.rewards if "media" in one.reward.reads]
-        there = [one.takes_any and one.device == device and not one.entry.offload for one in readers]
+        there = [one.scores_by_value and one.device == device and not one.entry.offload for one in readers]
         return bool(there) and all(there)
 
     def samples(

@@ -65,7 +65,7 @@ class Studio:
         media = latents.new_empty((len(latents), 0))
         if decoded:
             with self.instruments.clock("decode"):
-                stay = self.judge.takes_there(latents.device)
+                stay = self.judge.scores_on(latents.device)
                 some = torch.split(latents, self.spec.sampling.micro_batch)
                 media = torch.cat([self.policy.decode(x, stay) for x in some])
         rows = [self.conditions.rows[m.group.row] for m in members]

@@ -108,8 +108,8 @@ def assemble(
         see_attention(spec.memory)
     last = max(spec.run.epochs, 1)
     begins = min(done + 1, last)
-    used, soon = (_used(spec, rows, range(begins, end)) for end in (last + 1, begins + 1))
-    first = None if spec.memory.encode == "before" else [*soon, *held_out_rows]
+    used = _used(spec, rows, range(begins, last + 1))
+    first = None if spec.memory.encode == "before" else [*_used(spec, rows, range(begins, begins + 1)), *held_out_rows]
     streaming(spec, adapter)
     with _refusals(processes):
         every, asking = [*used, *held_out_rows], stoppable(stop, processes)
@@ -184,10 +184,11 @@ def _encoding(
 
     def encode(epoch: int) -> None:
         nonlocal left
-        drawn, device = _used(spec, rows, range(epoch, epoch + 1)), processes.device
         display, clock, asking = instruments.display, instruments.clock, stoppable(stop, processes)
         with _refusals(processes):
-            left = left and encode_more(spec, adapter, source, drawn, device, display, clock, asking)
+            if left:
+                drawn = _used(spec, rows, range(epoch, epoch + 1))
+                left = encode_more(spec, adapter, source, drawn, processes.device, display, clock, asking)
         if stop is not None:
             stop.check(processes)
 

@@ -169,7 +169,7 @@ def _sample(evaluator: Evaluator, numbers: range, looked_at: bool) -> tuple[list
         final = rollout(policy, evaluator.scheduler, sigmas, (), noise, conditions, torch.float32).final
     sigma = sigmas[len(sigmas) // 2].to(device)
     drift = _drift(evaluator, (1 - sigma) * final + sigma * noise.start, sigma.expand(len(final)), conditions)
-    media = policy.decode(final, evaluator.judge.takes_there(device)) if looked_at else final.new_empty((len(final), 0))
+    media = policy.decode(final, evaluator.judge.scores_on(device)) if looked_at else final.new_empty((len(final), 0))
     rows = [evaluator.conditions.rows[n] for n in numbers]
     return evaluator.judge.samples(rows, [(n, 0) for n in numbers], media, final, conditions), final, drift
 
